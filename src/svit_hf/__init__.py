@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SViT, the Vision Transformer with Super Token Sampling, for Hugging Face Transformers.
+
+Importing the package registers its classes with the Auto classes, once or any number of times. It loads no optional
+package.
+"""
+
+from importlib.metadata import version
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.utils import is_torchvision_available
+
+from svit_hf.hub.remote_code import save_with_code
+from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.layers_svit import SuperTokenAttention
+from svit_hf.model.modeling_svit import SViTBackbone, SViTForImageClassification, SViTModel, SViTPreTrainedModel
+
+
+__version__ = version("svit-hf")
+
+__all__ = [
+    "SViTBackbone",
+    "SViTConfig",
+    "SViTForImageClassification",
+    "SViTImageProcessor",
+    "SViTImageProcessorPil",
+    "SViTModel",
+    "SViTPreTrainedModel",
+    "SuperTokenAttention",
+    "save_with_code",
+]
+
+_image_processors: dict[str, type] = {"pil": SViTImageProcessorPil}
+if is_torchvision_available():
+    from svit_hf.model.image_processing_svit import SViTImageProcessor
+
+    _image_processors["torchvision"] = SViTImageProcessor
+
+AutoConfig.register(SViTConfig.model_type, SViTConfig, exist_ok=True)
+AutoModel.register(SViTConfig, SViTModel, exist_ok=True)
+AutoModelForImageClassification.register(SViTConfig, SViTForImageClassification, exist_ok=True)
+AutoBackbone.register(SViTConfig, SViTBackbone, exist_ok=True)
+# before 5.18 AutoImageProcessor is a placeholder where torchvision is missing
+if not getattr(AutoImageProcessor, "is_dummy", False):
+    AutoImageProcessor.register(SViTConfig, image_processor_classes=_image_processors, exist_ok=True)
+
+
+def __getattr__(name: str) -> object:
+    if name == "SViTImageProcessor":
+        raise ImportError(
+            "`SViTImageProcessor` needs torchvision, which is not installed; use `SViTImageProcessorPil`."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

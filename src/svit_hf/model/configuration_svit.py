@@ -1,0 +1,266 @@
+# Copyright 2026 The svit_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of SViT: one strict, validated dataclass, and the three published layouts.
+
+Source: "Vision Transformer with Super Token Sampling" (Huang et al., CVPR 2023, arXiv 2211.11167), table 1, and the
+layouts of hhb072/STViT@c9ed9a4 (`models/stvit.py`).
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from .super_tokens_svit import SUPER_TOKEN_SAMPLERS
+
+
+_PER_STAGE_FIELDS = (
+    "depths",
+    "num_attention_heads",
+    "super_token_sizes",
+    "num_sampling_iterations",
+    "use_layer_scale",
+)
+
+
+# fields, the values they may have, and how a message says so
+_RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
+    (("num_channels", "projection_dim"), lambda value: value >= 1, "at least 1"),
+    (("mlp_ratio", "layer_norm_eps", "batch_norm_eps"), lambda value: value > 0, "larger than 0"),
+    (("initializer_range",), lambda value: value >= 0, "at least 0"),
+    (
+        ("hidden_dropout_prob", "attention_probs_dropout_prob", "batch_norm_momentum"),
+        lambda value: 0 <= value <= 1,
+        "from 0 to 1",
+    ),
+    (("drop_path_rate",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
+]
+
+
+@strict
+class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Hold the architecture of an SViT model; the defaults are the published small model.
+
+    Every field that is a list has one entry per stage, and any number of stages is allowed. Weights depend neither on
+    `super_token_sizes` nor on `num_sampling_iterations`, so both may be changed when a checkpoint is loaded.
+
+    Args:
+        num_channels: Channels of the input images.
+        image_size: Height and width, in pixels, that the model was trained at; one int or a pair. Not a limit: any
+            size from 32 pixels up can be fed.
+        hidden_sizes: Channels of each stage; the first is even, since the stem starts at half of it.
+        depths: Layers of each stage.
+        num_attention_heads: Heads of each stage; each divides the channels of its stage.
+        super_token_sizes: Cell of a super token in each stage, in tokens: one int, or a `(height, width)` pair.
+            1 means plain self-attention among all tokens.
+        num_sampling_iterations: Rounds of association and averaging in each stage; only used where the cell is larger
+            than 1, and at least 1 there.
+        super_token_sampler: How super tokens are sampled, a name in `SUPER_TOKEN_SAMPLERS`. The published weights need
+            `"soft"`; `"soft_masked"` leaves cells outside of the grid out of the association.
+        mlp_ratio: Hidden channels of the convolutional feed-forward, as a multiple of the stage's channels.
+        qkv_bias: Whether queries, keys and values have a bias.
+        hidden_act: Activation of the stem and of the feed-forward.
+        hidden_dropout_prob: Dropout after the attention and after the feed-forward.
+        attention_probs_dropout_prob: Dropout of the attention weights.
+        drop_path_rate: Probability of dropping the residual branch of the last layer; it grows linearly from 0 at the
+            first layer.
+        use_layer_scale: Whether the layers of each stage scale their residual branches, one factor per channel.
+        layer_scale_init_value: Initial value of these factors.
+        projection_dim: Channels of the 1x1 projection before global pooling, that is of `pooler_output`.
+        layer_norm_eps: Epsilon of the layer norms.
+        batch_norm_eps: Epsilon of the batch norms.
+        batch_norm_momentum: Weight of the newest batch in the running statistics of the batch norms.
+        initializer_range: Standard deviation of the truncated normal that initialises linear layers. Convolutions keep
+            PyTorch's default, as in the official code.
+        out_features: Stages that `SViTBackbone` returns, names out of `stage_names`; the last one by default.
+        out_indices: The same as positions in `stage_names`.
+
+    Raises:
+        StrictDataclassFieldValidationError: If a field has the wrong type.
+        StrictDataclassClassValidationError: If a value, or a combination of values, is not possible.
+        ValueError: If an unknown keyword is almost the name of a field, or `out_features` names no stage.
+
+    Example:
+        >>> from svit_hf import SViTConfig
+        >>> config = SViTConfig.base(num_labels=10)
+        >>> config.hidden_sizes
+        [96, 192, 384, 512]
+    """
+
+    model_type = "svit"
+
+    num_channels: int = 3
+    image_size: int | list[int] | tuple[int, int] = 224
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
+    depths: list[int] | tuple[int, ...] = (3, 5, 9, 3)
+    num_attention_heads: list[int] | tuple[int, ...] = (1, 2, 5, 8)
+    super_token_sizes: list[int | list[int] | tuple[int, int]] | tuple[int | list[int] | tuple[int, int], ...] = (
+        8,
+        4,
+        1,
+        1,
+    )
+    num_sampling_iterations: list[int] | tuple[int, ...] = (1, 1, 1, 1)
+    super_token_sampler: str = "soft"
+    mlp_ratio: float | int = 4.0
+    qkv_bias: bool = True
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    use_layer_scale: list[bool] | tuple[bool, ...] = (False, False, False, False)
+    layer_scale_init_value: float | int = 1e-6
+    projection_dim: int = 1024
+    layer_norm_eps: float | int = 1e-6
+    batch_norm_eps: float | int = 1e-5
+    batch_norm_momentum: float | int = 0.1
+    initializer_range: float | int = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_misspelled_fields(kwargs)
+        # lists of our own: JSON gives lists back, and no two configs may share one
+        self.hidden_sizes = list(self.hidden_sizes)
+        for name in _PER_STAGE_FIELDS:
+            setattr(self, name, list(getattr(self, name)))
+        self.super_token_sizes = [cell if isinstance(cell, int) else list(cell) for cell in self.super_token_sizes]
+        self.image_size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+
+        self.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, len(self.hidden_sizes) + 1))]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def small(cls, **kwargs: Any) -> "SViTConfig":
+        """Return the published SViT-S (25.5 M parameters, 83.6 % ImageNet-1k top-1 at 224 pixels)."""
+        return cls(**kwargs)
+
+    @classmethod
+    def base(cls, **kwargs: Any) -> "SViTConfig":
+        """Return the published SViT-B (51.7 M parameters, 84.8 % ImageNet-1k top-1 at 224 pixels)."""
+        layout: dict[str, Any] = {
+            "hidden_sizes": [96, 192, 384, 512],
+            "depths": [4, 6, 14, 6],
+            "num_attention_heads": [2, 3, 6, 8],
+            "use_layer_scale": [False, False, True, True],
+        }
+        return cls(**(layout | kwargs))
+
+    @classmethod
+    def large(cls, **kwargs: Any) -> "SViTConfig":
+        """Return the published SViT-L (95.0 M parameters, 85.3 % ImageNet-1k top-1 at 224 pixels)."""
+        layout: dict[str, Any] = {
+            "hidden_sizes": [96, 192, 448, 640],
+            "depths": [4, 7, 19, 8],
+            "num_attention_heads": [2, 3, 7, 10],
+            "use_layer_scale": [False, False, True, True],
+        }
+        return cls(**(layout | kwargs))
+
+    @property
+    def num_stages(self) -> int:
+        """Number of stages."""
+        return len(self.hidden_sizes)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of stages, each of which gives one hidden state after the stem's (Transformers' generic name)."""
+        return len(self.hidden_sizes)
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the last stage (Transformers' generic name)."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def cell_sizes(self) -> list[tuple[int, int]]:
+        """`super_token_sizes` as `(height, width)` pairs, in tokens."""
+        return [(cell, cell) if isinstance(cell, int) else (cell[0], cell[1]) for cell in self.super_token_sizes]
+
+    def validate_architecture(self) -> None:
+        """Refuse values, and combinations of values, that make no model; called at creation and by every model."""
+        self._check_stages()
+        self._check_super_tokens()
+        self._check_ranges()
+
+    def _check_stages(self) -> None:
+        if not self.hidden_sizes:
+            raise ValueError("`hidden_sizes` is empty; give the channels of at least one stage.")
+        for name in _PER_STAGE_FIELDS:
+            values = getattr(self, name)
+            if len(values) != len(self.hidden_sizes):
+                raise ValueError(
+                    f"`{name}` has {len(values)} entries, {values}; it needs {len(self.hidden_sizes)}, one per stage "
+                    f"of `hidden_sizes`={self.hidden_sizes}."
+                )
+        for name in ("hidden_sizes", "depths", "num_attention_heads"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; every entry has to be at least 1.")
+        if self.hidden_sizes[0] % 2:
+            raise ValueError(
+                f"`hidden_sizes` starts with {self.hidden_sizes[0]}; the first entry has to be even, since the stem "
+                "starts at half of it."
+            )
+        for stage, (channels, heads) in enumerate(zip(self.hidden_sizes, self.num_attention_heads, strict=True), 1):
+            if channels % heads:
+                raise ValueError(
+                    f"`num_attention_heads` has {heads} for stage {stage}, which does not divide its {channels} "
+                    f"channels (`hidden_sizes`={self.hidden_sizes})."
+                )
+
+    def _check_super_tokens(self) -> None:
+        for stage, cell in enumerate(self.super_token_sizes, 1):
+            pair = (cell, cell) if isinstance(cell, int) else cell
+            if len(pair) != 2 or min(pair) < 1:
+                raise ValueError(
+                    f"`super_token_sizes` has {cell} for stage {stage}; allowed is one int or a (height, width) pair, "
+                    "at least 1 token each."
+                )
+        for stage, (cell, rounds) in enumerate(zip(self.cell_sizes, self.num_sampling_iterations, strict=True), 1):
+            if cell != (1, 1) and rounds < 1:
+                raise ValueError(
+                    f"`num_sampling_iterations` has {rounds} for stage {stage}, whose cell is {cell}; it has to be at "
+                    "least 1 where the cell is larger than 1."
+                )
+        if self.super_token_sampler not in SUPER_TOKEN_SAMPLERS:
+            raise ValueError(
+                f"`super_token_sampler` is {self.super_token_sampler!r}; allowed are {sorted(SUPER_TOKEN_SAMPLERS)}."
+            )
+
+    def _check_ranges(self) -> None:
+        for names, is_allowed, allowed in _RANGES:
+            for name in names:
+                if not is_allowed(getattr(self, name)):
+                    raise ValueError(f"`{name}` is {getattr(self, name)}; it has to be {allowed}.")
+        if int(min(self.hidden_sizes) * self.mlp_ratio) < 1:
+            raise ValueError(
+                f"`mlp_ratio` is {self.mlp_ratio}; it leaves no hidden channel for `hidden_sizes`={self.hidden_sizes}."
+            )
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(
+                f"`image_size` is {self.image_size}; allowed is one int, or a (height, width) pair, of pixels."
+            )
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` is {self.hidden_act!r}; allowed are {sorted(ACT2FN)}.")
+
+    def _refuse_misspelled_fields(self, kwargs: dict[str, Any]) -> None:
+        # Transformers keeps unknown keywords as attributes without a word, so a slip of the pen would silently build
+        # the default model; only near misses are refused, since foreign keys in a config.json are legitimate
+        names = {field.name for field in fields(SViTConfig)} - {field.name for field in fields(PreTrainedConfig)}
+        names |= {"out_features", "out_indices", "num_labels"}
+        for key in kwargs.keys() - names:
+            close = [] if key.startswith("_") else difflib.get_close_matches(key, names, n=1, cutoff=0.85)
+            if close:
+                raise ValueError(f"Unknown field {key!r}={kwargs[key]!r}; did you mean `{close[0]}`?")
+
+
+__all__ = ["SViTConfig"]

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The super-token algorithm of SViT as pure functions: sample, attend, upsample. No class, no weight lives here.
+
+Shape letters: `B` batch, `C` channels, `H W` token grid (after padding), `h w` cell size, `Gh Gw` super-token grid,
+`G = Gh*Gw`, `P = h*w` tokens per cell, `K = 9` neighbours, `A` heads, `D` head width.
+
+Source: "Vision Transformer with Super Token Sampling" (Huang et al., CVPR 2023, arXiv 2211.11167), section 3.2, and
+the behaviour of `StokenAttention` in hhb072/STViT@c9ed9a4, re-implemented from the arithmetic.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn import functional as F
+
+
+class SuperTokens(NamedTuple):
+    """Super tokens of a grid, and how much each token belongs to them.
+
+    Attributes:
+        super_tokens: Shape `(B, C, Gh, Gw)`, dtype of the tokens.
+        association: Shape `(B, G, P, 9)`, float32, a constant for autograd. Entry `[b, g, p, k]` is the share of token
+            `p` of cell `g` in neighbour `k` of that cell; the 3x3 neighbours and the tokens of a cell are in row-major
+            order, `k = 4` being the cell itself. Each row sums to 1.
+    """
+
+    super_tokens: torch.Tensor
+    association: torch.Tensor
+
+
+SuperTokenSampler = Callable[[torch.Tensor, tuple[int, int], int], SuperTokens]
+
+
+def super_token_attention(
+    hidden_states: torch.Tensor,
+    attend: Callable[[torch.Tensor], torch.Tensor],
+    cell_size: tuple[int, int],
+    num_iterations: int = 1,
+    sampler: str = "soft",
+) -> tuple[torch.Tensor, SuperTokens]:
+    """Let all tokens attend to each other through super tokens.
+
+    Args:
+        hidden_states: Token grid, shape `(B, C, H, W)`; any `H` and `W`, any float dtype.
+        attend: Maps the super tokens, `(B, C, Gh, Gw)`, to new ones of the same shape.
+        cell_size: `(h, w)` of a cell, in tokens.
+        num_iterations: Rounds of association and averaging, at least 1.
+        sampler: A name in `SUPER_TOKEN_SAMPLERS`.
+
+    Returns:
+        The new tokens, shape `(B, C, H, W)`, and the sampled super tokens (before `attend`).
+
+    Source: section 3.2; `StokenAttention.forward` in hhb072/STViT@c9ed9a4.
+    """
+    sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
+    attended = attend(sampled.super_tokens)
+    return upsample_tokens(attended, sampled.association, cell_size, hidden_states.shape[-2:]), sampled
+
+
+def sample_super_tokens(
+    hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int = 1, *, mask_outside: bool = False
+) -> SuperTokens:
+    """Group tokens into super tokens by soft assignment to the 3x3 nearest cells.
+
+    The super tokens start as the means of their cells. A round associates every token with the nine super tokens
+    around it, by a softmax over scaled dot products, and replaces the super tokens by the means of all tokens,
+    weighted by association.
+
+    Cells outside of the grid are zero vectors rather than masked: they have affinity 0, take part in the softmax and
+    take mass away along the border. The published weights were trained so.
+
+    The association is a constant for autograd: the gradient reaches `hidden_states` through the last weighted mean
+    alone. Affinity, softmax, mass and division are computed in float32, so that a super token without any mass gives 0
+    and not NaN in half precision.
+
+    Args:
+        hidden_states: Token grid, shape `(B, C, H, W)`; any float dtype. Where `H` and `W` are no multiples of the
+            cell, zeros are added on the right and at the bottom, which count in the super tokens.
+        cell_size: `(h, w)` of a cell, in tokens.
+        num_iterations: Rounds of association and averaging, at least 1.
+        mask_outside: Whether cells outside of the grid are left out of the softmax instead.
+
+    Returns:
+        The super tokens and the association.
+
+    Raises:
+        ValueError: If `num_iterations` is below 1.
+
+    Source: section 3.2, equations 2 to 7; `StokenAttention.stoken_forward` in hhb072/STViT@c9ed9a4.
+    """
+    if num_iterations < 1:
+        raise ValueError(f"`num_iterations` is {num_iterations}; it has to be at least 1.")
+    grid_size = _count_cells(hidden_states.shape[-2:], cell_size)
+    tokens = _split_into_cells(hidden_states, cell_size)  # (B, G, P, C)
+    # half precision loses the small masses and overflows in the sum over a large cell
+    with torch.no_grad(), _without_autocast(tokens.device.type):
+        tokens_float = tokens.detach().to(torch.promote_types(tokens.dtype, torch.float32))
+        super_tokens = tokens_float.mean(dim=2).unflatten(1, grid_size)  # (B, Gh, Gw, C)
+        association, weights = _assign(tokens_float, super_tokens, mask_outside)  # (B, G, P, 9)
+        for _ in range(num_iterations - 1):
+            super_tokens = _sum_over_neighbours(weights.mT @ tokens_float, grid_size)  # (B, Gh, Gw, C)
+            association, weights = _assign(tokens_float, super_tokens, mask_outside)  # (B, G, P, 9)
+    # weights of at most 1 that sum to 1 keep this sum in the range of the tokens, whatever the dtype
+    super_tokens = _sum_over_neighbours(weights.to(tokens.dtype).mT @ tokens, grid_size)  # (B, Gh, Gw, C)
+    return SuperTokens(super_tokens.to(hidden_states.dtype).permute(0, 3, 1, 2), association)
+
+
+def sample_super_tokens_masked(
+    hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int = 1
+) -> SuperTokens:
+    """Sample as `sample_super_tokens`, with cells outside of the grid left out of the association.
+
+    No mass is lost at the border, so that a constant grid comes back as itself. Not what the published weights expect.
+    """
+    return sample_super_tokens(hidden_states, cell_size, num_iterations, mask_outside=True)
+
+
+SUPER_TOKEN_SAMPLERS: dict[str, SuperTokenSampler] = {
+    "soft": sample_super_tokens,
+    "soft_masked": sample_super_tokens_masked,
+}
+
+
+def upsample_tokens(
+    super_tokens: torch.Tensor, association: torch.Tensor, cell_size: tuple[int, int], size: Sequence[int]
+) -> torch.Tensor:
+    """Spread super tokens back over the token grid with the association they were sampled with.
+
+    Linear in `super_tokens`, and the adjoint of the weighted sum in `sample_super_tokens`. Cells outside of the grid
+    contribute nothing.
+
+    Args:
+        super_tokens: Shape `(B, C, Gh, Gw)`.
+        association: Shape `(B, G, P, 9)`, see `SuperTokens`.
+        cell_size: `(h, w)` of a cell, in tokens.
+        size: `(H, W)` of the token grid; what was padded for whole cells is cut off.
+
+    Returns:
+        Token grid, shape `(B, C, H, W)`, dtype of `super_tokens`, channels next to each other in memory.
+
+    Source: section 3.2, equation 9; `StokenAttention.stoken_forward` in hhb072/STViT@c9ed9a4.
+    """
+    neighbours = _gather_neighbours(super_tokens.permute(0, 2, 3, 1))  # (B, G, 9, C)
+    tokens = association.to(super_tokens.dtype) @ neighbours  # (B, G, P, C)
+    return _join_cells(tokens.to(super_tokens.dtype), cell_size, size)
+
+
+def _assign(tokens: torch.Tensor, super_tokens: torch.Tensor, mask_outside: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Associate `(B, G, P, C)` tokens with the neighbours of their cell.
+
+    Returns the association, and the weights of the mean it stands for (association by mass), both `(B, G, P, 9)`.
+    """
+    neighbours = _gather_neighbours(super_tokens)  # (B, G, 9, C)
+    affinity = tokens @ neighbours.mT * tokens.shape[-1] ** -0.5  # (B, G, P, 9)
+    if mask_outside:
+        inside = _gather_neighbours(torch.ones_like(super_tokens[:1, ..., :1])).mT  # (1, G, 1, 9)
+        affinity = affinity.masked_fill(inside == 0, -torch.inf)
+    association = affinity.softmax(dim=-1)
+    mass = _sum_over_neighbours(association.sum(dim=2).unsqueeze(-1), super_tokens.shape[1:3])  # (B, Gh, Gw, 1)
+    # gathering the reciprocal gives weight 0, not 1e12, to the cells outside of the grid
+    return association, association * _gather_neighbours((mass + 1e-12).reciprocal()).mT
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[None]:
+    # the meta device, on which models are counted and planned, has no autocast to switch off
+    has_autocast = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
+
+
+def _count_cells(size: Sequence[int], cell_size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] + cell_size[0] - 1) // cell_size[0], (size[1] + cell_size[1] - 1) // cell_size[1]
+
+
+def _split_into_cells(hidden_states: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
+    """Bring `(B, C, H, W)` into whole cells, `(B, G, P, C)`, with zeros added on the right and at the bottom."""
+    tokens = hidden_states.permute(0, 2, 3, 1)
+    batch_size, height, width, channels = tokens.shape
+    rows, columns = _count_cells((height, width), cell_size)
+    if _needs_graph_for_all_sizes((height, width), cell_size):
+        y = _positions(rows, cell_size[0], tokens.device).view(rows, 1, cell_size[0], 1)
+        x = _positions(columns, cell_size[1], tokens.device).view(1, columns, 1, cell_size[1])
+        taken = tokens[:, y.clamp(max=height - 1), x.clamp(max=width - 1)]  # (B, Gh, Gw, h, w, C)
+        cells = taken.where(((y < height) & (x < width)).unsqueeze(-1), 0.0)
+    else:
+        missing = rows * cell_size[0] - height, columns * cell_size[1] - width
+        if any(missing):
+            tokens = F.pad(tokens, (0, 0, 0, missing[1], 0, missing[0]))
+        cells = tokens.reshape(batch_size, rows, cell_size[0], columns, cell_size[1], channels).transpose(2, 3)
+    return cells.reshape(batch_size, rows * columns, cell_size[0] * cell_size[1], channels)
+
+
+def _join_cells(tokens: torch.Tensor, cell_size: tuple[int, int], size: Sequence[int]) -> torch.Tensor:
+    """Undo `_split_into_cells`: `(B, G, P, C)` to `(B, C, H, W)`."""
+    batch_size, _, _, channels = tokens.shape
+    rows, columns = _count_cells(size, cell_size)
+    cells = tokens.reshape(batch_size, rows, columns, *cell_size, channels)
+    if _needs_graph_for_all_sizes(size, cell_size):
+        y = torch.arange(size[0], device=tokens.device).unsqueeze(1)
+        x = torch.arange(size[1], device=tokens.device)
+        joined = cells[:, y // cell_size[0], x // cell_size[1], y % cell_size[0], x % cell_size[1]]
+    else:
+        joined = cells.transpose(2, 3).reshape(batch_size, rows * cell_size[0], columns * cell_size[1], channels)
+        joined = joined[:, : size[0], : size[1]]
+    return joined.permute(0, 3, 1, 2)
+
+
+def _needs_graph_for_all_sizes(size: Sequence[int], cell_size: tuple[int, int]) -> bool:
+    """Whether a compiler traces a symbolic size, which may or may not be a multiple of the cell.
+
+    Padding, cutting and reshaping then ask questions about that size, and the graph would hold for one answer only.
+    Indexing asks none.
+    """
+    return torch.compiler.is_compiling() and not all(
+        statically_known_true(length % cell == 0) or statically_known_true(length % cell != 0)
+        for length, cell in zip(size, cell_size, strict=True)
+    )
+
+
+def _positions(num_cells: int, cell: int, device: torch.device) -> torch.Tensor:
+    """Return where the tokens of each cell are along one axis, `(num_cells, cell)`."""
+    return torch.arange(num_cells, device=device).unsqueeze(1) * cell + torch.arange(cell, device=device)
+
+
+def _gather_neighbours(grid: torch.Tensor) -> torch.Tensor:
+    """Collect the 3x3 neighbours of every cell, zeros outside: `(B, Gh, Gw, C)` to `(B, G, 9, C)`."""
+    _, rows, columns, _ = grid.shape
+    # one axis after the other, by narrow: few operations, whose sizes stay simple where they are symbols
+    padded = F.pad(grid, (0, 0, 1, 1, 1, 1))
+    by_row = torch.stack([padded.narrow(1, y, rows) for y in range(3)], dim=3)  # (B, Gh, Gw + 2, 3, C)
+    by_cell = torch.stack([by_row.narrow(2, x, columns) for x in range(3)], dim=4)  # (B, Gh, Gw, 3, 3, C)
+    return by_cell.flatten(3, 4).flatten(1, 2)
+
+
+def _sum_over_neighbours(partial_sums: torch.Tensor, grid_size: Sequence[int]) -> torch.Tensor:
+    """Add what every cell has for its 3x3 neighbours, dropping what points outside: the adjoint of gathering.
+
+    `(B, G, 9, C)` to `(B, Gh, Gw, C)`.
+    """
+    rows, columns = grid_size
+    by_cell = partial_sums.unflatten(2, (3, 3)).unflatten(1, grid_size)  # (B, Gh, Gw, 3, 3, C)
+    # what a cell has for the neighbour above it, say, arrives there from the cell below
+    by_cell = F.pad(by_cell, (0, 0, 0, 0, 0, 0, 1, 1, 1, 1))
+    left, middle, right = (by_cell.select(4, x).narrow(2, 2 - x, columns) for x in range(3))
+    by_row = left + middle + right  # (B, Gh + 2, Gw, 3, C)
+    above, level, below = (by_row.select(3, y).narrow(1, 2 - y, rows) for y in range(3))
+    return above + level + below

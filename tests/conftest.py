@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every test: no network, one thread, seeded, no state shared with the user's caches."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision_on_cpu
+
+
+TESTS = Path(__file__).parent
+
+# caches of the Hub, of data sets and of remote code: fresh in every process, gone afterwards
+_caches = tempfile.TemporaryDirectory(prefix="svit-tests-")
+
+# read while transformers, datasets and torch are imported, and inherited by every process that a test starts
+os.environ.update(
+    HF_HOME=_caches.name,
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_EVALUATE_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+    MPLBACKEND="Agg",
+    PYTHONPATH=os.pathsep.join(filter(None, [str(TESTS / "child_process"), os.environ.get("PYTHONPATH")])),
+)
+torchvision_on_cpu.install()
+
+import torch  # noqa: E402
+
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    missing = {}
+    if not torch.accelerator.is_available():
+        missing["gpu"] = "no accelerator"
+    if os.environ.get("SVIT_TEST_NETWORK") != "1":
+        missing["network"] = "SVIT_TEST_NETWORK is not 1"
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(request, monkeypatch):
+    """Refuse connections to other machines."""
+    if request.node.get_closest_marker("network"):
+        return
+    connect = socket.socket.connect
+
+    def connect_locally(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test without the marker `network` connects to {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture(scope="session")
+def real_images():
+    """Return the folder of real image data sets, one parquet folder each."""
+    folder = os.environ.get("SVIT_TEST_DATA")
+    if not folder:
+        pytest.skip("SVIT_TEST_DATA does not name a folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture
+def fresh_python(tmp_path):
+    """Return a function that runs Python in a process of its own and gives what it printed.
+
+    It takes Python's command line (`"-c", code` or `"-m", "svit_hf", ...`); `hidden` names packages that this process
+    shall not find, `environment` more variables. A status other than 0 fails the test with all that was printed.
+    """
+
+    def run(*arguments, hidden=(), environment=None):
+        result = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            env=os.environ | {"SVIT_TEST_HIDDEN_PACKAGES": ",".join(hidden)} | (environment or {}),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, f"status {result.returncode}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    return run

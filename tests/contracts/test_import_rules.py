@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a file of `svit_hf.model` may import, by Transformers' own rules for code on the Hub, and what importing costs.
+
+The Hub loader finds relative imports with a regular expression and joins what it finds to the folder's name; every
+absolute import becomes a requirement. Who imports whom inside the package is import-linter's part (pyproject.toml).
+"""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+
+MODEL_FILES = sorted((Path(__file__).parents[2] / "src" / "svit_hf" / "model").glob("**/*.py"))
+
+ALLOWED = {"torch", "transformers", "huggingface_hub"}
+# image processors handle images as Transformers does; torchvision is there wherever the torchvision backend is used
+ALLOWED_FOR_IMAGES = ALLOWED | {"numpy", "PIL", "torchvision"}
+
+# not in it: accelerate and torchvision, which transformers itself loads where they are installed
+OPTIONAL = {"datasets", "evaluate", "gradio", "matplotlib", "sklearn", "timm", "triton"}
+
+
+def per_file(test):
+    return pytest.mark.parametrize("path", MODEL_FILES, ids=[path.name for path in MODEL_FILES])(test)
+
+
+def test_model_folder_is_flat_and_not_empty():
+    assert {"configuration_svit.py", "modeling_svit.py"} <= {path.name for path in MODEL_FILES}
+    assert len({path.parent for path in MODEL_FILES}) == 1
+
+
+@per_file
+def test_relative_imports_are_sibling_files(path):
+    # also finds a docstring's line that looks like an import
+    for name in get_relative_imports(path):
+        assert path.with_name(f"{name}.py").is_file(), f"the Hub loader would look for {name}.py"
+
+
+@per_file
+def test_hub_loader_sees_every_relative_import(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    # `from . import x` is not seen at all, `from ..a import x` is taken for a file named .a.py
+    assert {node.module for node in imports if node.level} == set(get_relative_imports(path))
+    assert {node.level for node in imports} <= {0, 1}
+
+
+@per_file
+def test_absolute_imports_are_allowed(path):
+    allowed = ALLOWED_FOR_IMAGES if path.name.startswith("image_") else ALLOWED
+    assert set(get_imports(path)) - sys.stdlib_module_names <= allowed
+
+
+@per_file
+def test_config_validation_is_not_switched_off(path):
+    # postponed annotations silently disable the type checks of strict dataclasses
+    assert "__future__" not in get_imports(path)
+
+
+def test_import_is_light_and_quiet(fresh_python):
+    code = """
+import sys
+# transformers 5.5 loads scikit-learn for these, 5.23 does not
+from transformers import AutoModelForImageClassification
+before = set(sys.modules)
+import svit_hf
+print(*(sys.modules.keys() - before))
+"""
+    loaded = {name.partition(".")[0] for name in fresh_python("-W", "error", "-c", code).split()}
+    assert "svit_hf" in loaded
+    assert not loaded & OPTIONAL
+
+
+def test_import_twice_is_harmless(fresh_python):
+    code = """
+import importlib, sys
+import svit_hf
+importlib.reload(svit_hf)
+# as after an interrupted import in a notebook: the classes are made, and registered, anew
+for name in [name for name in sys.modules if name.partition(".")[0] == "svit_hf"]:
+    del sys.modules[name]
+import svit_hf
+from transformers import AutoConfig
+assert type(AutoConfig.for_model("svit")) is svit_hf.SViTConfig
+"""
+    fresh_python("-W", "error", "-c", code)
+
+
+@pytest.mark.parametrize("hidden", [(), ("torchvision",)], ids=["with-torchvision", "without-torchvision"])
+def test_import_with_and_without_torchvision(fresh_python, hidden):
+    code = """
+import svit_hf
+from transformers.utils import is_torchvision_available
+print(is_torchvision_available())
+svit_hf.SViTImageProcessorPil()
+if is_torchvision_available():
+    svit_hf.SViTImageProcessor()
+"""
+    assert fresh_python("-W", "error", "-c", code, hidden=hidden).strip() == str(not hidden)

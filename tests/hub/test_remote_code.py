@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder written by `save_with_code` loads where `svit_hf` is missing, and gives what the saved model gave."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import tiny_config
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+import svit_hf.model
+from svit_hf import (
+    SViTBackbone,
+    SViTForImageClassification,
+    SViTImageProcessor,
+    SViTImageProcessorPil,
+    SViTModel,
+    save_with_code,
+)
+
+
+IMAGE_SIZE = 64
+
+REMOTE = """
+import json
+from importlib.util import find_spec
+from pathlib import Path
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, logging, pipeline
+)
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+assert find_spec("svit_hf") is None
+logging.disable_progress_bar()
+for auto_class in (AutoConfig, AutoModelForImageClassification, AutoImageProcessor):
+    try:
+        auto_class.from_pretrained("saved", trust_remote_code=False)
+    except ValueError as error:
+        print(error)
+
+trusted = {"trust_remote_code": True}
+config = AutoConfig.from_pretrained("saved", **trusted)
+model = AutoModel.from_pretrained("saved", **trusted)
+classifier = AutoModelForImageClassification.from_pretrained("saved", **trusted)
+built_backbone = AutoBackbone.from_config(config, **trusted)
+backbone_class = get_class_from_dynamic_module("modeling_svit.SViTBackbone", "saved")
+backbone = backbone_class.from_pretrained("saved", out_features=["stage2", "stage4"])
+processors = {
+    backend: AutoImageProcessor.from_pretrained("saved", backend=backend, **trusted)
+    for backend in ("pil", "torchvision")
+}
+image = Image.open("image.png")
+pixels = {backend: processor(image, return_tensors="pt").pixel_values for backend, processor in processors.items()}
+classify = pipeline("image-classification", model="saved", image_processor=processors["pil"], **trusted)
+answers = sorted(classify(image), key=lambda answer: answer["label"])
+
+classifier.save_pretrained("again")
+processors["pil"].save_pretrained("again")
+again = AutoModelForImageClassification.from_pretrained("again", **trusted)
+AutoImageProcessor.from_pretrained("again", **trusted)
+
+with torch.no_grad():
+    tensors = {f"pixels_{backend}": values for backend, values in pixels.items()}
+    tensors |= {
+        "last_hidden_state": model(pixels["pil"]).last_hidden_state,
+        "logits": classifier(pixels["pil"]).logits,
+        "saved_again": again(pixels["pil"]).logits,
+        "feature_map": backbone(pixels["pil"]).feature_maps[0],
+        "scores": torch.tensor([answer["score"] for answer in answers]),
+    }
+save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, "tensors.safetensors")
+loaded = [config, model, classifier, built_backbone, backbone, classify.model, again, *processors.values()]
+classes = [type(each) for each in loaded]
+Path("classes.json").write_text(json.dumps([[each.__module__, each.__name__] for each in classes]))
+"""
+
+REMOTE_CLASSES = [
+    "SViTConfig",
+    "SViTModel",
+    "SViTForImageClassification",
+    "SViTBackbone",
+    "SViTBackbone",
+    "SViTForImageClassification",
+    "SViTForImageClassification",
+    "SViTImageProcessorPil",
+    "SViTImageProcessor",
+]
+
+
+@pytest.fixture
+def classifier():
+    model = SViTForImageClassification(tiny_config(image_size=IMAGE_SIZE)).eval()
+    with torch.no_grad():
+        # statistics as after training: a copy that lost a buffer shall be noticed
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture
+def picture():
+    pixels = torch.randint(0, 256, (70, 90, 3), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+@pytest.mark.slow
+def test_everything_loads_where_the_package_is_missing(classifier, picture, fresh_python, tmp_path):
+    save_with_code(classifier, tmp_path / "saved")
+    picture.save(tmp_path / "image.png")
+    # every process gets a cache of its own, so that no module of an earlier one is found
+    printed = fresh_python(
+        "-W", "error", "-c", REMOTE, hidden=["svit_hf"], environment={"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    )
+    assert printed.count("trust_remote_code=True") == 3
+
+    modules, names = zip(*json.loads((tmp_path / "classes.json").read_text()), strict=True)
+    assert list(names) == REMOTE_CLASSES
+    assert all(module.startswith("transformers_modules.") for module in modules)
+
+    pil, torchvision = (
+        processor(size={"shortest_edge": IMAGE_SIZE})(picture, return_tensors="pt").pixel_values
+        for processor in (SViTImageProcessorPil, SViTImageProcessor)
+    )
+    with torch.no_grad():
+        outputs = classifier.svit(pil, output_hidden_states=True)
+        logits = classifier(pil).logits
+    expected = {
+        "pixels_pil": pil,
+        "pixels_torchvision": torchvision,
+        "last_hidden_state": outputs.last_hidden_state,
+        "logits": logits,
+        "saved_again": logits,
+        "feature_map": outputs.hidden_states[2],
+        "scores": logits[0].softmax(-1),
+    }
+    torch.testing.assert_close(load_file(tmp_path / "tensors.safetensors"), expected)
+
+
+@pytest.mark.parametrize("model_class", [SViTModel, SViTForImageClassification, SViTBackbone])
+def test_folder_holds_the_model_code_and_serves_every_auto_class(model_class, tmp_path):
+    save_with_code(model_class(tiny_config()), tmp_path)
+    code = {path.name: path.read_bytes() for path in Path(svit_hf.model.__path__[0]).glob("*.py")}
+    del code["__init__.py"]
+    assert all(name.endswith("_svit.py") for name in code)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("**/*.py")} == code
+
+    auto_maps = {
+        **json.loads((tmp_path / "config.json").read_text())["auto_map"],
+        **json.loads((tmp_path / "preprocessor_config.json").read_text())["auto_map"],
+    }
+    assert set(auto_maps) == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForImageClassification",
+        "AutoBackbone",
+        "AutoImageProcessor",
+    }
+    for reference in [*auto_maps.pop("AutoImageProcessor").values(), *auto_maps.values()]:
+        module, name = reference.split(".")
+        assert f"class {name}(" in code[f"{module}.py"].decode()
+
+
+def test_local_class_wins_where_the_package_is_imported(classifier, tmp_path):
+    save_with_code(classifier, tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    assert type(loaded) is SViTForImageClassification
+
+
+@pytest.mark.parametrize(
+    ("image_size", "expected"),
+    [(64, {"shortest_edge": 64}), ([64, 96], {"height": 64, "width": 96})],
+    ids=["square", "rectangle"],
+)
+def test_default_image_processor_has_the_size_of_the_model(tmp_path, image_size, expected):
+    save_with_code(SViTModel(tiny_config(image_size=image_size)), tmp_path)
+    assert dict(SViTImageProcessorPil.from_pretrained(tmp_path).size) == expected
+
+
+def test_given_image_processor_is_saved(classifier, tmp_path):
+    save_with_code(classifier, tmp_path, SViTImageProcessorPil(image_mean=[0.25, 0.5, 0.75]))
+    assert list(SViTImageProcessorPil.from_pretrained(tmp_path).image_mean) == [0.25, 0.5, 0.75]
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="`model` is a Linear; expected is an SViT model"):
+        save_with_code(nn.Linear(1, 1), tmp_path)
+    assert not list(tmp_path.iterdir())

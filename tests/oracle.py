@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Super token attention as the paper writes it: dense, slow, one token after the other, in float64.
+
+Nothing is shared with the implementation under test. `Q` is the whole N x G matrix; cells outside of the grid are
+extra zero vectors that take part in the softmax (`zero-padded neighbours`).
+
+Shape letters: `B` batch, `C` channels, `H W` token grid (after padding), `h w` cell size, `Gh Gw` super-token grid,
+`G = Gh*Gw`, `N = H*W`.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+
+def associate(
+    tokens: torch.Tensor, super_tokens: torch.Tensor, cell_size: tuple[int, int], mask_outside: bool
+) -> torch.Tensor:
+    """Return Q, `(N, G)`, for tokens `(H, W, C)` and super tokens `(Gh, Gw, C)` (section 3.2, equation 3)."""
+    height, width, channels = tokens.shape
+    rows, columns, _ = super_tokens.shape
+    association = torch.zeros(height * width, rows * columns, dtype=tokens.dtype)
+    for y in range(height):
+        for x in range(width):
+            candidates, affinities = [], []
+            for row in range(y // cell_size[0] - 1, y // cell_size[0] + 2):
+                for column in range(x // cell_size[1] - 1, x // cell_size[1] + 2):
+                    inside = 0 <= row < rows and 0 <= column < columns
+                    if inside:
+                        affinities.append(torch.dot(tokens[y, x], super_tokens[row, column]) / channels**0.5)
+                        candidates.append(row * columns + column)
+                    elif not mask_outside:
+                        affinities.append(torch.zeros((), dtype=tokens.dtype))
+                        candidates.append(None)
+            shares = torch.stack(affinities).softmax(0)
+            for candidate, share in zip(candidates, shares, strict=True):
+                if candidate is not None:
+                    association[y * width + x, candidate] = share
+    return association
+
+
+def sample(
+    hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int, mask_outside: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return super tokens `(B, C, Gh, Gw)` and Q `(B, N, G)` of a grid that is a multiple of the cell."""
+    all_super_tokens, all_associations = [], []
+    for image in hidden_states.double():
+        tokens = image.permute(1, 2, 0)  # (H, W, C)
+        height, width, channels = tokens.shape
+        rows, columns = height // cell_size[0], width // cell_size[1]
+        means = [
+            tokens[r * cell_size[0] : (r + 1) * cell_size[0], c * cell_size[1] : (c + 1) * cell_size[1]].mean((0, 1))
+            for r in range(rows)
+            for c in range(columns)
+        ]
+        super_tokens = torch.stack(means).view(rows, columns, channels)
+        for _ in range(num_iterations):
+            association = associate(tokens.detach(), super_tokens.detach(), cell_size, mask_outside)
+            normalised = association / (association.sum(0, keepdim=True) + 1e-12)
+            super_tokens = (normalised.T @ tokens.reshape(-1, channels)).view(rows, columns, channels)
+        all_super_tokens.append(super_tokens.permute(2, 0, 1))
+        all_associations.append(association)
+    return torch.stack(all_super_tokens), torch.stack(all_associations)
+
+
+def upsample(super_tokens: torch.Tensor, association: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Return Q S as `(B, C, H, W)` (section 3.2, equation 9)."""
+    tokens = association @ super_tokens.double().flatten(2).mT  # (B, N, C)
+    return tokens.mT.unflatten(2, grid_size)
+
+
+def super_token_attention(
+    hidden_states: torch.Tensor,
+    attend: Callable[[torch.Tensor], torch.Tensor],
+    cell_size: tuple[int, int],
+    num_iterations: int,
+    mask_outside: bool = False,
+) -> torch.Tensor:
+    """Pad with zeros on the right and at the bottom, sample, attend, upsample, cut the padding off."""
+    batch_size, channels, height, width = hidden_states.shape
+    rows, columns = -(-height // cell_size[0]), -(-width // cell_size[1])
+    padded = torch.zeros(batch_size, channels, rows * cell_size[0], columns * cell_size[1], dtype=torch.float64)
+    padded[:, :, :height, :width] = hidden_states
+    super_tokens, association = sample(padded, cell_size, num_iterations, mask_outside)
+    return upsample(attend(super_tokens), association, padded.shape[-2:])[:, :, :height, :width]
+
+
+def dense_association(
+    association: torch.Tensor, grid_size: tuple[int, int], cell_size: tuple[int, int]
+) -> torch.Tensor:
+    """Spread the compact `(B, G, P, 9)` association of the implementation over the dense `(B, N, G)` form."""
+    batch_size = association.shape[0]
+    rows, columns = grid_size
+    width = columns * cell_size[1]
+    dense = torch.zeros(batch_size, rows * cell_size[0] * width, rows * columns, dtype=association.dtype)
+    for cell in range(rows * columns):
+        for token in range(cell_size[0] * cell_size[1]):
+            y = cell // columns * cell_size[0] + token // cell_size[1]
+            x = cell % columns * cell_size[1] + token % cell_size[1]
+            for neighbour in range(9):
+                row, column = cell // columns + neighbour // 3 - 1, cell % columns + neighbour % 3 - 1
+                if 0 <= row < rows and 0 <= column < columns:
+                    dense[:, y * width + x, row * columns + column] = association[:, cell, token, neighbour]
+    return dense
