@@ -23,7 +23,6 @@ __all__ = [
     "SViTBackbone",
     "SViTConfig",
     "SViTForImageClassification",
-    "SViTImageProcessor",
     "SViTImageProcessorPil",
     "SViTModel",
     "SViTPreTrainedModel",
@@ -36,6 +35,7 @@ if is_torchvision_available():
     from svit_hf.model.image_processing_svit import SViTImageProcessor
 
     _image_processors["torchvision"] = SViTImageProcessor
+    __all__ += ["SViTImageProcessor"]
 
 AutoConfig.register(SViTConfig.model_type, SViTConfig, exist_ok=True)
 AutoModel.register(SViTConfig, SViTModel, exist_ok=True)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `svit-hf COMMAND`.
+
+A command is a typed dataclass with a method `run() -> int`; its fields are the arguments, its docstring is the help.
+To add one, write it in the folder it belongs to and name it in `COMMANDS`.
+"""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import NamedTuple, Protocol
+
+import tyro
+
+from svit_hf.errors import SViTError
+from svit_hf.memory_allocator import keep_freed_memory
+
+
+PROGRAM = "svit-hf"
+
+
+class Runnable(Protocol):
+    """Describe what the dataclass of a command has."""
+
+    def run(self) -> int:
+        """Do the work and return the exit status."""
+
+
+class Command(NamedTuple):
+    """Say where a command is, and in a line what it does; nothing is imported until it runs."""
+
+    module: str
+    dataclass: str
+    summary: str
+
+
+COMMANDS = {
+    "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
+    "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
+    "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: Command and arguments; those of the process by default.
+
+    Returns:
+        The exit status: what the command says, which is 0 if all went well, 2 for what the user can put right, 130
+        when interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_overview())  # noqa: T201 - a program's result
+        return 0 if argv else 2
+    if name == "--version":
+        print(f"{PROGRAM} {version('svit-hf')}")  # noqa: T201 - a program's result
+        return 0
+    try:
+        command = tyro.cli(_find(name), args=arguments, prog=f"{PROGRAM} {name}")
+        keep_freed_memory()
+        return command.run()
+    except SViTError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return 2
+    except (ImportError, RuntimeError) as error:
+        # a torchvision that does not belong to the installed torch makes Transformers raise either
+        if isinstance(error, ImportError) or "torchvision" in str(error):
+            error.add_note(f"`{PROGRAM} doctor` tells what is wrong with an installation.")
+        raise
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{PROGRAM}: interrupted\n")
+        return 130
+
+
+def _find(name: str) -> type[Runnable]:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise SViTError(f"there is no command {name!r}. {hint}Commands are {', '.join(COMMANDS)}.")
+    dataclass: type[Runnable] = getattr(import_module(COMMANDS[name].module), COMMANDS[name].dataclass)
+    return dataclass
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return f"""usage: {PROGRAM} COMMAND [ARGUMENTS]
+
+SViT, the Vision Transformer with Super Token Sampling, for Hugging Face Transformers.
+
+commands:
+{commands}
+
+{PROGRAM} COMMAND --help lists the arguments of a command; {PROGRAM} --version prints the version."""

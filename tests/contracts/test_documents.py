@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python in the documentation runs, its links lead somewhere, and the examples of the entry points are right."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_config
+
+import svit_hf
+from svit_hf.convert.key_mapping import to_official
+
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+PYTHON = {
+    name: re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for name, text in DOCUMENTS.items()
+}
+ENTRY_POINTS = [
+    svit_hf.SViTConfig,
+    svit_hf.SViTModel,
+    svit_hf.SViTForImageClassification,
+    svit_hf.SViTBackbone,
+    svit_hf.SuperTokenAttention,
+    svit_hf.save_with_code,
+]
+
+
+def make_model_folder(name):
+    model = svit_hf.SViTForImageClassification(tiny_config())
+    model.save_pretrained(name)
+    svit_hf.SViTImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(name)
+
+
+def make_official_checkpoint(name):
+    model = svit_hf.SViTForImageClassification(svit_hf.SViTConfig.small(num_labels=2))
+    torch.save({"model": {to_official(key): tensor for key, tensor in model.state_dict().items()}}, name)
+
+
+def make_picture(name):
+    Image.linear_gradient("L").convert("RGB").save(name)
+
+
+def make_picture_folder(name):
+    for label in ("cat", "dog"):
+        folder = Path(name, "train", label)
+        folder.mkdir(parents=True)
+        make_picture(folder / "1.jpg")
+
+
+# what the reader of a snippet has by then: the words in which the snippet uses it, how to make it, and its name
+GIVEN = [
+    ('="svit-small-224"', make_model_folder, "svit-small-224"),
+    ('from_pretrained("svit-small-224"', make_model_folder, "svit-small-224"),
+    ('checkpoint("svit_small.pth"', make_official_checkpoint, "svit_small.pth"),
+    ('classify("picture.jpg")', make_picture, "picture.jpg"),
+    ('data_dir="pictures"', make_picture_folder, "pictures"),
+]
+
+
+# the Trainer of a reader without a GPU says so too
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning")
+@pytest.mark.parametrize("name", [name for name, snippets in PYTHON.items() if snippets])
+def test_snippets_run_one_after_the_other(name, tmp_path, monkeypatch):
+    variables = {"__name__": "snippet"}
+    for number, snippet in enumerate(PYTHON[name], 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        for words, make, file in GIVEN:
+            if words in snippet and not Path(file).exists():
+                make(file)
+        exec(compile(snippet, f"{name}, snippet {number}", "exec"), variables)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_relative_links_lead_somewhere(name):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", DOCUMENTS[name])
+
+    assert [target for target in targets if not ((ROOT / name).parent / target).exists()] == []
+
+
+def test_read_me_names_every_module():
+    text = DOCUMENTS["README.md"]
+    package = ROOT / "src" / "svit_hf"
+    modules = [*package.glob("[!_]*.py"), *(package / "model").glob("[!_]*.py")]
+    folders = [path.parent for path in package.glob("*/__init__.py")]
+
+    assert [path.name for path in modules if f"`{path.name}`" not in text] == []
+    assert [path.name for path in folders if f"{path.name}/" not in text] == []
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=lambda entry_point: entry_point.__name__)
+def test_example_of_entry_point(entry_point):
+    examples = doctest.DocTestFinder(recurse=False).find(entry_point, entry_point.__name__, globs={})
+    report = []
+    results = [doctest.DocTestRunner(verbose=False).run(example, out=report.append) for example in examples]
+
+    assert sum(result.attempted for result in results) > 0
+    assert sum(result.failed for result in results) == 0, "".join(report)

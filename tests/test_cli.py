@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import svit_hf
+from svit_hf import cli
+from svit_hf.errors import SViTError
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    """Add a command `probe`, and return what it does: a dictionary to put `raises` or `returns` into."""
+    behaviour = {"returns": 0}
+
+    @dataclass
+    class ProbeCommand:
+        """Do what the test says.
+
+        Args:
+            size: A number.
+        """
+
+        size: int = 1
+
+        def run(self) -> int:
+            behaviour["size"] = self.size
+            if "raises" in behaviour:
+                raise behaviour["raises"]
+            return behaviour["returns"]
+
+    module = ModuleType("probe_command")
+    module.ProbeCommand = ProbeCommand
+    monkeypatch.setitem(sys.modules, "probe_command", module)
+    monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("probe_command", "ProbeCommand", "Probe."))
+    return behaviour
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_command_is_a_documented_dataclass(name, capsys):
+    command = cli._find(name)
+    assert dataclasses.is_dataclass(command)
+    assert callable(command.run)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"svit-hf {name}" in shown
+    assert (
+        "--output-dir" in shown
+        or "output_dir" not in {field.name for field in dataclasses.fields(command)}
+        or ("OUTPUT_DIR" in shown)
+    )
+
+
+@pytest.mark.parametrize("argument", ["-h", "--help"])
+def test_help_lists_every_command(argument, capsys):
+    assert cli.main([argument]) == 0
+    shown = capsys.readouterr().out
+    for name, command in cli.COMMANDS.items():
+        assert f"  {name} " in shown
+        assert command.summary in shown
+
+
+def test_no_command_shows_help_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "quickstart" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"svit-hf {svit_hf.__version__}\n"
+
+
+def test_unknown_command_is_named_with_the_nearest_one(capsys):
+    assert cli.main(["quikstart", "--epochs", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "'quikstart'" in printed.err
+    assert "Did you mean 'quickstart'?" in printed.err
+    assert "doctor" in printed.err
+
+
+def test_arguments_and_status_are_passed_on(probe):
+    probe["returns"] = 3
+    assert cli.main(["probe", "--size", "7"]) == 3
+    assert probe["size"] == 7
+
+
+def test_arguments_come_from_the_process_by_default(probe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["svit-hf", "probe", "--size", "5"])
+    assert cli.main() == 0
+    assert probe["size"] == 5
+
+
+def test_wrong_argument_is_refused(probe, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["probe", "--sise", "7"])
+    assert stop.value.code == 2
+    assert "sise" in "".join(capsys.readouterr())
+
+
+def test_error_for_the_user_is_one_message(probe, capsys):
+    probe["raises"] = SViTError("`size` is 1; it has to be at least 2.")
+    assert cli.main(["probe"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "svit-hf: `size` is 1; it has to be at least 2.\n"
+    assert printed.out == ""
+
+
+def test_interruption_is_no_traceback(probe, capsys):
+    probe["raises"] = KeyboardInterrupt()
+    assert cli.main(["probe"]) == 130
+    assert capsys.readouterr().err == "svit-hf: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_hinted"),
+    [
+        (ImportError("no module named somewhere"), True),
+        (RuntimeError("operator torchvision::nms does not exist"), True),
+        (RuntimeError("out of memory"), False),
+    ],
+    ids=["import", "torchvision", "other"],
+)
+def test_broken_installation_points_to_the_doctor(probe, error, is_hinted):
+    probe["raises"] = error
+    with pytest.raises(type(error)) as caught:
+        cli.main(["probe"])
+    assert any("svit-hf doctor" in note for note in getattr(caught.value, "__notes__", [])) == is_hinted
+
+
+def test_module_is_the_same_program(fresh_python):
+    assert fresh_python("-m", "svit_hf", "--version") == f"svit-hf {svit_hf.__version__}\n"
+
+
+def test_help_imports_nothing_heavy(fresh_python):
+    # the package itself is left out: what it imports is its own business
+    code = f"""
+import sys, types
+package = types.ModuleType("svit_hf")
+package.__path__ = [{str(Path(svit_hf.__file__).parent)!r}]
+sys.modules["svit_hf"] = package
+from svit_hf.cli import main
+main(["--help"])
+print(*sys.modules, sep="\\n")
+"""
+    loaded = {name.partition(".")[0] for name in fresh_python("-c", code).split()}
+    assert "tyro" in loaded
+    assert not loaded & {"torch", "transformers", "datasets", "numpy"}

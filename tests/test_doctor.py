@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+from packaging.requirements import Requirement
+
+from svit_hf import doctor
+from svit_hf.doctor import DoctorCommand, Finding, examine_package, examine_torchvision
+
+
+@pytest.fixture
+def torchvision(monkeypatch, tmp_path):
+    """Return a function that installs a torchvision whose `extension` is the given code."""
+
+    def install(code):
+        folder = tmp_path / "torchvision"
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / "extension.py").write_text(code)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(doctor, "version", lambda name: "9.9")
+
+    yield install
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        if str(tmp_path) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def test_broken_torchvision_is_found_with_its_remedy(torchvision):
+    torchvision("raise RuntimeError('operator torchvision::nms does not exist')")
+    finding = examine_torchvision()
+    assert "operator torchvision::nms does not exist" in finding.state
+    assert "pip uninstall torchvision" in finding.remedy
+
+
+@pytest.mark.parametrize("has_operators", [True, False])
+def test_torchvision_that_imports_is_not_broken(torchvision, has_operators):
+    torchvision(f"def _has_ops(): return {has_operators}")
+    finding = examine_torchvision()
+    assert not finding.remedy
+    assert finding.state.startswith("9.9")
+    assert ("without its compiled operators" in finding.state) != has_operators
+
+
+def test_absent_torchvision_is_not_broken(monkeypatch):
+    def not_found(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", not_found)
+    finding = examine_torchvision()
+    assert not finding.remedy
+    assert "not installed" in finding.state
+
+
+@pytest.mark.parametrize(
+    ("text", "is_broken"),
+    [("packaging>=1", False), ("packaging<1", True), ("no-such-package>=2", True)],
+    ids=["within-bounds", "out-of-bounds", "missing"],
+)
+def test_package_is_compared_with_what_is_needed(text, is_broken):
+    finding = examine_package(Requirement(text))
+    assert bool(finding.remedy) == is_broken
+    assert not is_broken or text in finding.remedy
+
+
+def test_status_is_zero_if_nothing_is_broken(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "keep_freed_memory", lambda: "left alone")
+    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=2", "no-such-package; extra == 'demo'"])
+    assert DoctorCommand().run() == 0
+    printed = capsys.readouterr().out
+    assert "Nothing is broken." in printed
+    for topic in ("torch  ", "torchvision", "devices", "memory allocator", "extra quickstart"):
+        assert topic in printed
+
+
+def test_status_is_one_if_something_is_broken(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "examine", lambda: [Finding("a", "fine"), Finding("bb", "bad", "mend it")])
+    assert DoctorCommand().run() == 1
+    assert capsys.readouterr().out == "a   fine\nbb  bad\n\nbroken: bb: mend it\n"
+
+
+def test_import_error_is_a_finding(monkeypatch):
+    def fail(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    finding = doctor.examine_imports()
+    assert "RuntimeError: operator torchvision::nms" in finding.state
+    assert finding.remedy
