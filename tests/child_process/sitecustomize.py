@@ -32,6 +32,7 @@ if _VisiblePackagesFinder.hidden:
 if "torchvision" not in _VisiblePackagesFinder.hidden:
     location = Path(__file__).resolve().parents[1] / "torchvision_on_cpu.py"
     spec = importlib.util.spec_from_file_location("torchvision_on_cpu", location)
-    torchvision_on_cpu = importlib.util.module_from_spec(spec)
+    # under its name, so that the conftest of a test worker does not make a second copy, which would declare twice
+    sys.modules["torchvision_on_cpu"] = torchvision_on_cpu = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(torchvision_on_cpu)
     torchvision_on_cpu.install()

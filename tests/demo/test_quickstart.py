@@ -51,7 +51,7 @@ def short_run(tmp_path_factory):
     """Return a folder, what came out of two epochs in it, and what was shown meanwhile."""
     folder = tmp_path_factory.mktemp("quickstart") / "run"
     before = talkativeness()
-    with contextlib.redirect_stderr(io.StringIO()) as shown:
+    with contextlib.redirect_stderr(io.StringIO()) as shown, contextlib.redirect_stdout(shown):
         report = run_quickstart(folder, epochs=2, seed=1)
     assert talkativeness() == before
     return folder, report, shown.getvalue()

@@ -46,7 +46,7 @@ class QuickstartReport:
         num_changed: How many the reloaded model answers otherwise than the trained one.
         num_parameters: Parameters of the model.
         training_seconds: Duration of the training alone.
-        seconds: Duration of everything, imports not counted.
+        seconds: Duration of everything but loading the libraries.
     """
 
     output_dir: Path
@@ -78,7 +78,7 @@ class QuickstartReport:
             "accuracy": f"{self.accuracy:.2%} of {self.num_images} held-out digits, {self.num_wrong} wrong; "
             f"top-5 {self.top5_accuracy:.2%}",
             "reloaded": f"in a fresh process, through the Auto classes and a pipeline: {changed} before saving",
-            "time": f"{self.seconds:.0f} s, {self.training_seconds:.0f} s of it training",
+            "time": f"{self.seconds:.0f} s after loading the libraries, {self.training_seconds:.0f} s of it training",
             "model": f"{model} ({self.num_parameters:,} parameters)",
             "model card": model / "README.md",
             "picture": self.output_dir / PICTURE,
