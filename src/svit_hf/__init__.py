@@ -7,8 +7,23 @@ package.
 
 from importlib.metadata import version
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.utils import is_torchvision_available
+
+
+if is_torchvision_available():
+    # Transformers imports it wherever it is installed, and would fail with a message that helps nobody
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ImportError(
+            f"the installed torchvision does not belong to the installed torch ({error}). SViT and Transformers work "
+            "without it: pip uninstall torchvision. Or install the build that belongs to torch."
+        ) from error
+
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
+
+# not from transformers itself: before 5.18 it has only a placeholder there where torchvision is missing
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.model.configuration_svit import SViTConfig
@@ -41,9 +56,7 @@ AutoConfig.register(SViTConfig.model_type, SViTConfig, exist_ok=True)
 AutoModel.register(SViTConfig, SViTModel, exist_ok=True)
 AutoModelForImageClassification.register(SViTConfig, SViTForImageClassification, exist_ok=True)
 AutoBackbone.register(SViTConfig, SViTBackbone, exist_ok=True)
-# before 5.18 AutoImageProcessor is a placeholder where torchvision is missing
-if not getattr(AutoImageProcessor, "is_dummy", False):
-    AutoImageProcessor.register(SViTConfig, image_processor_classes=_image_processors, exist_ok=True)
+AutoImageProcessor.register(SViTConfig, image_processor_classes=_image_processors, exist_ok=True)
 
 
 def __getattr__(name: str) -> object:

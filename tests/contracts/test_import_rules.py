@@ -99,3 +99,18 @@ if is_torchvision_available():
     svit_hf.SViTImageProcessor()
 """
     assert fresh_python("-W", "error", "-c", code, hidden=hidden).strip() == str(not hidden)
+
+
+def test_torchvision_of_another_torch_is_named_with_its_remedy(tmp_path, fresh_python):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    code = """
+try:
+    import svit_hf
+except ImportError as error:
+    print(error)
+"""
+    # the working directory, which comes first on the path of `-c`, is tmp_path
+    printed = fresh_python("-c", code)
+    assert "torchvision does not belong to the installed torch (operator torchvision::nms does not exist)" in printed
+    assert "pip uninstall torchvision" in printed
