@@ -4,7 +4,8 @@
 # Everything that has to be green before a change lands. Every lane runs, whatever the ones before it gave.
 #
 # Usage: scripts/test.sh                 checks, tests and Transformers' own common tests; newest and oldest versions
-#        scripts/test.sh --fast          checks, and the tests not marked slow on the newest versions
+#        scripts/test.sh --fast          checks, and on the newest versions the tests that are not slow and start no
+#                                        process of their own (which loads PyTorch anew each time)
 #        scripts/test.sh [--fast] ARGS   only pytest on the newest versions, with ARGS: paths, -k, -x, ...
 #
 # Real images are found through SVIT_TEST_DATA; tests that want them skip without it.
@@ -16,16 +17,16 @@ source scripts/environment.sh
 
 newest=.venv-test
 oldest=.venv-test-floor
-not_slow=()
+fast=()
 if [ "${1:-}" = --fast ]; then
-    not_slow=(-m "not slow")
+    fast=(-m "not slow and not process")
     shift
 fi
 # two workers with one thread each are faster on small models than one worker with two threads
 export OMP_NUM_THREADS=1
 
 if [ $# -gt 0 ]; then
-    ensure_test_environment && exec "$newest/bin/python" -m pytest "${not_slow[@]}" "$@"
+    ensure_test_environment && exec "$newest/bin/python" -m pytest "${fast[@]}" "$@"
     exit 1
 fi
 
@@ -53,9 +54,9 @@ suite() {
 
 lane "environment: newest versions" ensure_test_environment
 lane "checks" bash scripts/check.sh
-lane "tests, newest versions" suite "$newest" "${not_slow[@]}"
+lane "tests, newest versions" suite "$newest" "${fast[@]}"
 result=$closing_line
-if [ ${#not_slow[@]} -eq 0 ]; then
+if [ ${#fast[@]} -eq 0 ]; then
     lane "environment: oldest versions" \
         ensure_environment "$oldest" dev,train,vision constraints.txt constraints-floor.txt
     lane "tests, oldest versions" suite "$oldest" -m "not slow"

@@ -47,6 +47,8 @@ def pytest_collection_modifyitems(items):
     if os.environ.get("SVIT_TEST_NETWORK") != "1":
         missing["network"] = "SVIT_TEST_NETWORK is not 1"
     for item in items:
+        if "fresh_python" in getattr(item, "fixturenames", ()):
+            item.add_marker("process")
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
