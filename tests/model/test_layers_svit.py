@@ -79,15 +79,6 @@ class TestSuperTokenAttention:
         expected = weights.projection(attended.mT.flatten(1, 2).unflatten(2, (3, 5)))
         torch.testing.assert_close(attention(tokens), expected)
 
-    def test_autocast_keeps_the_assignment_in_float32(self):
-        attention = SuperTokenAttention(16, num_heads=2, cell_size=4)
-        tokens = grid(1, 16, 8, 8) * 30
-        expected = attention(tokens)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = attention(tokens)
-        # at this scale a bfloat16 affinity would move whole tokens to another cell, an error near 1
-        assert ((output - expected).norm() / expected.norm()).item() < 0.02
-
     def test_every_parameter_and_the_input_get_a_gradient(self):
         attention = SuperTokenAttention(8, num_heads=2, cell_size=2)
         tokens = grid(1, 8, 5, 5).requires_grad_()
