@@ -3,6 +3,9 @@
 # Sourced by the other scripts: ensure_environment makes a virtual environment and keeps it up to date.
 # An install needs the network; an environment that is up to date needs nothing.
 
+# the environments are installed uncompiled, so that a process that may not keep bytecode compiles PyTorch anew each time
+unset PYTHONDONTWRITEBYTECODE
+
 # Print the first Python that is new enough and can make environments; PYTHON names one to try before the others.
 find_python() {
     local candidate
@@ -60,5 +63,5 @@ ensure_environment() (
 # The environment of scripts/check.sh and scripts/test.sh. It is not .venv: torchvision is in it, and beside a CPU
 # build of torch only the tests can live with that (tests/torchvision_on_cpu.py).
 ensure_test_environment() {
-    ensure_environment .venv-test dev,train,vision constraints.txt
+    ensure_environment .venv-test dev,train,vision,kernels,export constraints.txt
 }

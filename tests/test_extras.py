@@ -19,6 +19,8 @@ def test_extra_is_what_pyproject_says(extra):
     stated = {
         canonicalize_name(Requirement(text).name) for text in PYPROJECT["project"]["optional-dependencies"][extra]
     }
+    if missing := missing_packages(extra):
+        pytest.skip(f"without {', '.join(missing)} there is nothing to compare")
     distributions = packages_distributions()
     assert {canonicalize_name(distributions[name][0]) for name in EXTRAS[extra]} == stated
 

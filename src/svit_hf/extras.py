@@ -9,7 +9,9 @@ from svit_hf.errors import SViTError
 # names to import, per extra of pyproject.toml
 EXTRAS = {
     "quickstart": ("accelerate", "datasets", "evaluate", "sklearn"),
-    "train": ("accelerate", "datasets", "evaluate", "sklearn"),
+    "train": ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn"),
+    "kernels": ("triton",),
+    "export": ("onnx", "onnxruntime", "onnxscript", "torchao"),
     "vision": ("torchvision",),
 }
 
