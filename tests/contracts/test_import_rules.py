@@ -62,7 +62,8 @@ def test_config_validation_is_not_switched_off(path):
 def test_import_is_light_and_quiet(fresh_python):
     code = """
 import sys
-# transformers 5.5 loads scikit-learn for these, 5.23 does not
+# torch loads triton for this, transformers 5.5 scikit-learn for the other; 5.23 does not
+import torch._dynamo
 from transformers import AutoModelForImageClassification
 before = set(sys.modules)
 import svit_hf
