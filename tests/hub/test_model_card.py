@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import re
 from dataclasses import fields, replace
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
-from svit_hf.hub.model_card import CardText, Evaluation, build_model_card
+from svit_hf.hub.model_card import CardText, Evaluation, build_model_card, eval_result_files, with_location
 
 
 TEXT = CardText(
@@ -37,8 +39,8 @@ def test_card_says_all_it_was_told(model):
         if isinstance(value, str):
             assert value in str(card), field.name
     assert "| epochs | 17 |" in card.text
-    assert "| Some Images | test | 123 | accuracy | 0.8750 |" in card.text
-    assert "| Some Images | test | 123 | top-5 accuracy | 1.0000 |" in card.text
+    assert "| Some Images | test | these | 123 | accuracy | 0.8750 |" in card.text
+    assert "| Some Images | test | these | 123 | top-5 accuracy | 1.0000 |" in card.text
 
 
 def test_card_describes_the_model(model):
@@ -71,6 +73,39 @@ def test_metadata_survive_the_file(model, tmp_path):
 
 
 def test_card_without_evaluation_has_no_model_index(model):
-    data = build_model_card(model, replace(TEXT, evaluations=[])).data.to_dict()
-    assert "model-index" not in data
-    assert "metrics" not in data
+    card = build_model_card(model, replace(TEXT, evaluations=[]))
+    assert "It was not evaluated." in card.text
+    assert "model-index" not in card.data.to_dict()
+    assert "metrics" not in card.data.to_dict()
+
+
+def test_other_weights_are_compared_in_the_text_alone(model):
+    raw = Evaluation("Some Images", "some/images", "test", 123, {"accuracy": 0.5}, weights="raw")
+    card = build_model_card(model, replace(TEXT, comparisons=[raw]))
+    assert "| Some Images | test | raw | 123 | accuracy | 0.5000 |" in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [0.875, 1.0]
+
+
+def test_recipe_and_versions_are_those_of_the_run(model):
+    card = build_model_card(model, replace(TEXT, recipe={"seed": 11}, versions={"torch": "1.2.3"}))
+    assert json.loads(re.search(r"^```json\n(.*?)^```", card.text, re.DOTALL | re.MULTILINE)[1]) == {"seed": 11}
+    assert "| torch | 1.2.3 |" in card.text
+    assert "| transformers |" not in card.text
+
+
+@pytest.mark.parametrize("has_code", [True, False])
+def test_use_names_the_place_and_can_be_moved(model, has_code):
+    card = str(build_model_card(model, replace(TEXT, has_code=has_code)))
+    assert ('model="somewhere/svit-test", trust_remote_code=True)' in card) == has_code
+    moved = with_location(card, "else/where")
+    assert moved == card.replace('"somewhere/svit-test"', '"else/where"') != card
+
+
+def test_results_of_data_sets_on_the_hub_have_the_newer_form():
+    on_hub = replace(TEXT.evaluations[0], task_id="some_task")
+    (path, content), *others = eval_result_files([on_hub, *TEXT.evaluations]).items()
+    assert path == ".eval_results/some--images.yaml"
+    assert others == []
+    (entry,) = parse_eval_result_entries(yaml.safe_load(content))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("some/images", "some_task", 0.875)
+    assert entry.notes == "top-1 accuracy, split test, 123 images"

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards: what a model was trained on, with which command, how good it is, and what it is not for."""
 
+import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.metadata import version
 from string import Template
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from svit_hf.model.modeling_svit import SViTForImageClassification
 
@@ -27,6 +30,26 @@ PACKAGES = ("svit-hf", "torch", "transformers")
 # names on the Hub for the metrics of svit_hf.evaluation; others go by their own name
 METRIC_TYPES = {"top5_accuracy": "accuracy"}
 
+USE_WITH_CODE = """```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="$location", trust_remote_code=True)
+print(classify("picture.png"))
+```
+
+`trust_remote_code=True` runs the `*_svit.py` files beside the weights. Where svit-hf is installed, `import svit_hf`
+before these lines, and its own code is used instead."""
+USE_WITH_PACKAGE = """With svit-hf installed:
+
+```python
+import svit_hf  # makes SViT known to Transformers
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="$location")
+print(classify("picture.png"))
+```"""
+LOCATION = re.compile(r'(?<=pipeline\("image-classification", model=")[^"\n]*(?=")')
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -38,6 +61,8 @@ class Evaluation:
         split: The part of it that was used.
         num_images: How many images that is.
         metrics: Values by name, such as `{"accuracy": 0.836}`.
+        weights: What was evaluated, in the words of the card.
+        task_id: Name of the task in the data set's `eval.yaml`, where `dataset_id` is a data set of the Hub.
     """
 
     dataset_name: str
@@ -45,6 +70,8 @@ class Evaluation:
     split: str
     num_images: int
     metrics: Mapping[str, float]
+    weights: str = "these"
+    task_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,10 +86,14 @@ class CardText:
         command: The command that trained it.
         settings: Settings of the training run, by name.
         evaluations: How good it is.
+        comparisons: How good other weights of the same run are; the card's metadata leave them out.
         limits: What it is not for.
         provenance: Where weights and data come from, and under which terms they are.
         licence: Identifier on the Hub of the licence of the weights.
         tags: Tags beside those that every SViT gets.
+        recipe: The resolved recipe of the training run, if there is one.
+        versions: Packages that trained it; by default those of this process.
+        has_code: Whether the code of the model is beside the weights (`svit_hf.save_with_code`).
     """
 
     name: str
@@ -76,6 +107,10 @@ class CardText:
     provenance: str
     licence: str = "apache-2.0"
     tags: Sequence[str] = field(default=())
+    comparisons: Sequence[Evaluation] = field(default=())
+    recipe: Mapping[str, object] | None = None
+    versions: Mapping[str, str] | None = None
+    has_code: bool = True
 
 
 def build_model_card(model: SViTForImageClassification, text: CardText) -> ModelCard:
@@ -85,22 +120,25 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
         A card whose metadata hold the evaluations as `model-index`; `.save(path)` writes it.
     """
     config = model.config
-    versions = {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()}
+    versions = text.versions
+    if versions is None:
+        versions = {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()}
     body = _template().substitute(
         name=text.name,
-        location=text.location,
+        use=Template(USE_WITH_CODE if text.has_code else USE_WITH_PACKAGE).substitute(location=text.location),
         summary=text.summary,
         num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         num_labels=config.num_labels,
         architecture=_table("field of `SViTConfig`", {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}),
         data=text.data,
         command=text.command,
-        settings=_table("setting", dict(text.settings) | versions),
-        evaluation=_evaluation_table(text.evaluations),
+        settings=_table("setting", dict(text.settings) | dict(versions)),
+        recipe=_recipe(text.recipe),
+        evaluation=_evaluation_table([*text.evaluations, *text.comparisons]),
         limits=text.limits,
         provenance=text.provenance,
     )
-    results = [result for evaluation in text.evaluations for result in _eval_results(evaluation)]
+    results = [result for evaluation in text.evaluations for result in eval_results(evaluation)]
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification",
@@ -113,11 +151,13 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 
 
-def _template() -> Template:
-    return Template(resources.files("svit_hf.hub").joinpath("model_card_template.md").read_text(encoding="utf-8"))
+def with_location(card: str, location: str) -> str:
+    """Return a card whose lines of code load the model from another place."""
+    return LOCATION.sub(lambda _: location, card)
 
 
-def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
+def eval_results(evaluation: Evaluation) -> list[EvalResult]:
+    """Return the entries of `model-index`, the older form of metrics on the Hub."""
     return [
         EvalResult(
             task_type="image-classification",
@@ -132,13 +172,56 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
     ]
 
 
-def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
-    rows = [
-        f"| {evaluation.dataset_name} | {evaluation.split} | {evaluation.num_images} | {_words(name)} | {value:.4f} |"
+def eval_result_files(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Return the files of `.eval_results/`, the newer form, which the Hub shows on the pages of benchmarks.
+
+    A file has one number for each task of one data set of the Hub: the accuracy. Other data sets have no place there.
+    """
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for evaluation in evaluations:
+        if evaluation.task_id is not None and "accuracy" in evaluation.metrics:
+            entry = EvalResultEntry(
+                dataset_id=evaluation.dataset_id,
+                task_id=evaluation.task_id,
+                value=evaluation.metrics["accuracy"],
+                notes=f"top-1 accuracy, split {evaluation.split}, {evaluation.num_images} images",
+            )
+            entries.setdefault(evaluation.dataset_id, []).append(entry)
+    return {
+        f".eval_results/{dataset_id.replace('/', '--')}.yaml": yaml_dump(eval_result_entries_to_yaml(results))
+        for dataset_id, results in entries.items()
+    }
+
+
+def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    """Return the rows of the card's table: what was measured, and the number; joined they are the row."""
+    return [
+        (
+            f"| {evaluation.dataset_name} | {evaluation.split} | {evaluation.weights} | {evaluation.num_images} "
+            f"| {_words(name)} | ",
+            f"{value:.4f} |",
+        )
         for evaluation in evaluations
         for name, value in evaluation.metrics.items()
     ]
-    return "\n".join(["| data | split | images | metric | value |", "|---|---|---|---|---|", *rows])
+
+
+def _template() -> Template:
+    return Template(resources.files("svit_hf.hub").joinpath("model_card_template.md").read_text(encoding="utf-8"))
+
+
+def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
+    if not evaluations:
+        return "It was not evaluated."
+    rows = ["".join(row) for row in evaluation_rows(evaluations)]
+    return "\n".join(["| data | split | weights | images | metric | value |", "|---|---|---|---|---|---|", *rows])
+
+
+def _recipe(recipe: Mapping[str, object] | None) -> str:
+    if recipe is None:
+        return ""
+    content = json.dumps(recipe, indent=2)
+    return f"\n\nThe recipe, with every setting:\n\n```json\n{content}\n```"
 
 
 def _table(heading: str, values: Mapping[str, object]) -> str:

@@ -28,6 +28,10 @@ IMAGE_PROCESSOR_AUTO_MAP = {
         "pil": "image_processing_pil_svit.SViTImageProcessorPil",
     }
 }
+AUTO_MAPS: dict[str, Mapping[str, object]] = {
+    "config.json": MODEL_AUTO_MAP,
+    "preprocessor_config.json": IMAGE_PROCESSOR_AUTO_MAP,
+}
 
 
 def save_with_code(
@@ -58,10 +62,21 @@ def save_with_code(
     directory = Path(directory)
     model.save_pretrained(directory)
     (image_processor or _default_image_processor(model.config)).save_pretrained(directory)
-    _add_to_json(directory / "config.json", MODEL_AUTO_MAP)
-    _add_to_json(directory / "preprocessor_config.json", IMAGE_PROCESSOR_AUTO_MAP)
-    for source in Path(svit_hf.model.__path__[0]).glob("*_svit.py"):
+    for name, auto_map in AUTO_MAPS.items():
+        path = directory / name
+        path.write_text(with_auto_map(path.read_text(encoding="utf-8"), auto_map), encoding="utf-8")
+    for source in code_files():
         shutil.copyfile(source, directory / source.name)
+
+
+def code_files() -> list[Path]:
+    """Return the files that a folder has to hold to load without this package."""
+    return sorted(Path(svit_hf.model.__path__[0]).glob("*_svit.py"))
+
+
+def with_auto_map(content: str, auto_map: Mapping[str, object]) -> str:
+    """Return the JSON text of a config that names the classes in these files."""
+    return json.dumps(json.loads(content) | {"auto_map": auto_map}, indent=2, sort_keys=True) + "\n"
 
 
 def _default_image_processor(config: SViTConfig) -> SViTImageProcessorPil:
@@ -69,8 +84,3 @@ def _default_image_processor(config: SViTConfig) -> SViTImageProcessorPil:
     if isinstance(size, int):
         return SViTImageProcessorPil(size={"shortest_edge": size})
     return SViTImageProcessorPil(size={"height": size[0], "width": size[1]})
-
-
-def _add_to_json(path: Path, auto_map: Mapping[str, object]) -> None:
-    content = json.loads(path.read_text(encoding="utf-8")) | {"auto_map": auto_map}
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`svit-hf push`: a model goes to the Hub, after a look at what would go."""
+
+import json
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from svit_hf.errors import PushError, SViTError
+from svit_hf.hub.model_card import CardText, Evaluation
+from svit_hf.hub.push import push_folder
+
+
+GIVEN_BY_THE_PUSH = ("name", "location")
+
+
+@dataclass
+class PushCommand:
+    """Publish a model on the Hub in one commit, and read it back.
+
+    Without --no-dry-run everything is prepared, checked and shown, and nothing is sent. Weights have to be
+    safetensors; only what belongs to a model is published, and files here are never changed. The token is that of
+    `hf auth login`, or of the environment variable HF_TOKEN.
+
+    Args:
+        folder: The folder of a finished training run, or a model: config.json, model.safetensors,
+            preprocessor_config.json.
+        repo_id: Where it goes, as USER/NAME; made if it is not there.
+        dry_run: Show what would be pushed, and send nothing.
+        revision: The branch; made from the head of main if it is not there.
+        private: Whether a new repository is private. One that exists stays as it is.
+        message: Message of the commit.
+        licence: Identifier on the Hub of the licence of the weights, for a card that is made of the report of a run.
+        card: A JSON file with what the card says, for a model without one: fields of svit_hf.hub.model_card.CardText.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    repo_id: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REPO_ID")]
+    dry_run: bool = True
+    revision: str = "main"
+    private: bool = True
+    message: str | None = None
+    licence: str | None = None
+    card: Path | None = None
+
+    def run(self) -> int:
+        """Push, or show what would be pushed, and return the exit status.
+
+        Raises:
+            SViTError: If something in the folder is not fit to be published.
+            PushError: If the push failed.
+        """
+        card = None if self.card is None else read_card_text(self.card, self.repo_id)
+        try:
+            report = push_folder(
+                self.folder,
+                self.repo_id,
+                revision=self.revision,
+                private=self.private,
+                message=self.message,
+                card=card,
+                licence=self.licence,
+                dry_run=self.dry_run,
+            )
+        except PushError as error:
+            raise PushError(
+                f"{error}\nNothing in {str(self.folder)!r} was changed. The same command may be given again: it "
+                "commits what is not on the Hub yet, and reads all of it back."
+            ) from error
+        lines = [report.text()]
+        if self.dry_run:
+            lines = ["The card:", "", report.publication.card, "", *lines, "Add --no-dry-run to push it."]
+        print("\n".join(lines))  # noqa: T201 - a program's result
+        return 0
+
+
+def read_card_text(path: Path, repo_id: str) -> CardText:
+    """Read what a card says from a JSON file.
+
+    Args:
+        path: An object whose keys are the fields of `CardText`; `name` and `location` are those of the repository.
+        repo_id: The repository.
+
+    Raises:
+        SViTError: If it is none, a field is missing, or one is unknown.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SViTError(f"`card` is {str(path)!r}, which cannot be read as JSON: {error}") from error
+    content = _checked_fields(CardText, {"name": repo_id.rpartition("/")[2], "location": repo_id}, content, path)
+    evaluations = {
+        name: [Evaluation(**_checked_fields(Evaluation, {}, entry, path)) for entry in content.get(name, [])]
+        for name in ("evaluations", "comparisons")
+    }
+    return CardText(**(content | evaluations))
+
+
+def _checked_fields(kind: type, given: dict[str, str], content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise SViTError(f"`card` is {str(path)!r}, where a {type(content).__name__} stands for a {kind.__name__}.")
+    known = {field.name: field for field in fields(kind)}
+    required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
+    if unknown := content.keys() - (known.keys() - given.keys()):
+        allowed = ", ".join(name for name in known if name not in given)
+        raise SViTError(f"`card` is {str(path)!r}, with unknown {', '.join(sorted(unknown))}; fields are {allowed}.")
+    if missing := required - content.keys() - given.keys():
+        raise SViTError(f"`card` is {str(path)!r}, without {', '.join(sorted(missing))}.")
+    return given | content

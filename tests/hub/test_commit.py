@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commits over HTTP, to a stand-in of the Hub that fails in every way it can."""
+
+import pytest
+from hub.hub_repositories import StoredFile, sha256
+from hub.hub_stand_in import Fault
+from huggingface_hub import HfApi
+
+from svit_hf.errors import PushError
+from svit_hf.hub.commit import commit_files
+from svit_hf.hub.publication import PublishedFile
+
+
+REPO = "someone/some-model"
+REQUESTS = {
+    "make repository": "POST /api/repos/create",
+    "read head": "GET .*/revision/",
+    "list files": "GET .*/tree/",
+    "check card": "POST /api/validate-yaml",
+    "choose upload": "POST .*/preupload/",
+    "offer upload": r"POST .*\.git/info/lfs/objects/batch",
+    "upload": "PUT /_lfs/",
+    "commit": "POST .*/commit/",
+}
+NO_ANSWER = None
+FOREVER = 1000
+
+of_every_request = pytest.mark.parametrize("request_pattern", REQUESTS.values(), ids=REQUESTS)
+
+
+def files_with(weights=b"weights", **others):
+    contents = {"model.safetensors": weights, "README.md": b"---\nlicense: mit\n---\n", "config.json": b"{}"} | others
+    return [PublishedFile(path, content) for path, content in contents.items()]
+
+
+@pytest.fixture
+def push(api):
+    def run(files=None, revision="main"):
+        return commit_files(api, REPO, revision, files or files_with(), private=True, message="A model")
+
+    return run
+
+
+def committed(hub, revision="main"):
+    """Return what a revision holds, without what the Hub itself put there."""
+    contents = hub.repositories[REPO].contents(revision)
+    del contents[".gitattributes"]
+    return contents
+
+
+@of_every_request
+@pytest.mark.parametrize("status", [500, 503, 429, 408, NO_ANSWER])
+def test_trouble_passes(hub, push, waits, request_pattern, status):
+    hub.faults = [Fault(request_pattern, status)]
+    commit = push()
+    assert hub.faults[0].times == 0
+    assert hub.repositories[REPO].titles() == ["A model", "initial commit"]
+    assert commit.oid == hub.repositories[REPO].head()
+    assert waits == [1]
+
+
+@of_every_request
+def test_refusal_is_final_and_leaves_nothing_behind(hub, push, waits, request_pattern):
+    hub.faults = [Fault(request_pattern, 403, times=FOREVER)]
+    with pytest.raises(
+        PushError, match=r"nothing was committed to someone/some-model: .*403: injected fault.*right to write"
+    ):
+        push()
+    assert waits == []
+    assert all(repository.titles() == ["initial commit"] for repository in hub.repositories.values())
+
+
+@of_every_request
+def test_lasting_trouble_is_given_up(hub, push, waits, request_pattern):
+    hub.faults = [Fault(request_pattern, 503, times=FOREVER)]
+    with pytest.raises(PushError, match=r"nothing was committed to someone/some-model: .* was answered with 503"):
+        push()
+    # the last of our own waits; huggingface_hub waits 8 seconds at most
+    assert max(waits) == 16
+    assert all(repository.titles() == ["initial commit"] for repository in hub.repositories.values())
+
+
+@pytest.mark.parametrize("status", [500, 504, 408, NO_ANSWER])
+def test_commit_whose_answer_is_lost_is_found_and_not_made_again(hub, push, waits, status):
+    hub.faults = [Fault(REQUESTS["commit"], status, is_done=True)]
+    commit = push()
+    assert hub.num_requests(REQUESTS["commit"]) == 1
+    assert hub.repositories[REPO].titles() == ["A model", "initial commit"]
+    assert commit.oid == hub.repositories[REPO].head()
+    assert commit.is_new
+    assert waits == []
+
+
+def test_commit_that_arrives_late_is_not_made_again(hub, api, push, waits, monkeypatch):
+    # the answer is lost, and when the head is read, the commit is not there yet
+    hub.faults = [Fault(REQUESTS["commit"], 504, is_done=True)]
+    read_head, answers = api.model_info, []
+
+    def read_head_late(*arguments, **keywords):
+        answers.append(read_head(*arguments, **keywords))
+        return answers[0] if len(answers) == 2 else answers[-1]
+
+    monkeypatch.setattr(api, "model_info", read_head_late)
+    commit = push()
+    assert hub.num_requests(REQUESTS["commit"]) == 2
+    assert hub.repositories[REPO].titles() == ["A model", "initial commit"]
+    assert commit.oid == hub.repositories[REPO].head()
+
+
+def test_commit_of_somebody_else_is_not_overwritten(hub, api, push, waits, monkeypatch):
+    create_commit = api.create_commit
+
+    def create_commit_second(*arguments, **keywords):
+        hub.repositories[REPO].commit("main", {"other.txt": StoredFile(b"")}, "Somebody else")
+        return create_commit(*arguments, **keywords)
+
+    monkeypatch.setattr(api, "create_commit", create_commit_second)
+    with pytest.raises(
+        PushError, match=r"nothing was committed to .*: somebody else committed \w+ to the branch main"
+    ):
+        push()
+    assert hub.repositories[REPO].titles() == ["Somebody else", "initial commit"]
+
+
+def test_unknown_outcome_is_called_unknown(hub, push, waits):
+    hub.faults = [
+        Fault(REQUESTS["commit"], NO_ANSWER, is_done=True),
+        Fault(REQUESTS["read head"], 500, times=FOREVER, skip=1),
+    ]
+    with pytest.raises(PushError, match="it is not known whether someone/some-model has the commit"):
+        push()
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_file_that_reads_back_differently_fails(hub, push, path):
+    hub.tampered = {path}
+    with pytest.raises(PushError, match=rf"commit \w+ of .* holds something else than was sent: {path} differs"):
+        push()
+
+
+def test_missing_file_fails(hub, api, push, monkeypatch):
+    create_commit = api.create_commit
+
+    def lose_file(repo_id, operations, **keywords):
+        operations = [operation for operation in operations if operation.path_in_repo != "config.json"]
+        return create_commit(repo_id, operations, **keywords)
+
+    monkeypatch.setattr(api, "create_commit", lose_file)
+    with pytest.raises(PushError, match=r"holds something else than was sent: config\.json is missing"):
+        push()
+
+
+def test_commit_that_cannot_be_read_back_is_named(hub, push, waits):
+    hub.faults = [Fault(REQUESTS["list files"], 500, times=FOREVER, skip=1)]
+    with pytest.raises(
+        PushError, match=r"commit \w+ of someone/some-model was made, but not verified: .*500"
+    ) as failure:
+        push()
+    assert hub.repositories[REPO].head() in str(failure.value)
+
+
+def test_server_says_how_long_to_wait(hub, push, waits):
+    hub.faults = [Fault(REQUESTS["commit"], 429, headers={"Retry-After": "7"})]
+    push()
+    assert waits == [7]
+
+
+def test_server_that_wants_too_much_patience_is_not_waited_for(hub, push, waits):
+    hub.faults = [Fault(REQUESTS["commit"], 429, headers={"Retry-After": "3600"})]
+    with pytest.raises(PushError, match="nothing was committed"):
+        push()
+    assert waits == []
+
+
+def test_without_a_token_the_remedy_is_named(hub):
+    with pytest.raises(PushError, match="hf auth login"):
+        commit_files(
+            HfApi(endpoint=hub.endpoint, token=False), REPO, "main", files_with(), private=True, message="A model"
+        )
+    assert hub.repositories == {}
+
+
+def test_nothing_listens_there(waits, hub):
+    api = HfApi(endpoint="http://127.0.0.1:9", token="a token")
+    with pytest.raises(PushError, match="nothing was committed to someone/some-model: ConnectError"):
+        commit_files(api, REPO, "main", files_with(), private=True, message="A model")
+    assert waits == [1, 2, 4, 8, 16]
+
+
+def test_same_files_make_no_second_commit(hub, push):
+    first = push()
+    second = push()
+    assert (second.oid, second.is_new) == (first.oid, False)
+    assert hub.repositories[REPO].titles() == ["A model", "initial commit"]
+
+
+def test_branch_is_made_from_main(hub, push):
+    push()
+    commit = push(files_with(weights=b"better"), revision="epoch-7")
+    assert committed(hub)["model.safetensors"] == b"weights"
+    assert committed(hub, "epoch-7")["model.safetensors"] == b"better"
+    assert hub.repositories[REPO].titles("epoch-7") == ["A model", "A model", "initial commit"]
+    assert commit.oid == hub.repositories[REPO].head("epoch-7")
+
+
+def test_visibility_of_a_repository_that_exists_stays(hub, api, push):
+    api.create_repo(REPO, private=False)
+    assert not push().is_private
+    assert not hub.repositories[REPO].is_private
+
+
+def test_results_of_other_weights_are_taken_away(hub, push):
+    results = {".eval_results/old.yaml": b"old", ".eval_results/both.yaml": b"both"}
+    push(files_with(**results, LICENSE=b"terms"))
+    unchanged = push(files_with(**{"README.md": b"---\nlicense: mit\n---\nmore\n"}))
+    assert unchanged.deleted == ()
+    assert ".eval_results/old.yaml" in committed(hub)
+
+    changed = push(files_with(weights=b"new", **{".eval_results/both.yaml": b"newer"}))
+    assert changed.deleted == (".eval_results/old.yaml",)
+    assert committed(hub).keys() == {
+        "model.safetensors",
+        "README.md",
+        "config.json",
+        "LICENSE",
+        ".eval_results/both.yaml",
+    }
+    assert committed(hub)[".eval_results/both.yaml"] == b"newer"
+
+
+def test_weights_are_stored_under_their_hash(hub, push):
+    push(files_with(weights=b"heavy"))
+    assert hub.large_files == {sha256(b"heavy"): b"heavy"}
