@@ -39,6 +39,11 @@ def make_model_folder(name):
     svit_hf.SViTImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(name)
 
 
+def make_published_folder(name):
+    svit_hf.save_with_code(svit_hf.SViTForImageClassification(tiny_config()), name)
+    Path(name, "README.md").write_text("---\nlicense: unknown\n---\n")
+
+
 def make_official_checkpoint(name):
     model = svit_hf.SViTForImageClassification(svit_hf.SViTConfig.small(num_labels=2))
     torch.save({"model": {to_official(key): tensor for key, tensor in model.state_dict().items()}}, name)
@@ -61,6 +66,7 @@ GIVEN = [
     ('from_pretrained("svit-small-224"', make_model_folder, "svit-small-224"),
     ('checkpoint("svit_small.pth"', make_official_checkpoint, "svit_small.pth"),
     ('classify("picture.jpg")', make_picture, "picture.jpg"),
+    ('push_folder("svit-pets"', make_published_folder, "svit-pets"),
     ('data_dir="pictures"', make_picture_folder, "pictures"),
 ]
 
