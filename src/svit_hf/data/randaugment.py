@@ -5,8 +5,8 @@
 with certainty.
 
 Source: RandAugment (Cubuk et al., 2019) in the form of `rand_augment_transform` in `timm/data/auto_augment.py`,
-huggingface/pytorch-image-models@066e490, with `inc1`. Differs from it in: which generator draws the numbers, and that posterizing leaves one bit where it is
-strongest, where that code leaves none and Pillow refuses.
+huggingface/pytorch-image-models@066e490, with `inc1`. Differs from it in: which generator draws the numbers, and that
+posterizing leaves one bit where it is strongest, where that code leaves none and Pillow refuses.
 """
 
 import math

@@ -8,6 +8,7 @@ from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import datasets
+from datasets.packaged_modules.parquet.parquet import Parquet
 
 from svit_hf.data.columns import (
     LabelIds,
@@ -106,7 +107,7 @@ class IndexedSource(ImageSource):
 
     def _row(self, example: dict[str, Any], sample_id: int) -> Row:
         image, label = (field_of(example, column) for column in self.columns)
-        return Row(sample_id, _stored(image), self.label_ids(label, self.shard_names[0], sample_id))
+        return Row(sample_id, stored_image(image), self.label_ids(label, self.shard_names[0], sample_id))
 
 
 class StreamingSource(ImageSource):
@@ -145,7 +146,7 @@ class StreamingSource(ImageSource):
 
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Open a shard and yield some of its rows."""
-        _be_patient()
+        be_patient()
         file, group, num_groups = self.places[shard]
         stream = self.dataset.shard(self.num_files, file)
         if num_groups > 1:
@@ -157,7 +158,7 @@ class StreamingSource(ImageSource):
         for found, batch in enumerate(islice(batches, stop - first), 1):
             image, label = (field_of({key: value[0] for key, value in batch.items()}, name) for name in self.columns)
             label = self.label_ids(label, self.shard_names[shard], first + found - 1)
-            yield Row(sample_id + found - 1, _stored(image), label)
+            yield Row(sample_id + found - 1, stored_image(image), label)
         if found != stop - first:
             raise SViTError(
                 f"{self.shard_names[shard]} ends after {first + found} rows, but {self.shard_sizes[shard]} were "
@@ -178,7 +179,7 @@ def open_source(options: DataOptions, split: str) -> ImageSource:
     location = find_location(options)
     name = _split_name(options, location, split)
     if _is_streamed(options, location):
-        return _open_stream(options, location, name)
+        return _open_counted_stream(options, location, name)
     return _open_indexed(options, location, name)
 
 
@@ -215,23 +216,41 @@ def _open_indexed(options: DataOptions, location: Location, split: str) -> Index
     except datasets.exceptions.DatasetGenerationError as error:
         raise SViTError(f"{options.path!r} cannot be read: {error.__cause__ or error}") from error
     dataset = location.builder.as_dataset(split)
-    image_column, label_column = _columns(options, dataset.features)
+    image_column, label_column = find_columns(options, dataset.features)
     names = names_in_features(dataset.features, label_column)
     if names is None:
-        # the training split says what there is, so that a class has the same number in all splits
-        reference = options.train_split if options.train_split in location.splits else split
-        labels = location.builder.as_dataset(reference).select_columns(label_column.split(".")[0])
+        labels = location.builder.as_dataset(reference_split(options, location, split))
+        labels = labels.select_columns(_top_columns(label_column))
         names = names_of_labels((field_of(row, label_column) for row in labels), options.path)
     dataset = _bare(dataset, image_column, label_column)
     return IndexedSource(dataset, (image_column, label_column), names, f"{options.path}, split {split}")
 
 
-def _open_stream(options: DataOptions, location: Location, split: str) -> StreamingSource:
-    _be_patient()
-    stream = location.builder.as_streaming_dataset(split)
+def open_stream(options: DataOptions, location: Location, split: str) -> tuple[Any, tuple[str, str]]:
+    """Return the files of a split as a stream of the two columns that count, and what these are called.
+
+    Nothing is counted, and labels are as they are stored.
+    """
+    be_patient()
+    builder = location.builder
+    stream = builder.as_streaming_dataset(split)
     if stream.features is None:
         stream = stream._resolve_features()
-    image_column, label_column = _columns(options, stream.features)
+    columns = find_columns(options, stream.features)
+    if isinstance(builder, Parquet):
+        # read nothing else
+        builder.config.columns = _top_columns(*columns)
+        stream = builder.as_streaming_dataset(split)
+    return _bare(stream, *columns), columns
+
+
+def reference_split(options: DataOptions, location: Location, split: str) -> str:
+    """Return the split whose labels say which classes there are, so that these have the same numbers in all splits."""
+    return options.train_split if options.train_split in location.splits else split
+
+
+def _open_counted_stream(options: DataOptions, location: Location, split: str) -> StreamingSource:
+    stream, (image_column, label_column) = open_stream(options, location, split)
     index = SourceIndex.read(options.index) if options.index else None
     names = names_in_features(stream.features, label_column) or (index.label_names if index else None)
     if names is None:
@@ -241,9 +260,12 @@ def _open_stream(options: DataOptions, location: Location, split: str) -> Stream
             "FILE as `index`. Or set `streaming` to False."
         )
     files = location.files(split)
-    counts = _count(options, index, files, split)
-    stream = _bare(stream, image_column, label_column)
-    counted = dict(zip(names_of(files), counts, strict=True))
+    if stream.num_shards != len(files):
+        raise SViTError(
+            f"{options.path!r} has {len(files)} files, but {stream.num_shards} shards: a shard cannot be opened by "
+            "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
+        )
+    counted = dict(zip(names_of(files), _count(options, index, files, split), strict=True))
     return StreamingSource(stream, (image_column, label_column), names, counted, f"{options.path}, split {split}")
 
 
@@ -263,25 +285,35 @@ def _count(options: DataOptions, index: SourceIndex | None, files: list[str], sp
     )
 
 
-def _columns(options: DataOptions, features: datasets.Features) -> tuple[str, str]:
+def find_columns(options: DataOptions, features: datasets.Features) -> tuple[str, str]:
+    """Return the columns of the images and labels."""
     return find_image_column(features, options.image_column), find_label_column(features, options.label_column)
 
 
 def _bare(dataset: Any, image_column: str, label_column: str) -> Any:
     """Leave the other columns out, and images as they are stored."""
-    dataset = dataset.select_columns(list(dict.fromkeys([image_column, label_column.split(".")[0]])))
+    dataset = dataset.select_columns(_top_columns(image_column, label_column))
     if isinstance(dataset.features[image_column], datasets.Image):
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return dataset
 
 
-def _stored(image: Any) -> bytes | str | None:
+def _top_columns(*columns: str) -> list[str]:
+    """Return the columns without fields inside them."""
+    return list(dict.fromkeys(column.split(".")[0] for column in columns))
+
+
+def stored_image(image: Any) -> bytes | str | None:
+    """Return the bytes of a stored image, or the path of the file that has them."""
     if isinstance(image, dict):
         return image.get("bytes") or image.get("path")
     return image
 
 
-def _be_patient() -> None:
-    # datasets has no other place for these settings; workers that are spawned set them anew
+def be_patient() -> None:
+    """Let `datasets` go on after a bad hour of a server.
+
+    It has no other place for these settings; workers that are spawned set them anew.
+    """
     datasets.config.STREAMING_READ_MAX_RETRIES = READ_RETRIES
     datasets.config.STREAMING_READ_RETRY_INTERVAL = READ_RETRY_SECONDS
