@@ -5,7 +5,7 @@ Sharding happens here and nowhere else: a loader belongs to one rank, and is nev
 which would divide it once more.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from svit_hf.data.decoding import BadImage, DecodingError, decode_image
-from svit_hf.data.sharding import MapPlan, SampleKey, StreamPlan, segments, share
+from svit_hf.data.sharding import MapPlan, SampleKey, Segment, StreamPlan, segments, share
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
 
@@ -304,7 +304,7 @@ class _StreamedBatches(IterableDataset[Batch]):
         """Yield rows and views of a range, from slot `first` on."""
         skipped, offset = divmod(first, self.plan.shuffle_block * self.plan.num_views)
         positions = self.plan.rows_of_range(self.rank, index)[skipped * self.plan.shuffle_block :]
-        rows = _rows(self.maker.source, self.plan.segments(self.epoch, positions))
+        rows = read_rows(self.maker.source, self.plan.segments(self.epoch, positions))
         for block in self.plan.blocks(self.epoch, self.rank, index, skipped):
             held = list(islice(rows, block.num_rows))
             for row, view in block.slots[offset:]:
@@ -323,12 +323,13 @@ class _EvaluationBatches(IterableDataset[Batch]):
         part = share(len(self.part), worker.id, worker.num_workers) if worker else range(len(self.part))
         source = self.maker.source
         order = list(range(len(source.shard_sizes)))
-        rows = _rows(source, segments(source.shard_sizes, order, self.part.start + part.start, len(part)))
+        rows = read_rows(source, segments(source.shard_sizes, order, self.part.start + part.start, len(part)))
         while batch := list(islice(rows, self.batch_size)):
             yield self.maker.evaluation_batch(batch)
 
 
-def _rows(source: ImageSource, places: Any) -> Iterator[Row]:
+def read_rows(source: ImageSource, places: Iterable[Segment]) -> Iterator[Row]:
+    """Yield the rows of a source that lie in the given places."""
     for shard, first, stop in places:
         yield from source.rows(shard, first, stop)
 
