@@ -5,7 +5,9 @@ import functools
 import http.server
 import io
 import os
+import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -74,7 +76,7 @@ def test_words_of_file_names_tell_the_split(tmp_path):
     assert open_source(DataOptions(str(tmp_path), eval_split="test"), "eval").num_samples == len("test-0")
     with pytest.raises(SViTError, match="`eval_split` names another") as caught:
         open_source(DataOptions(str(tmp_path), eval_split="holdout"), "eval")
-    assert "test, train, validation" in str(caught.value) or "validation" in str(caught.value)
+    assert {"train", "test", "validation"} <= set(re.findall(r"\w+", str(caught.value)))
 
 
 def test_file_without_a_split_beside_others_is_refused(tmp_path):
@@ -161,7 +163,7 @@ def test_label_that_training_does_not_know_is_named(tmp_path):
     write_parquet(tmp_path / "train.parquet", range(2), name=["a", "b"])
     write_parquet(tmp_path / "test.parquet", range(2), name=["b", "c"])
     source = open_source(DataOptions(str(tmp_path), label_column="name"), "eval")
-    with pytest.raises(DataError, match="row 1 of .* is 'c', which is none of the 2 classes"):
+    with pytest.raises(DataError, match=r"row 1 of .* is 'c', which is none of the 2 classes"):
         numbers_of(source)
 
 
@@ -211,7 +213,7 @@ class RangeRequests(http.server.SimpleHTTPRequestHandler):
     """Serve parts of files, as servers of large ones do."""
 
     def do_GET(self):
-        data = open(self.translate_path(self.path), "rb").read()  # noqa: PTH123, SIM115 - one small file
+        data = Path(self.translate_path(self.path)).read_bytes()
         first, last = 0, len(data) - 1
         if "Range" in self.headers:
             first, last = (int(n) for n in self.headers["Range"].removeprefix("bytes=").split("-"))
@@ -258,7 +260,8 @@ def test_other_columns_are_not_read(tmp_path):
     write_parquet(tmp_path / "train.parquet", range(4), heavy=[os.urandom(2000).hex() for _ in range(4)])
     source = open_source(DataOptions(str(tmp_path), streaming=True), "train")
     assert set(source.dataset.features) == {"image", "label"}
-    assert source.dataset._ex_iterable is not None
+    (batch,) = source.dataset.iter(batch_size=4)
+    assert set(batch) == {"image", "label"}
     assert numbers_of(source) == expected(range(4), ["even", "odd"])
 
 
