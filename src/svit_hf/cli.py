@@ -40,6 +40,7 @@ COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
+    "data": Command("svit_hf.data.command", "DataCommand", "Look at images before training, or write shards."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }
 

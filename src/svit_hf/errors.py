@@ -23,3 +23,9 @@ class PushError(SViTError):
     """Report that a push to the Hub failed: what is on the Hub now, and how to try again."""
 
     exit_code = 5
+
+
+class DataError(SViTError):
+    """Report images or labels that cannot be used, found while they were read."""
+
+    exit_code = 3

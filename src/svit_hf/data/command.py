@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`svit-hf data inspect|shard`: look at images before training, and write them so that they stream well."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from svit_hf.data.options import DataFormat, DataOptions
+from svit_hf.errors import SViTError
+
+
+@dataclass
+class SourceArguments:
+    """Say where images are.
+
+    Args:
+        source: A data set id of the Hub, parquet files as a file, a glob or a folder, tars likewise, or a folder of
+            images with one folder per class.
+        format: What the source is; auto looks.
+        config_name: Configuration of a Hub data set that has several.
+        image_column: Column of the images; found by default.
+        label_column: Column of the labels; found by default. `json.label` is a field inside a column.
+    """
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    format: DataFormat = "auto"
+    config_name: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    def _options(self, streaming: bool | None = None, index: str | None = None) -> DataOptions:
+        return DataOptions(
+            path=self.source,
+            format=self.format,
+            config_name=self.config_name,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            streaming=streaming,
+            index=index,
+        )
+
+
+@dataclass
+class InspectCommand(SourceArguments):
+    """Read every image once, and say what there is and which images are broken.
+
+    Args:
+        write_index: A JSON file to write, with the rows of each shard and the names of the classes; streams that do
+            not know these themselves take it as `index`.
+        num_workers: Processes that read and decode; 0 for this one alone.
+    """
+
+    write_index: Path | None = None
+    num_workers: int = 0
+
+    def run(self) -> int:
+        """Inspect, print, and return the exit status."""
+        from svit_hf.data.inspection import inspect_source
+
+        if self.num_workers < 0:
+            raise SViTError(f"`num_workers` is {self.num_workers}; it has to be at least 0.")
+        if self.write_index is not None and not self.write_index.absolute().parent.is_dir():
+            raise SViTError(f"`write_index` is {str(self.write_index)!r}, in a folder that does not exist.")
+        inspection = inspect_source(self._options(), self.num_workers)
+        print(inspection.text())  # noqa: T201 - a program's result
+        if self.write_index is not None:
+            inspection.index().write(self.write_index)
+        return 0
+
+
+@dataclass
+class ShardCommand(SourceArguments):
+    """Write all splits as parquet shards that stream well: mixed, of equal size, with small row groups.
+
+    Args:
+        output_dir: A folder that does not exist yet.
+        rows_per_shard: Images in a file; by default `mb` decides.
+        mb: Size of a file, in MB of encoded images.
+        row_group_size: Images in a row group. A stream opens these one by one, so there should be several for each
+            worker of each rank.
+        seed: Fixes the order in which images are written.
+        streaming: Read the source as a stream; see `svit-hf train`.
+        index: What `svit-hf data inspect --write-index` wrote, for a stream that needs it.
+    """
+
+    output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT_DIR")] = Path("shards")
+    rows_per_shard: int | None = None
+    mb: float = 256
+    row_group_size: int = 256
+    seed: int = 0
+    streaming: bool | None = None
+    index: str | None = None
+
+    def run(self) -> int:
+        """Write, say what was written, and return the exit status."""
+        from svit_hf.data.shards import ShardOptions, write_shards
+
+        options = ShardOptions(self.rows_per_shard, self.mb, self.row_group_size, self.seed)
+        written = write_shards(self._options(self.streaming, self.index), self.output_dir, options)
+        for split, files in written.items():
+            megabytes = sum(file.stat().st_size for file in files) / 1e6
+            print(f"{split}: {len(files)} files, {megabytes:.1f} MB in {self.output_dir}")  # noqa: T201 - a result
+        return 0
+
+
+@tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+@dataclass
+class DataCommand:
+    """Look at images before training, and write them as shards that stream well.
+
+    Args:
+        action: What to do.
+    """
+
+    action: (
+        Annotated[InspectCommand, tyro.conf.subcommand("inspect")]
+        | Annotated[ShardCommand, tyro.conf.subcommand("shard")]
+    )
+
+    def run(self) -> int:
+        """Do it, and return the exit status.
+
+        Raises:
+            SViTError: If a package is missing, or the source cannot be read.
+        """
+        if find_spec("datasets") is None:
+            raise SViTError('`svit-hf data` needs datasets; install it with: pip install "svit-hf[train]"')
+        return self.action.run()

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a source anew as parquet shards that stream well: mixed, of equal size, with small row groups."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from svit_hf.data.loading import read_rows
+from svit_hf.data.locations import find_location
+from svit_hf.data.options import DataOptions
+from svit_hf.data.sharding import MapPlan, StreamPlan
+from svit_hf.data.sources import ImageSource, IndexedSource, Row, open_source
+from svit_hf.errors import DataError, SViTError
+
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """Say what shards look like.
+
+    Args:
+        rows_per_shard: Images in a file; None leaves it to `megabytes`.
+        megabytes: Size, in MB of encoded images, from which on a file is closed.
+        row_group_size: Images in a row group, which is what a stream opens: a shard of its own.
+        seed: Fixes the order in which images are written.
+        shuffle_block: Images of a streamed source that are permuted together, and held in memory.
+    """
+
+    rows_per_shard: int | None = None
+    megabytes: float = 256
+    row_group_size: int = 256
+    seed: int = 0
+    shuffle_block: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("rows_per_shard", "row_group_size", "shuffle_block"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SViTError(f"`{name}` is {value}; it has to be at least 1.")
+        if not self.megabytes > 0:
+            raise SViTError(f"`megabytes` is {self.megabytes}; it has to be above 0.")
+
+
+def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -> dict[str, list[Path]]:
+    """Write all splits of a source as shards.
+
+    Encoded images are copied byte for byte. Nothing is left in `output_dir` unless all of it was written, and what was
+    written was counted again.
+
+    Args:
+        source: What to read.
+        output_dir: A folder that does not exist yet.
+        options: What the shards look like.
+
+    Returns:
+        The files of each split.
+
+    Raises:
+        SViTError: If the folder exists, or the source cannot be read.
+        DataError: If what was written is not what was read.
+    """
+    if output_dir.exists():
+        raise SViTError(f"`output_dir` is {str(output_dir)!r}, which exists; name a new folder.")
+    partial = output_dir.with_name(f".{output_dir.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    written = {}
+    try:
+        for split in find_location(source).splits:
+            images = open_source(replace(source, eval_split=split), "eval")
+            written[split] = [path.name for path in _write_split(images, partial, split, options)]
+        partial.rename(output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {split: [output_dir / name for name in names] for split, names in written.items()}
+
+
+def _write_split(source: ImageSource, folder: Path, split: str, options: ShardOptions) -> list[Path]:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(source.label_names))}
+    )
+    labels: Counter[int] = Counter()
+    rows = shuffled_rows(source, options.seed, options.shuffle_block)
+    files: list[Path] = []
+    while first := list(islice(rows, 1)):
+        files.append(folder / f"{split}-{len(files):05d}.parquet")
+        with pq.ParquetWriter(files[-1], features.arrow_schema) as writer:
+            for group in _row_groups(first, rows, options):
+                labels.update(row.label for row in group)
+                images = [_stored_anew(row) for row in group]
+                columns = {"image": images, "label": [row.label for row in group]}
+                writer.write_table(pa.table(columns, schema=features.arrow_schema))
+    files = [file.rename(file.with_stem(f"{file.stem}-of-{len(files):05d}")) for file in files]
+    found: Counter[int] = Counter()
+    for file in files:
+        found.update(pq.read_table(file, columns=["label"])["label"].to_pylist())
+    if found != labels or found.total() != source.num_samples:
+        raise DataError(
+            f"{found.total()} images of split {split!r} were written and {source.num_samples} were to be; nothing is "
+            "kept."
+        )
+    return files
+
+
+def shuffled_rows(source: ImageSource, seed: int, shuffle_block: int) -> Iterator[Row]:
+    """Yield all images in random order: of an indexed source any order, of a stream as in an epoch of training."""
+    if isinstance(source, IndexedSource):
+        for sample_id in MapPlan(source.num_samples, 1, seed=seed).permutation(0).tolist():
+            yield source.row(sample_id)
+        return
+    plan = StreamPlan(source.num_samples, 1, seed=seed, shard_sizes=source.shard_sizes, shuffle_block=shuffle_block)
+    rows = read_rows(source, plan.segments(0, range(source.num_samples)))
+    for block in plan.blocks(0, 0, 0):
+        held = list(islice(rows, block.num_rows))
+        for row, _ in block.slots:
+            yield held[row]
+
+
+def _row_groups(first: list[Row], rows: Iterator[Row], options: ShardOptions) -> Iterator[list[Row]]:
+    """Yield the row groups of one file, which begins with `first`."""
+    num_rows, num_bytes, group = 0, 0, first
+    most_rows = options.rows_per_shard or float("inf")
+    most_bytes = float("inf") if options.rows_per_shard else options.megabytes * MEGABYTE
+    while True:
+        room = min(options.row_group_size, most_rows - num_rows) - len(group)
+        group += islice(rows, int(room))
+        if not group:
+            return
+        yield group
+        num_rows += len(group)
+        num_bytes += sum(len(row.image) for row in group if isinstance(row.image, bytes))
+        if num_rows >= most_rows or num_bytes >= most_bytes:
+            return
+        group = []
+
+
+def _stored_anew(row: Row) -> dict[str, bytes | str | None]:
+    if isinstance(row.image, str):
+        path = Path(row.image)
+        return {"bytes": path.read_bytes(), "path": path.name}
+    return {"bytes": row.image, "path": None}

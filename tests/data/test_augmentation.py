@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+
+import numpy as np
+import pytest
+import torch
+from picture_data import write_parquet
+from PIL import Image
+from torchvision.transforms import v2
+
+import svit_hf
+from svit_hf.data import augmentation
+from svit_hf.data.augmentation import TrainingTransform, random_crop
+from svit_hf.data.evaluation_transform import EvaluationTransform
+from svit_hf.data.loading import TrainingLoader
+from svit_hf.data.options import AugmentationOptions, DataOptions
+from svit_hf.data.randaugment import OPERATIONS, RandAugment
+from svit_hf.data.seeding import seeded_by
+from svit_hf.data.sharding import SampleKey
+from svit_hf.data.sources import open_source
+from svit_hf.errors import SViTError
+
+
+PLAIN = AugmentationOptions(randaugment="", color_jitter=0, random_erasing=0)
+FULL = AugmentationOptions(random_erasing=1)
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture
+def image():
+    pixels = np.random.default_rng(0).integers(30, 200, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((80, 60), Image.Resampling.BICUBIC)
+
+
+def transform(options=FULL):
+    return TrainingTransform((32, 48), MEAN, STD, options)
+
+
+def test_augmentation_follows_from_the_key(image):
+    keys = [
+        SampleKey(1, 2, 3, 0),
+        SampleKey(1, 2, 3, 1),
+        SampleKey(1, 2, 4, 0),
+        SampleKey(1, 3, 3, 0),
+        SampleKey(2, 2, 3, 0),
+    ]
+    made = [transform()(image, key) for key in keys]
+    torch.manual_seed(99)
+    assert torch.equal(transform()(image, SampleKey(*keys[0])), made[0])
+    assert made[0].shape == (3, 32, 48)
+    assert made[0].dtype == torch.float32
+    assert all(not torch.equal(made[0], other) for other in made[1:])
+
+
+def test_generator_of_others_is_left_alone(image):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    transform()(image, SampleKey(0, 0, 0))
+    with pytest.raises(ZeroDivisionError), seeded_by(1):
+        _ = torch.rand(1), 1 / 0
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_augmented_batches_do_not_depend_on_workers(tmp_path, streaming):
+    write_parquet(tmp_path / "train.parquet", range(24), rows_per_group=5)
+    source = open_source(DataOptions(str(tmp_path), streaming=streaming), "train")
+    alone, helped = (
+        list(TrainingLoader(source, transform(), batch_size=6, num_workers=n, num_ranges=2).epoch(4)) for n in (0, 2)
+    )
+    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(alone, helped, strict=True))
+
+
+def test_crop_is_that_of_torchvision(image, monkeypatch):
+    cropped = {}
+    crop = Image.Image.crop
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: cropped.update(box=box) or crop(self, box))
+    for number in range(20):
+        with seeded_by(number):
+            ours = random_crop(image, (32, 48), PLAIN)
+        left, top, right, bottom = cropped["box"]
+        theirs = v2.functional.resized_crop(
+            image, top, left, bottom - top, right - left, [32, 48], interpolation=v2.InterpolationMode.BICUBIC
+        )
+        assert np.array_equal(np.array(ours), np.array(theirs))
+
+
+def test_crops_have_the_shares_and_ratios_asked_for(monkeypatch):
+    boxes = []
+    crop = Image.Image.crop
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: boxes.append(box) or crop(self, box))
+    image = Image.new("RGB", (400, 300))
+    for number in range(300):
+        with seeded_by(number):
+            random_crop(image, (8, 8), AugmentationOptions(scale=(0.2, 0.5)))
+    shares = [(right - left) * (bottom - top) / 120000 for left, top, right, bottom in boxes]
+    ratios = [(right - left) / (bottom - top) for left, top, right, bottom in boxes]
+    assert 0.195 < min(shares) < 0.22
+    assert 0.48 < max(shares) < 0.505
+    assert 0.74 < min(ratios) < 0.78
+    assert 1.29 < max(ratios) < 1.35
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (10, 1000), (1, 1)])
+def test_crop_of_a_picture_that_is_too_long(size):
+    options = AugmentationOptions(scale=(0.9, 1))
+    with seeded_by(0):
+        assert random_crop(Image.new("RGB", size), (8, 8), options).size == (8, 8)
+
+
+def test_flip_mirrors_half_of_the_images(image):
+    whole = AugmentationOptions(
+        scale=(1, 1), ratio=(80 / 60, 80 / 60), randaugment="", color_jitter=0, random_erasing=0
+    )
+    straight = np.array(image.resize((48, 32), Image.Resampling.BICUBIC))
+    plain = TrainingTransform((32, 48), (0, 0, 0), (1, 1, 1), whole)
+    made = [(plain(image, SampleKey(0, 0, n)) * 255).round().byte().permute(1, 2, 0).numpy() for n in range(100)]
+    flipped = [np.array_equal(one, straight[:, ::-1]) for one in made]
+    assert all(flip or np.array_equal(one, straight) for one, flip in zip(made, flipped, strict=True))
+    assert 35 < sum(flipped) < 65
+
+
+def test_pixels_are_normalised():
+    grey = Image.new("RGB", (20, 20), (51, 102, 153))
+    made = transform(PLAIN)(grey, SampleKey(0, 0, 0))
+    expected = (torch.tensor([0.2, 0.4, 0.6]) - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(made.mean((1, 2)), expected)
+
+
+def test_erased_pixels_are_noise():
+    black = Image.new("RGB", (40, 40))
+    made = TrainingTransform(
+        (40, 40), (0, 0, 0), (1, 1, 1), AugmentationOptions(randaugment="", color_jitter=0, random_erasing=1)
+    )
+    erased = [made(black, SampleKey(0, 0, n)) for n in range(30)]
+    shares = [float((image != 0).all(0).float().mean()) for image in erased]
+    assert 0 < min(shares) < 0.1
+    assert 0.2 < max(shares) < 0.36
+    noise = torch.cat([image[image != 0] for image in erased])
+    assert abs(float(noise.mean())) < 0.05
+    assert abs(float(noise.std()) - 1) < 0.05
+
+
+def test_color_jitter_is_for_those_without_randaugment():
+    assert isinstance(transform(AugmentationOptions(randaugment="")).recolor, v2.ColorJitter)
+    assert isinstance(transform(AugmentationOptions()).recolor, RandAugment)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("level", [0.0, 0.9, 1.0])
+def test_operation_of_randaugment(image, name, level):
+    augment = RandAugment("rand-m9-mstd0.5-inc1", (100, 120, 140), "bicubic")
+    changed = augment.apply(name, image, level)
+    assert (changed.mode, changed.size) == ("RGB", image.size)
+    unchanged_at_zero = name not in ("auto_contrast", "equalize", "invert", "posterize")
+    difference = np.abs(np.array(changed, dtype=float) - np.array(image, dtype=float)).mean()
+    assert (difference == 0) == (level == 0 and unchanged_at_zero)
+
+
+@pytest.mark.parametrize("name", ["brightness", "color", "contrast", "posterize", "rotate", "solarize", "translate_x"])
+def test_operation_gets_more_severe(image, name):
+    augment = RandAugment("rand-m9-mstd0.5-inc1", (100, 120, 140), "bicubic")
+
+    def change(level):
+        changed = (np.array(augment.apply(name, image, level), dtype=float) for _ in range(8))
+        return np.mean([np.abs(pixels - np.array(image)).mean() for pixels in changed])
+
+    assert change(0.2) < change(0.9)
+
+
+def test_randaugment_draws_magnitudes_and_leaves_half_out(image, monkeypatch):
+    applied = []
+    augment = RandAugment("rand-m9-mstd0.5-inc1", (0, 0, 0), "bicubic")
+    monkeypatch.setattr(augment, "apply", lambda name, image, level: applied.append((name, level)) or image)
+    for number in range(2000):
+        with seeded_by(number):
+            augment(image)
+    names, levels = zip(*applied, strict=True)
+    # two operations each, every other one applied
+    assert 1850 < len(applied) < 2150
+    assert set(names) == set(OPERATIONS)
+    assert len(OPERATIONS) == 15
+    assert abs(np.mean(levels) - 0.9) < 0.01
+    assert abs(np.std(levels) - 0.05) < 0.01
+    assert max(levels) == 1.0
+
+
+def test_without_torchvision_crop_and_flip_work(image, monkeypatch):
+    expected = transform(PLAIN)(image, SampleKey(0, 0, 0))
+    monkeypatch.setattr(augmentation, "find_spec", lambda name: None)
+    assert torch.equal(transform(PLAIN)(image, SampleKey(0, 0, 0)), expected)
+    for name, value in (("randaugment", "rand-m9-mstd0.5-inc1"), ("color_jitter", 0.4), ("random_erasing", 0.25)):
+        options = {"randaugment": "", "color_jitter": 0, "random_erasing": 0} | {name: value}
+        with pytest.raises(SViTError, match=rf"`{name}` is .* which needs torchvision"):
+            transform(AugmentationOptions(**options))
+
+
+@pytest.mark.parametrize("name", ["SViTImageProcessor", "SViTImageProcessorPil"])
+def test_evaluation_image_is_what_the_processor_makes(image, name):
+    processor = getattr(svit_hf, name)(size={"shortest_edge": 32})
+    made = EvaluationTransform(processor)(image, SampleKey(0, 0, 0))
+    assert torch.equal(made, torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0]))
+    trained = TrainingTransform.for_processor(processor, PLAIN)(image, SampleKey(0, 0, 0))
+    assert trained.shape == made.shape == (3, 32, 32)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches over ranks and workers, against what they have to add up to."""
+
+import numpy as np
+import pytest
+import torch
+from picture_data import write_parquet
+
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader
+from svit_hf.data.options import DataOptions
+from svit_hf.data.sources import open_source
+from svit_hf.errors import DataError, SViTError
+
+
+NUM_TRAIN, NUM_TEST = 103, 101
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a data set whose training split is five shards of 7 to 40 pictures in two files."""
+    folder = tmp_path_factory.mktemp("pictures")
+    write_parquet(folder / "train-0.parquet", range(16), rows_per_group=8)
+    write_parquet(folder / "train-1.parquet", range(16, NUM_TRAIN), rows_per_group=40)
+    write_parquet(folder / "test-0.parquet", range(NUM_TEST), rows_per_group=30)
+    return folder
+
+
+def source_of(folder, streaming, split="train"):
+    return open_source(DataOptions(path=str(folder), streaming=streaming), split)
+
+
+def noisy_red(image, key):
+    """Give the picture's number, and a random number that follows from the key."""
+    noise = np.random.default_rng(list(key)).integers(1000)
+    return torch.tensor([image.getpixel((0, 0))[0], noise, key.view], dtype=torch.float32)[:, None, None]
+
+
+def loaders(source, world_size=1, **arguments):
+    arguments = {"batch_size": 6, "seed": 3, "shuffle_block": 10} | arguments
+    return [
+        TrainingLoader(source, noisy_red, rank=rank, world_size=world_size, **arguments) for rank in range(world_size)
+    ]
+
+
+def seen(batches):
+    """Return all that there is to know of batches, as nested lists."""
+    return [(b["sample_ids"].tolist(), b["labels"].tolist(), b["pixel_values"].flatten(1).tolist()) for b in batches]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_pixels_and_labels_belong_to_the_sample(folder, streaming):
+    (loader,) = loaders(source_of(folder, streaming))
+    for batch in loader.epoch(0):
+        assert batch["pixel_values"].dtype == torch.float32
+        assert batch["labels"].dtype == batch["sample_ids"].dtype == torch.int64
+        assert batch["bad_images"] == []
+        assert batch["pixel_values"][:, 0, 0, 0].tolist() == batch["sample_ids"].tolist()
+        assert batch["labels"].tolist() == [number % 2 for number in batch["sample_ids"].tolist()]
+
+
+def test_five_shards_on_two_ranks_with_two_workers_each(folder):
+    source = source_of(folder, streaming=True)
+    assert source.shard_sizes == (8, 8, 40, 40, 7)
+    ranks = loaders(source, world_size=2, num_workers=2, steps_multiple_of=3)
+    batches = [seen(loader.epoch(1)) for loader in ranks]
+    ids = [number for rank in batches for batch in rank for number in batch[0]]
+    # 103 // 12 is 8, and 6 is the multiple of 3 below
+    assert [len(rank) for rank in batches] == [6, 6] == [loader.steps_per_epoch for loader in ranks]
+    assert len(set(ids)) == len(ids) == 72 == ranks[0].coverage.num_used
+    assert ranks[0].coverage.remainder == 31
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_any_step_is_reached_at_once(folder, streaming, num_workers):
+    loader = loaders(source_of(folder, streaming), world_size=2, num_workers=num_workers, num_ranges=2)[1]
+    whole = seen(loader.epoch(2))
+    for step in (0, 1, 3, loader.steps_per_epoch):
+        assert seen(loader.epoch(2, step)) == whole[step:]
+    assert seen(loader.epoch(0)) != whole
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_number_of_workers_changes_nothing(folder, streaming, num_workers):
+    source = source_of(folder, streaming)
+    (alone,), (helped,) = (loaders(source, num_workers=number, num_ranges=3) for number in (0, num_workers))
+    assert seen(alone.epoch(1, 3)) == seen(helped.epoch(1, 3))
+
+
+def test_stream_reads_as_many_ranges_as_it_has_workers(folder):
+    source = source_of(folder, streaming=True)
+    (by_workers,), (by_ranges,) = loaders(source, num_workers=2), loaders(source, num_ranges=2)
+    assert seen(by_workers.epoch(0)) == seen(by_ranges.epoch(0))
+    assert seen(loaders(source)[0].epoch(0)) != seen(by_ranges.epoch(0))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_repeated_augmentation_shows_a_third_three_times(folder, streaming):
+    ranks = loaders(source_of(folder, streaming), world_size=2, num_views=3)
+    batches = [batch for loader in ranks for batch in seen(loader.epoch(0))]
+    views = [
+        (number, pixels[2]) for numbers, _, images in batches for number, pixels in zip(numbers, images, strict=True)
+    ]
+    noises = {
+        (number, pixels[1]) for numbers, _, images in batches for number, pixels in zip(numbers, images, strict=True)
+    }
+    assert len(set(views)) == len(views) == 96
+    assert len({number for number, _ in views}) == 32 == ranks[0].coverage.num_used
+    # hardly any two views of a sample are augmented alike
+    assert len(noises) > 90
+    assert "shows 32 of 103 images in 3 augmented views" in ranks[0].coverage.text()
+
+
+def test_coverage_says_what_is_left_out_and_what_would_be_faster(folder):
+    (indexed,) = loaders(source_of(folder, streaming=False))
+    assert indexed.coverage.text() == (
+        "an epoch is 17 steps of 6 images and shows 102 of 103 images once; which 1 it leaves out changes with the "
+        "epoch."
+    )
+    assert "svit-hf data shard" not in loaders(source_of(folder, streaming=True), num_ranges=5)[0].coverage.text()
+    text = loaders(source_of(folder, streaming=True), world_size=2, num_ranges=3)[0].coverage.text()
+    assert "6 workers over all ranks share 5 shards" in text
+    assert "svit-hf data shard" in text
+
+
+def test_too_few_images_for_a_step_are_refused(folder):
+    with pytest.raises(SViTError, match=r"103 images are too few .* need 120"):
+        loaders(source_of(folder, streaming=True), world_size=2, batch_size=20, steps_multiple_of=3)
+
+
+def test_step_beyond_the_epoch_is_refused(folder):
+    with pytest.raises(SViTError, match="`start_step` is 18; an epoch has 17 steps"):
+        loaders(source_of(folder, streaming=True))[0].epoch(0, 18)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_counts_every_image_once(folder, streaming, world_size, num_workers):
+    source = source_of(folder, streaming, "eval")
+    ranks = [
+        EvaluationLoader(source, noisy_red, batch_size=7, rank=rank, world_size=world_size, num_workers=num_workers)
+        for rank in range(world_size)
+    ]
+    parts = [[number for batch in loader for number in batch["sample_ids"].tolist()] for loader in ranks]
+    assert sorted(number for part in parts for number in part) == list(range(NUM_TEST))
+    assert {loader.num_samples for loader in ranks} == {NUM_TEST}
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_more_ranks_than_images_evaluate_as_well(tmp_path):
+    write_parquet(tmp_path / "test.parquet", range(3))
+    source = source_of(tmp_path, True, "eval")
+    parts = [list(EvaluationLoader(source, noisy_red, batch_size=2, rank=rank, world_size=5)) for rank in range(5)]
+    assert sorted(number for part in parts for batch in part for number in batch["sample_ids"].tolist()) == [0, 1, 2]
+
+
+@pytest.fixture
+def broken_folder(tmp_path):
+    write_parquet(tmp_path / "train.parquet", range(12), rows_per_group=4, broken=(2, 3, 11))
+    write_parquet(tmp_path / "test.parquet", range(4), broken=range(4))
+    return tmp_path
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_next_good_image_takes_the_place_of_a_broken_one(broken_folder, streaming, num_workers):
+    (loader,) = loaders(source_of(broken_folder, streaming), batch_size=6, num_workers=num_workers)
+    (whole,) = loaders(source_of(broken_folder, streaming), batch_size=12)
+    bad = []
+    for batch in loader.epoch(0):
+        assert batch["pixel_values"].shape == (6, 3, 1, 1)
+        assert batch["pixel_values"][:, 0, 0, 0].tolist() == batch["sample_ids"].tolist()
+        bad += batch["bad_images"]
+    assert {image.sample_id for image in bad} == {2, 3, 11}
+    assert all(image.reason for image in bad)
+    if streaming:
+        assert {(image.source, image.row) for image in bad} == {
+            ("train.parquet, row group 0", 2),
+            ("train.parquet, row group 0", 3),
+            ("train.parquet, row group 2", 3),
+        }
+    (batch,) = whole.epoch(0)
+    assert len(batch["labels"]) == 12
+    assert set(batch["sample_ids"].tolist()) == set(range(12)) - {2, 3, 11}
+
+
+def test_evaluation_leaves_broken_images_out(broken_folder):
+    source = open_source(DataOptions(path=str(broken_folder), eval_split="train", streaming=True), "eval")
+    batches = list(EvaluationLoader(source, noisy_red, batch_size=4))
+    assert [batch["sample_ids"].tolist() for batch in batches] == [[0, 1], [4, 5, 6, 7], [8, 9, 10]]
+    assert [len(batch["bad_images"]) for batch in batches] == [2, 0, 1]
+
+
+def test_batch_of_nothing_but_broken_images(broken_folder):
+    source = source_of(broken_folder, True, "eval")
+    (batch,) = EvaluationLoader(source, noisy_red, batch_size=4)
+    assert len(batch["labels"]) == len(batch["pixel_values"]) == 0
+    assert len(batch["bad_images"]) == 4
+    (loader,) = loaders(source, batch_size=4)
+    with pytest.raises(DataError, match="all 4 images of a batch are broken"):
+        next(loader.epoch(0))
