@@ -12,3 +12,9 @@ class SViTError(Exception):
 
 class ConversionError(SViTError, ValueError):
     """Report why a checkpoint was not converted."""
+
+
+class EvaluationError(SViTError, ValueError):
+    """Report why images cannot be counted, or were not counted exactly."""
+
+    exit_code = 3
