@@ -7,11 +7,22 @@ use them.
 
 
 class SViTError(Exception):
-    """Report what a user gave, why it cannot be used, and what can be done about it."""
+    """Report what a user gave, why it cannot be used, and what can be done about it.
+
+    `exit_code` is the exit status of a command that ends so.
+    """
+
+    exit_code = 2
 
 
 class ConversionError(SViTError, ValueError):
     """Report why a checkpoint was not converted."""
+
+
+class DataError(SViTError):
+    """Report images or labels that cannot be used, found while they were read."""
+
+    exit_code = 3
 
 
 class EvaluationError(SViTError, ValueError):
