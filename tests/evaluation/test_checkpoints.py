@@ -73,4 +73,5 @@ def test_model_that_is_nowhere_is_refused(location):
 
 
 def test_class_names_are_in_the_order_of_their_numbers():
-    assert class_names({2: "c", 0: "a", 1: "b"}) == ["a", "b", "c"]
+    names = {2: "c", 0: "a", 1: "b"}
+    assert class_names(SViTForImageClassification(tiny_config(num_labels=3, id2label=names))) == ["a", "b", "c"]

@@ -89,9 +89,10 @@ def load_image_processor(location: str) -> Any:
         raise SViTError(f"`model` is {location!r}, which has no image processor that can be used: {error}") from error
 
 
-def class_names(id2label: Mapping[int, str]) -> list[str]:
+def class_names(model: PreTrainedModel) -> list[str]:
     """Return the names of a model's classes in their order."""
-    return [id2label[number] for number in sorted(id2label)]
+    names: Mapping[Any, str] = model.config.id2label or {}
+    return [names[number] for number in sorted(names)]
 
 
 def _has_model(folder: Path) -> bool:

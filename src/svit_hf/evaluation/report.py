@@ -108,7 +108,7 @@ class ClassificationReport:
         return "\n".join(f"{title:<24}{value}" for title, value in self.rows().items())
 
     def class_table(self, class_names: Sequence[str] | None = None) -> str:
-        """Return accuracies by class: of all that have images, worst last, or of the worst if there are many.
+        """Return accuracies by class: of all that have images, or of the worst if these are many.
 
         Args:
             class_names: Names of the model's classes; without them, classes are numbered.
