@@ -39,6 +39,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
     "evaluate": Command("svit_hf.evaluation.command", "EvaluateCommand", "Evaluate a classifier on labelled images."),
+    "predict": Command("svit_hf.evaluation.command", "PredictCommand", "Predict the classes of images, to parquet."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }

@@ -87,3 +87,50 @@ class EvaluateCommand(ClassifierOptions):
         with quiet_libraries():
             evaluate_model(self)
         return 0
+
+
+@dataclass(kw_only=True)
+class PredictCommand(ClassifierOptions):
+    """Predict the classes of images, and write them as parquet files.
+
+    The output folder gets a file for each part of the images, and each file as a whole. The same command continues
+    where an earlier one was stopped, on any number of processes (`torchrun -m svit_hf predict ...`); with other
+    arguments it is refused. A few pictures are also shown as a table, and need no folder.
+
+    Args:
+        model: A folder or an id of the Hub, or the folder of a training run, whose finished model it is then.
+        sources: Picture files, folders or globs of them; or one data set, as `--data.path` of `evaluate` names it.
+        weights: Of a run, the weights to use instead of the finished model.
+        output: The folder to write, or to continue.
+        top_k: How many of the likeliest classes are written.
+        part_size: Images per file.
+        embeddings: Write what the classifier's last layer is given, too.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")]
+    weights: Literal["raw", "ema"] | None = None
+    output: Path | None = None
+    top_k: int = 5
+    part_size: int = 4096
+    embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("top_k", "part_size"):
+            if getattr(self, name) < 1:
+                raise SViTError(f"`{name}` is {getattr(self, name)}; it has to be at least 1.")
+
+    def run(self) -> int:
+        """Predict, print what was done, and return the exit status.
+
+        Raises:
+            SViTError: If an argument is impossible, or the folder holds something else.
+        """
+        require_extra("train", "predict")
+        from svit_hf.evaluation.prediction import predict_images
+        from svit_hf.evaluation.session import quiet_libraries
+
+        with quiet_libraries():
+            predict_images(self)
+        return 0
