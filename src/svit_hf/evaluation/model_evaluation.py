@@ -23,7 +23,14 @@ from svit_hf.evaluation.label_maps import LabelMap, map_labels
 from svit_hf.evaluation.output_file import require_writable, write_whole
 from svit_hf.evaluation.provenance import provenance
 from svit_hf.evaluation.report import ClassificationReport
-from svit_hf.evaluation.session import AUTOCAST_DTYPES, Classifier, num_workers, open_classifier, with_progress
+from svit_hf.evaluation.session import (
+    AUTOCAST_DTYPES,
+    Classifier,
+    num_workers,
+    open_classifier,
+    processes,
+    with_progress,
+)
 
 
 def evaluate_model(command: EvaluateCommand) -> dict[str, ClassificationReport]:
@@ -37,7 +44,7 @@ def evaluate_model(command: EvaluateCommand) -> dict[str, ClassificationReport]:
         DataError: After all was printed and written, if too many images were broken.
         EvaluationError: If images were not counted exactly.
     """
-    state = PartialState()
+    state = processes()
     weights = find_weights(command.model, command.weights)
     if command.output is not None:
         require_writable(command.output, "output")

@@ -31,7 +31,14 @@ from svit_hf.evaluation.command import PredictCommand
 from svit_hf.evaluation.output_file import write_whole
 from svit_hf.evaluation.pictures import PictureFiles, open_images
 from svit_hf.evaluation.preprocessing import Preprocessing
-from svit_hf.evaluation.session import AUTOCAST_DTYPES, Classifier, num_workers, open_classifier, with_progress
+from svit_hf.evaluation.session import (
+    AUTOCAST_DTYPES,
+    Classifier,
+    num_workers,
+    open_classifier,
+    processes,
+    with_progress,
+)
 
 
 HEADER = "prediction.json"
@@ -74,7 +81,7 @@ def predict_images(command: PredictCommand) -> None:
     Raises:
         SViTError: If an argument is impossible, or the output folder is about something else.
     """
-    state = PartialState()
+    state = processes()
     options = command.data if command.split is None else dataclasses.replace(command.data, eval_split=command.split)
     with state.main_process_first():
         source = open_images(command.sources, options)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import datasets
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
@@ -53,6 +55,12 @@ def open_classifier(location: str, options: ClassifierOptions, device: torch.dev
     model = load_classifier(location, device)
     preprocessing = Preprocessing(load_image_processor(location), options.height_and_width, options.crop_pct)
     return Classifier(model, _forward_of(model, preprocessing.shape), preprocessing, class_names(model))
+
+
+def processes() -> PartialState:
+    """Return this process's place among those that `torchrun` or `accelerate launch` have started, and its device."""
+    # without `cpu`, several processes on a machine without a GPU would take themselves for one each
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 @contextmanager
