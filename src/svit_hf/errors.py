@@ -29,3 +29,9 @@ class DataError(SViTError):
     """Report images or labels that cannot be used, found while they were read."""
 
     exit_code = 3
+
+
+class EvaluationError(SViTError, ValueError):
+    """Report why images cannot be counted, or were not counted exactly."""
+
+    exit_code = 3

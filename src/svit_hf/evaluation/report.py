@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation found: numbers, JSON and tables."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+
+CONFIDENCE = 0.95
+MOST_CLASSES_SHOWN = 50
+NUM_WORST_SHOWN = 20
+
+
+class ClassCounts(NamedTuple):
+    """Hold how many images of a class there are, and how many the model gets right."""
+
+    num_images: int
+    num_hits: int
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """Hold what an evaluation found, over all processes.
+
+    Attributes:
+        num_images: Images that count.
+        num_hits: Those whose class the model ranks first.
+        num_broken: Images that could not be read, which do not count.
+        num_left_out: Images to which the label map gives no class, which do not count.
+        num_not_finite: Images for which the model's output was not finite; they count as wrong.
+        accuracy: Share of the images whose class is ranked first.
+        top5_accuracy: Share of those whose class is among the first five.
+        loss: Mean negative log-likelihood of the right class, in nats.
+        calibration_error: Expected calibration error over 15 bins of equal width.
+        classes: Counts for each class of the model.
+        seconds: Duration, from the first batch asked for until all processes have finished.
+    """
+
+    num_images: int
+    num_hits: int
+    num_broken: int
+    num_left_out: int
+    num_not_finite: int
+    accuracy: float
+    top5_accuracy: float
+    loss: float
+    calibration_error: float
+    classes: tuple[ClassCounts, ...]
+    seconds: float
+
+    @property
+    def accuracy_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the accuracy."""
+        return wilson_interval(self.num_hits, self.num_images)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of all processes per second, decoding included."""
+        return self.num_images / self.seconds
+
+    def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return everything as plain values; numbers that are not finite become `None`.
+
+        Args:
+            class_names: Names of the model's classes; without them, classes are listed by number.
+        """
+        names = _names(self.classes, class_names)
+        return {
+            "num_images": self.num_images,
+            "num_hits": self.num_hits,
+            "num_broken": self.num_broken,
+            "num_left_out": self.num_left_out,
+            "num_not_finite": self.num_not_finite,
+            "accuracy": self.accuracy,
+            "accuracy_interval": list(self.accuracy_interval),
+            "top5_accuracy": self.top5_accuracy,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "calibration_error": self.calibration_error,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            # a list, because two classes may have the same name
+            "classes": [{"name": name, **counts._asdict()} for name, counts in zip(names, self.classes, strict=True)],
+        }
+
+    def rows(self) -> dict[str, str]:
+        """Return the lines of a table, by their title."""
+        low, high = self.accuracy_interval
+        rows = {
+            "images": f"{self.num_images}",
+            "accuracy": f"{self.accuracy:.2%}",
+            "  95 % interval": f"{low:.2%} to {high:.2%}",
+            "top-5 accuracy": f"{self.top5_accuracy:.2%}",
+            "loss": f"{self.loss:.4f}",
+            "calibration error": f"{self.calibration_error:.4f}",
+            "images/s": f"{self.images_per_second:.1f}",
+        }
+        counted = {
+            "  broken, not counted": self.num_broken,
+            "  without a class": self.num_left_out,
+            "  output not finite": self.num_not_finite,
+        }
+        return rows | {title: str(count) for title, count in counted.items() if count}
+
+    def table(self) -> str:
+        """Return the report for a reader, a line for each number."""
+        return "\n".join(f"{title:<24}{value}" for title, value in self.rows().items())
+
+    def class_table(self, class_names: Sequence[str] | None = None) -> str:
+        """Return accuracies by class: of all that have images, or of the worst if these are many.
+
+        Args:
+            class_names: Names of the model's classes; without them, classes are numbered.
+        """
+        named = [
+            (name, counts)
+            for name, counts in zip(_names(self.classes, class_names), self.classes, strict=True)
+            if counts.num_images
+        ]
+        title = "class"
+        if len(named) > MOST_CLASSES_SHOWN:
+            title = f"worst {NUM_WORST_SHOWN} of {len(named)} classes"
+            named = sorted(named, key=lambda entry: entry[1].num_hits / entry[1].num_images)[:NUM_WORST_SHOWN]
+        width = max(len(title), *(len(name) for name, _ in named))
+        lines = [f"{title:<{width}}  accuracy  right  images"]
+        for name, (num_images, num_hits) in named:
+            lines.append(f"{name:<{width}}  {num_hits / num_images:>8.2%}  {num_hits:>5}  {num_images:>6}")
+        return "\n".join(lines)
+
+
+def wilson_interval(num_hits: int, num_images: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a share; inside 0 and 1, and not empty for shares of 0 and 1.
+
+    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22, 1927.
+    """
+    z_squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
+    share = num_hits / num_images
+    centre = share + z_squared / (2 * num_images)
+    half = math.sqrt(z_squared * (share * (1 - share) / num_images + z_squared / (4 * num_images**2)))
+    scale = 1 + z_squared / num_images
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def _names(classes: tuple[ClassCounts, ...], class_names: Sequence[str] | None) -> Sequence[str]:
+    return [str(index) for index in range(len(classes))] if class_names is None else class_names
