@@ -38,6 +38,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
+    "train": Command("svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }
@@ -50,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command and arguments; those of the process by default.
 
     Returns:
-        The exit status: what the command says, which is 0 if all went well, 2 for what the user can put right, 130
-        when interrupted.
+        The exit status: what the command says, which is 0 if all went well, that of the error for what the user can
+        put right, 130 when interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.run()
     except SViTError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
-        return 2
+        return error.exit_code
     except (ImportError, RuntimeError) as error:
         # a torchvision that does not belong to the installed torch makes Transformers raise either
         if isinstance(error, ImportError) or "torchvision" in str(error):
