@@ -16,6 +16,7 @@ from transformers.utils import logging
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.training.assembly import (
     Data,
     evaluation_loader,
@@ -102,6 +103,9 @@ def train(
         model = make_model(recipe.model, data.label_names, recipe.run.seed)
     if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
         model = with_sync_batch_norm(model, accelerator)
+    if isinstance(model, SViTPreTrainedModel):
+        # the layout in which its activations are; in another one, DDP would have to copy every gradient
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.to(accelerator.device)
     multiply_adds = count_multiply_adds(model, recipe.model.image_size, accelerator.device)
     freeze(model, recipe.model)
