@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a training image, as a pure function of its `SampleKey`."""
+"""What happens to a training image, as a pure function of its `SampleKey`.
+
+The crop and the flip need Pillow alone, everything else torchvision.
+
+Source: the order and the defaults are those of `create_transform` in timm, which the official training calls
+(`build_transform` in `visualization/datasets.py` of hhb072/STViT@c9ed9a4): with RandAugment there is no colour jitter,
+and erased pixels are noise in the normalised image.
+"""
 
 import math
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from hashlib import blake2b
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from svit_hf.data.evaluation_transform import input_format_of
 from svit_hf.data.options import AugmentationOptions
+from svit_hf.data.seeding import seeded_by
 from svit_hf.data.sharding import SampleKey
+from svit_hf.errors import SViTError
 
 
 CROP_ATTEMPTS = 10
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+ERASED_SHARE = (0.02, 1 / 3)
+ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 class TrainingTransform:
@@ -27,6 +38,9 @@ class TrainingTransform:
         mean: Mean of each channel, of values within 0 and 1.
         std: Standard deviation of each channel.
         options: What to do.
+
+    Raises:
+        SViTError: If `options` need torchvision, and it is not installed.
     """
 
     def __init__(
@@ -40,29 +54,54 @@ class TrainingTransform:
         self.mean = torch.tensor(mean)[:, None, None]
         self.std = torch.tensor(std)[:, None, None]
         self.options = options
+        self.recolor: Callable[[Image.Image], Image.Image] = _unchanged
+        self.erase: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+        if options.randaugment:
+            require_torchvision("randaugment", options.randaugment, "")
+            from svit_hf.data.randaugment import RandAugment
+
+            fill = tuple(min(255, round(255 * value)) for value in mean)
+            self.recolor = RandAugment(options.randaugment, fill, options.interpolation)
+        elif options.color_jitter:
+            require_torchvision("color_jitter", options.color_jitter, 0)
+            from torchvision.transforms import v2
+
+            self.recolor = v2.ColorJitter(*[options.color_jitter] * 3)
+        if options.random_erasing:
+            require_torchvision("random_erasing", options.random_erasing, 0)
+            from torchvision.transforms import v2
+
+            self.erase = v2.RandomErasing(
+                options.random_erasing, ERASED_SHARE, ERASED_RATIO, value="random", inplace=True
+            )
+
+    @classmethod
+    def for_processor(cls, processor: Any, options: AugmentationOptions) -> "TrainingTransform":
+        """Make tensors of the size and normalisation that an image processor makes."""
+        return cls(*input_format_of(processor), options)
 
     def __call__(self, image: Image.Image, sample: SampleKey) -> torch.Tensor:
         """Return `(3, H, W)`, float32."""
-        with seeded_by(sample):
+        with seeded_by(*sample):
             image = random_crop(image, self.size, self.options)
             if torch.rand(()) < self.options.horizontal_flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = self.recolor(image)
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
-            return pixels.sub_(self.mean).div_(self.std)
+            return self.erase(pixels.sub_(self.mean).div_(self.std))
 
 
-@contextmanager
-def seeded_by(sample: SampleKey) -> Iterator[None]:
-    """Make torch's random numbers on the CPU a function of the sample, and put the generator back afterwards."""
-    generator = torch.default_generator
-    state = generator.get_state()
-    digest = blake2b(struct.pack("<4q", *sample), digest_size=8).digest()
-    # not torch.manual_seed: that also seeds accelerators, which takes longer than the augmentation
-    generator.manual_seed(int.from_bytes(digest, "little"))
-    try:
-        yield
-    finally:
-        generator.set_state(state)
+def require_torchvision(argument: str, value: object, without: object) -> None:
+    """Refuse to go on without torchvision.
+
+    Raises:
+        SViTError: If it is not installed; the message says how to do without it.
+    """
+    if find_spec("torchvision") is None:
+        raise SViTError(
+            f"`{argument}` is {value!r}, which needs torchvision; install the build that belongs to torch (the extra "
+            f"`svit-hf[vision]`), or set it to {without!r}."
+        )
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], options: AugmentationOptions) -> Image.Image:
@@ -82,12 +121,16 @@ def random_crop(image: Image.Image, size: tuple[int, int], options: Augmentation
             left, top = int(torch.randint(width - w + 1, ())), int(torch.randint(height - h + 1, ()))
             break
     else:
-        w = min(width, round(height * options.ratio[1]))
-        h = min(height, round(width / options.ratio[0]))
+        w = max(1, min(width, round(height * options.ratio[1])))
+        h = max(1, min(height, round(width / options.ratio[0])))
         left, top = (width - w) // 2, (height - h) // 2
-    box = (left, top, left + w, top + h)
-    return image.resize((size[1], size[0]), RESAMPLING[options.interpolation], box=box)
+    # cropped first: with `box`, resizing would look at pixels beyond the crop
+    return image.crop((left, top, left + w, top + h)).resize((size[1], size[0]), RESAMPLING[options.interpolation])
 
 
 def _uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
+
+
+def _unchanged(value: Any) -> Any:
+    return value
