@@ -19,14 +19,14 @@ class ConversionError(SViTError, ValueError):
     """Report why a checkpoint was not converted."""
 
 
-class EvaluationError(SViTError, ValueError):
-    """Report why images cannot be counted, or were not counted exactly."""
+class DataError(SViTError):
+    """Report images or labels that cannot be used, found while they were read."""
 
     exit_code = 3
 
 
-class DataError(SViTError):
-    """Report images or labels that cannot be used, found while they were read."""
+class EvaluationError(SViTError, ValueError):
+    """Report why images cannot be counted, or were not counted exactly."""
 
     exit_code = 3
 

@@ -13,7 +13,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 
 from svit_hf.data.augmentation import TrainingTransform
-from svit_hf.data.loading import EvaluationLoader, SampleKey, TrainingLoader
+from svit_hf.data.evaluation_transform import EvaluationTransform
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader
 from svit_hf.data.sources import ImageSource, open_source
 from svit_hf.errors import SViTError
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
@@ -36,17 +37,6 @@ class Data:
     def label_names(self) -> tuple[str, ...]:
         """Names of the classes, in order."""
         return self.train.label_names
-
-
-class EvaluationTransform:
-    """Prepare an image as the image processor that is stored with the model does."""
-
-    def __init__(self, processor: SViTImageProcessorPil):
-        self.processor = processor
-
-    def __call__(self, image: Any, sample: SampleKey) -> torch.Tensor:
-        pixel_values: torch.Tensor = self.processor(image, return_tensors="pt")["pixel_values"][0]
-        return pixel_values
 
 
 def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:

@@ -24,7 +24,7 @@ from torch import nn
 
 from svit_hf.data.decoding import BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
-from svit_hf.data.mixing import mix
+from svit_hf.data.mixing import mix_batch
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
 from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluate_batches
 from svit_hf.training.agreement import Agreement, DelayedSignals
@@ -147,10 +147,11 @@ class Run:
             self.tally.note(batch["bad_images"])
             num_bad_images += len(batch["bad_images"])
             num_images += len(batch["labels"])
-            self._seed(update, step)
+            seed = self._seed_of(update, step)
+            torch.manual_seed(seed)
             # ranks exchange gradients in the backward pass of the last step
             with nullcontext() if step == steps - 1 else self.accelerator.no_sync(self.model):
-                step_loss = self._loss(batch)
+                step_loss = self._loss(batch, seed)
                 self.accelerator.backward(step_loss / steps)
             loss += step_loss.detach() * len(batch["labels"])
         # the norm is wanted without a limit, too
@@ -168,11 +169,14 @@ class Run:
         if previous is not None:
             self._absorb(previous, update)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
-        device = self.accelerator.device
-        pixel_values, targets = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "labels"))
-        if self.recipe.mixing.is_on:
-            pixel_values, targets = mix(pixel_values, targets, self.num_labels, self.recipe.mixing)
+    def _loss(self, batch: Batch, seed: int) -> torch.Tensor:
+        device, mixing = self.accelerator.device, self.recipe.mixing
+        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+        targets = batch["labels"].to(device, non_blocking=True)
+        if mixing.is_on:
+            pixel_values, targets = mix_batch(
+                pixel_values, targets, mixing, self.num_labels, seed, self.progress.update
+            )
         output = self.model(pixel_values)
         logits = getattr(output, "logits", output)
         loss = self.criterion(logits, targets)
@@ -188,9 +192,9 @@ class Run:
         self.stopwatch.waited += time.perf_counter() - began
         return batch
 
-    def _seed(self, update: int, step: int) -> None:
+    def _seed_of(self, update: int, step: int) -> int:
         place = (self.recipe.run.seed, update, step, self.accelerator.process_index)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
 
     def _set_drop_path(self, epoch: int) -> None:
         rates = [rate for first, rate in sorted(self.recipe.model.drop_path_schedule) if first <= epoch]
