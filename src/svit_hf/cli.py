@@ -38,7 +38,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
-    "train": Command("svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."),
+    "train": Command(
+        "svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."
+    ),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }

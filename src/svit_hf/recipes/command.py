@@ -53,9 +53,7 @@ class TrainCommand:
 
         recipe = override(find_recipe(self.recipe), self.set)
         command = shlex.join(["svit-hf", *sys.argv[1:]])
-        train(
-            recipe, self.output_dir, resume=self.resume, resume_changed=self.resume_changed, command=command
-        )
+        train(recipe, self.output_dir, resume=self.resume, resume_changed=self.resume_changed, command=command)
         return 0
 
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes for data of one's own, from weights that are there: fine-tuning, a linear probe, distillation.
 
-Source: common practice for convolutional and hierarchical transformers on small data (layer decay, little mixing, short
-cosine); the values are ours.
+Source: common practice on small data (layer decay, little mixing, a short cosine); the values are ours.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning on ImageNet-1k at 384 pixels, as the official code really does it: in evaluation mode.
 
-Source: README and `main.py` of hhb072/STViT@c9ed9a4, where `set_training_mode` is false whenever `--finetune` is given:
-batch norms stay on their running statistics, and drop path is off although the README passes a rate.
+Source: README and `main.py` of hhb072/STViT@c9ed9a4. There, `set_training_mode` is false whenever `--finetune` is
+given: batch norms stay on their running statistics, and drop path is off although the README passes a rate.
 """
 
 from dataclasses import replace

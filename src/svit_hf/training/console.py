@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says on stderr: a block at the start, one live line on a terminal or plain lines elsewhere, a table row
-per evaluation.
-"""
+"""What a run says on stderr: blocks at both ends, a row per evaluation, and one live line, or plain ones in a file."""
 
 import sys
 import time
@@ -62,9 +60,8 @@ class Console:
         if self._bar is not None:
             self._bar.set_postfix_str(text)
         else:
-            self.say(
-                f"epoch {row['epoch']:.2f} update {row['update']}/{self.num_updates} {text} eta {duration(seconds_left)}"
-            )
+            place = f"epoch {row['epoch']:.2f} update {row['update']}/{self.num_updates}"
+            self.say(f"{place} {text} eta {duration(seconds_left)}")
 
     def close(self) -> None:
         """End the live line."""

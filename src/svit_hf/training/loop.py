@@ -258,9 +258,9 @@ class Run:
     def _give_up(self, update: int) -> None:
         raise DivergenceError(
             f"{self.progress.skipped_in_a_row} updates in a row up to update {update} had a loss or gradient that is "
-            f"not finite. None of them was made. The last checkpoint is {self._last_checkpoint()}; go on from it with a "
-            "lower `optimization.learning_rate`, with `optimization.max_gradient_norm`, or with `run.precision` bf16 "
-            "instead of fp16, and `--resume-changed`."
+            f"not finite. None of them was made. The last checkpoint is {self._last_checkpoint()}; go on from it with "
+            "a lower `optimization.learning_rate`, with `optimization.max_gradient_norm`, or with `run.precision` "
+            "bf16 instead of fp16, and `--resume-changed`."
         )
 
     def _leave(self) -> None:

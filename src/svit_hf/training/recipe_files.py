@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes as text: JSON files, and single values by dotted name. The types of the dataclasses decide what is allowed."""
+"""Recipes as text: JSON files, and single values by dotted name. The types of the fields decide what is allowed."""
 
 import difflib
 import json

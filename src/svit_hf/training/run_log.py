@@ -14,9 +14,7 @@ from matplotlib.figure import Figure
 
 
 LOG, METRICS, CURVES = "log.jsonl", "metrics.csv", "curves.png"
-TIMING_FIELDS = frozenset(
-    {"time_seconds", "images_per_second", "data_wait_share", "memory_gib", "evaluation_seconds"}
-)
+TIMING_FIELDS = frozenset({"time_seconds", "images_per_second", "data_wait_share", "memory_gib", "evaluation_seconds"})
 UPDATE, EVALUATION = "update", "evaluation"
 
 
@@ -86,7 +84,10 @@ def draw_curves(rows: list[dict[str, Any]]) -> Figure:
         if chosen:
             accuracies = [100 * row["accuracy"] for row in chosen]
             accuracy_axes.plot(
-                [row["epoch"] for row in chosen], accuracies, color=color, label=f"{weights}, best {max(accuracies):.2f} %"
+                [row["epoch"] for row in chosen],
+                accuracies,
+                color=color,
+                label=f"{weights}, best {max(accuracies):.2f} %",
             )
             accuracy_axes.legend(loc="lower right")
     accuracy_axes.set_ylabel("accuracy in %")

@@ -39,7 +39,10 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
     torch.manual_seed(seed)
     fields = {"image_size": options.image_size, **options.config}
     if not options.name_or_path:
-        labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+        labels = {
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {name: i for i, name in enumerate(label_names)},
+        }
         try:
             return SViTForImageClassification(getattr(SViTConfig, options.layout)(**fields, **labels))
         except ValueError as error:
@@ -49,11 +52,13 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
             options.name_or_path, dtype=torch.float32, **fields
         )
     except (OSError, ValueError) as error:
-        raise SViTError(f"`model.name_or_path` is {options.name_or_path!r}, which cannot be loaded: {error}") from error
+        raise SViTError(
+            f"`model.name_or_path` is {options.name_or_path!r}, which cannot be loaded: {error}"
+        ) from error
     if not isinstance(model, SViTForImageClassification):
         raise SViTError(
-            f"`model.name_or_path` is {options.name_or_path!r}, which is a {type(model).__name__}; expected is an SViT "
-            "classifier."
+            f"`model.name_or_path` is {options.name_or_path!r}, which is a {type(model).__name__}; expected is an "
+            "SViT classifier."
         )
     try:
         model.set_labels(label_names)
@@ -125,8 +130,8 @@ def make_teacher(
     is_named = not all(name == f"LABEL_{index}" for index, name in enumerate(known))
     if len(known) != len(label_names) or (is_named and known != list(label_names)):
         raise SViTError(
-            f"`distillation.teacher` is {options.teacher!r}, whose {len(known)} classes ({known[0]!r}, ...) are not the "
-            f"{len(label_names)} of the data ({label_names[0]!r}, ...) in the same order."
+            f"`distillation.teacher` is {options.teacher!r}, whose {len(known)} classes ({known[0]!r}, ...) are not "
+            f"the {len(label_names)} of the data ({label_names[0]!r}, ...) in the same order."
         )
     mean, std, their_mean, their_std = (
         torch.tensor(values, device=device)

@@ -101,21 +101,10 @@ def train(
     start = _find_start(recipe, data, processor, accelerator, found, resume_changed)
     if model is None:
         model = make_model(recipe.model, data.label_names, recipe.run.seed)
-    if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
-        model = with_sync_batch_norm(model, accelerator)
-    if isinstance(model, SViTPreTrainedModel):
-        # the layout in which its activations are; in another one, DDP would have to copy every gradient
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.to(accelerator.device)
+    model = _placed(model, recipe, accelerator)
     multiply_adds = count_multiply_adds(model, recipe.model.image_size, accelerator.device)
     freeze(model, recipe.model)
-    if recipe.model.compile:
-        # in place, so that names stay what they are
-        model.compile()
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, recipe.optimization))
-    options = recipe.optimization
-    average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
-    weights = TrainedWeights(model, optimizer.optimizer, average, accelerator.scaler, processor)
+    wrapped, weights = _prepare(model, recipe, processor, accelerator)
     if start.checkpoint is not None:
         weights.load(start.checkpoint)
     teacher = None
@@ -136,7 +125,7 @@ def train(
         progress=start.progress,
         setting=start.setting,
         log=log,
-        console=Console(accelerator.is_main_process, options.epochs * start.setting.updates_per_epoch),
+        console=Console(accelerator.is_main_process, recipe.optimization.epochs * start.setting.updates_per_epoch),
         saved_update=start.progress.update if start.checkpoint is not None else None,
     )
     run.console.block("training", _facts(run, data, multiply_adds, output_dir))
@@ -160,6 +149,29 @@ def train(
             tracker.finish()
 
 
+def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) -> nn.Module:
+    """Bring a model to its device, with the kind of batch norm that is wanted."""
+    if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
+        model = with_sync_batch_norm(model, accelerator)
+    if isinstance(model, SViTPreTrainedModel):
+        # the layout in which its activations are; in another one, DDP would have to copy every gradient
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(accelerator.device)
+
+
+def _prepare(
+    model: nn.Module, recipe: TrainingRecipe, processor: SViTImageProcessorPil, accelerator: Accelerator
+) -> tuple[nn.Module, TrainedWeights]:
+    """Wrap a model for its ranks, and give it an optimizer and an average."""
+    options = recipe.optimization
+    if recipe.model.compile:
+        # in place, so that names stay what they are
+        model.compile()
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
+    average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
+    return wrapped, TrainedWeights(model, optimizer.optimizer, average, accelerator.scaler, processor)
+
+
 def _prepare_folder(recipe: TrainingRecipe, output_dir: Path, resume: str) -> FoundCheckpoint:
     """Make the folder and write the recipe into it, if the folder is new or that of a run."""
     if output_dir.exists() and not (output_dir / RECIPE).exists() and any(output_dir.iterdir()):
@@ -176,7 +188,7 @@ def _prepare_folder(recipe: TrainingRecipe, output_dir: Path, resume: str) -> Fo
     return found
 
 
-def _find_start(  # noqa: PLR0913 - what a start depends on
+def _find_start(
     recipe: TrainingRecipe,
     data: Data,
     processor: SViTImageProcessorPil,
@@ -255,7 +267,9 @@ def _summary(report: Mapping[str, Any], output_dir: Path) -> dict[str, object]:
     for weights, metrics in report["metrics"].items():
         low, high = metrics["accuracy_interval"]
         taken = ", taken" if weights == report["chosen"] else ""
-        lines[f"{weights} top-1"] = f"{metrics['accuracy']:.2%} ({low:.2%} to {high:.2%}) in epoch {report['epoch']}{taken}"
+        lines[f"{weights} top-1"] = (
+            f"{metrics['accuracy']:.2%} ({low:.2%} to {high:.2%}) in epoch {report['epoch']}{taken}"
+        )
     bad = f", {report['bad_images']} of them broken" if report["bad_images"] else ""
     skipped = f"; {report['skipped_updates']} updates skipped" if report["skipped_updates"] else ""
     return lines | {
