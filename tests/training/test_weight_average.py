@@ -33,9 +33,11 @@ def test_average_is_that_of_torch():
         reference.update_parameters(model)
     with average.in_place():
         values = values_of(model)
-    expected = reference.module.state_dict()
-    torch.testing.assert_close(values, dict(expected))
-    # running statistics are averaged, too, and the counter is copied
+    expected = dict(reference.module.state_dict())
+    # torch rounds an average of counters down, ours copies them
+    expected["1.num_batches_tracked"] = model[1].num_batches_tracked
+    torch.testing.assert_close(values, expected)
+    # running statistics are averaged, too
     assert values["1.num_batches_tracked"] == 4
     assert not torch.equal(values["1.running_mean"], model[1].running_mean)
 
