@@ -40,6 +40,9 @@ COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
     "evaluate": Command("svit_hf.evaluation.command", "EvaluateCommand", "Evaluate a classifier on labelled images."),
     "predict": Command("svit_hf.evaluation.command", "PredictCommand", "Predict the classes of images, to parquet."),
+    "train": Command(
+        "svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."
+    ),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
     "data": Command("svit_hf.data.command", "DataCommand", "Look at images before training, or write shards."),
@@ -56,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: what the command says, which is 0 if all went well; that of the error (`svit_hf.errors`) for
         what the user can do something about, mostly 2; 130 when interrupted.
-        The exit status: what the command says, which is 0 if all went well, that of the error for what the user can
-        put right, 130 when interrupted.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])

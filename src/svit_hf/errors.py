@@ -35,3 +35,16 @@ class EvaluationError(SViTError, ValueError):
     """Report why images cannot be counted, or were not counted exactly."""
 
     exit_code = 3
+
+
+class DivergenceError(SViTError):
+    """Report that too many updates in a row had a loss or gradient that was not finite."""
+
+    exit_code = 4
+
+
+class TrainingInterruptedError(SViTError):
+    """Report that training was told to stop, and has saved everything that it needs to go on."""
+
+    # what a process that SIGTERM ends has: 128 + 15
+    exit_code = 143

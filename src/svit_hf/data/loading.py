@@ -5,6 +5,7 @@ Sharding happens here and nowhere else: a loader belongs to one rank, and is nev
 which would divide it once more.
 """
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -341,7 +342,17 @@ def _loader(batches: Dataset[Batch], num_workers: int) -> DataLoader[Batch]:
         batch_size=None,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals_to_main_process,
     )
+
+
+def _leave_signals_to_main_process(worker: int) -> None:
+    """Ignore SIGTERM and SIGINT, which launchers send to whole groups: a run that saves first needs its workers.
+
+    A worker ends when the main process says so, or is gone.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _advice(source: ImageSource, num_ranges: int) -> str:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: functions that return a `TrainingRecipe`, each with its source, its command and what to expect of it.
+
+To add one, write the function and name it in `RECIPES`.
+"""
+
+from collections.abc import Callable
+
+from svit_hf.recipes.finetune import distill, finetune, linear_probe
+from svit_hf.recipes.imagenet1k_224 import imagenet_base_224, imagenet_large_224, imagenet_small_224
+from svit_hf.recipes.imagenet1k_384 import imagenet_base_384, imagenet_large_384, imagenet_small_384
+from svit_hf.recipes.smoke import smoke
+from svit_hf.training.config import TrainingRecipe
+
+
+RECIPES: dict[str, Callable[[], TrainingRecipe]] = {
+    function.__name__: function
+    for function in (
+        imagenet_small_224,
+        imagenet_base_224,
+        imagenet_large_224,
+        imagenet_small_384,
+        imagenet_base_384,
+        imagenet_large_384,
+        finetune,
+        linear_probe,
+        distill,
+        smoke,
+    )
+}

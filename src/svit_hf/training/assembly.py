@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to the things that train: accelerator, data, model, optimizer."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import nn
+
+from svit_hf.data.augmentation import TrainingTransform
+from svit_hf.data.evaluation_transform import EvaluationTransform
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader
+from svit_hf.data.sources import ImageSource, open_source
+from svit_hf.errors import SViTError
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.training.config import OptimizationOptions, RunOptions, TrainingRecipe
+
+
+MAX_WORKERS = 8
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Hold the images of a run."""
+
+    train: ImageSource
+    evaluation: ImageSource | None
+    num_workers: int
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return self.train.label_names
+
+
+def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
+    """Return the accelerator of a run.
+
+    Raises:
+        SViTError: If the precision, or the way of dividing the model, does not work on this machine.
+    """
+    if options.deterministic:
+        # read when CUDA starts; without it, cuBLAS is not deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if options.parallelism == "fsdp2":
+        raise SViTError(
+            "`run.parallelism` is 'fsdp2', which is not supported: batch norms keep statistics outside of the shards, and "
+            "the largest SViT needs 1.5 GB for weights, gradients and optimizer, which every GPU has. Use ddp."
+        )
+    has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "0").lower() not in ("1", "true")
+    precision: str = options.precision
+    if precision == "auto":
+        precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not has_gpu:
+        raise SViTError("`run.precision` is 'fp16', which needs a GPU; use bf16 or fp32 here.")
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        # batch norm statistics are averaged by `Agreement`
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        log_with=list(options.trackers) or None,
+        project_dir=str(output_dir),
+    )
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """Return the precision of the forward pass: fp32, bf16 or fp16."""
+    return "fp32" if accelerator.mixed_precision == "no" else str(accelerator.mixed_precision)
+
+
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """Return the dtype of the forward pass where it is not that of the weights."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(accelerator))
+
+
+def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
+    """Open the images; rank 0 first, so that what is counted or downloaded is there for the others.
+
+    Raises:
+        SViTError: If there are no such images, or the two splits have other classes.
+    """
+    with accelerator.main_process_first():
+        train = open_source(recipe.data, "train")
+        evaluation = open_source(recipe.data, "eval") if recipe.run.evaluate_every_epochs else None
+    if evaluation is not None and evaluation.label_names != train.label_names:
+        raise SViTError(
+            f"the training split has the classes {list(train.label_names)}, the evaluation split "
+            f"{list(evaluation.label_names)}; they have to be the same."
+        )
+    num_workers = recipe.data.num_workers
+    if num_workers is None:
+        local_ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        num_workers = max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
+    return Data(train, evaluation, num_workers)
+
+
+def steps_per_update(options: OptimizationOptions, world_size: int) -> int:
+    """Return into how many batches per rank an update is divided: as few as the devices can hold.
+
+    Raises:
+        SViTError: If the images of an update cannot be divided evenly.
+    """
+    on_rank, rest = divmod(options.batch_size, world_size)
+    if rest or not on_rank:
+        raise SViTError(
+            f"`optimization.batch_size` is {options.batch_size}; it has to be a multiple of the {world_size} ranks, "
+            f"such as {max(1, on_rank) * world_size}."
+        )
+    least = -(-on_rank // options.device_batch_size)
+    return next(steps for steps in range(least, on_rank + 1) if on_rank % steps == 0)
+
+
+def training_loader(
+    recipe: TrainingRecipe,
+    data: Data,
+    processor: SViTImageProcessorPil,
+    accelerator: Accelerator,
+    num_ranges: int | None = None,
+) -> TrainingLoader:
+    """Return the loader of this rank's training batches."""
+    steps = steps_per_update(recipe.optimization, accelerator.num_processes)
+    size = recipe.model.image_size
+    transform = TrainingTransform(
+        (size, size), tuple(processor.image_mean), tuple(processor.image_std), recipe.augmentation
+    )
+    return TrainingLoader(
+        data.train,
+        transform,
+        batch_size=recipe.optimization.batch_size // accelerator.num_processes // steps,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+        seed=recipe.run.seed,
+        steps_multiple_of=steps,
+        num_views=recipe.augmentation.num_views,
+        shuffle_block=recipe.data.shuffle_block,
+        num_ranges=num_ranges,
+    )
+
+
+def evaluation_loader(
+    recipe: TrainingRecipe, data: Data, processor: SViTImageProcessorPil, accelerator: Accelerator
+) -> EvaluationLoader | None:
+    """Return the loader of this rank's share of the evaluation; none if there is no evaluation."""
+    if data.evaluation is None:
+        return None
+    return EvaluationLoader(
+        data.evaluation,
+        EvaluationTransform(processor),
+        batch_size=recipe.run.evaluation_batch_size or recipe.optimization.device_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+    )
+
+
+def with_sync_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Make batch norms use statistics of all ranks.
+
+    Raises:
+        SViTError: If the device has none.
+    """
+    if accelerator.device.type == "cpu":
+        raise SViTError("`run.sync_batch_norm` is true, but PyTorch has synchronised batch norms on GPUs only.")
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted
+
+
+def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Result:
+    """Call a function on rank 0 alone, and give every rank its result, or raise its error everywhere."""
+    answer: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            answer[0] = function()
+        except SViTError as error:
+            answer[1] = error
+    broadcast_object_list(answer)
+    result, error = answer
+    if error is not None:
+        raise error
+    return result

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says on stderr: blocks at both ends, a row per evaluation, and one live line, or plain ones in a file."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+
+class Console:
+    """Speak for rank 0; every other rank is silent.
+
+    Args:
+        is_speaking: Whether this is rank 0.
+        num_updates: Updates of the whole run.
+    """
+
+    def __init__(self, is_speaking: bool, num_updates: int):
+        self.is_speaking = is_speaking
+        self.num_updates = num_updates
+        self._bar: Any = None
+
+    def say(self, text: str) -> None:
+        """Print a line, above the live one."""
+        if not self.is_speaking:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    def block(self, title: str, lines: Mapping[str, object]) -> None:
+        """Print names and values."""
+        width = max(map(len, lines))
+        self.say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in lines.items())]))
+
+    def start(self, update: int) -> None:
+        """Begin the live line, if this is a terminal."""
+        if self.is_speaking and sys.stderr.isatty():
+            self._bar = tqdm(total=self.num_updates, initial=update, unit="update", file=sys.stderr, leave=False)
+
+    def advance(self) -> None:
+        """Move the live line by an update."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def progress(self, row: Mapping[str, Any], seconds_left: float) -> None:
+        """Show a row of the log."""
+        loss = "none" if row["loss"] is None else f"{row['loss']:.3f}"
+        memory = f" mem {row['memory_gib']:.1f}G" if row["memory_gib"] else ""
+        skipped = f" SKIPPED {row['skipped_updates']}" if row["skipped_updates"] else ""
+        text = (
+            f"loss {loss} lr {row['learning_rate']:.2e} {row['images_per_second']:.0f} img/s "
+            f"wait {row['data_wait_share']:.0%}{memory}{skipped}"
+        )
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        else:
+            place = f"epoch {row['epoch']:.2f} update {row['update']}/{self.num_updates}"
+            self.say(f"{place} {text} eta {duration(seconds_left)}")
+
+    def close(self) -> None:
+        """End the live line."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Stopwatch:
+    """Measure an interval between two rows of the log: time, images, and time spent waiting for data."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.restart()
+
+    def restart(self) -> None:
+        """Start an interval."""
+        self.waited, self.num_images, self.started = 0.0, 0, time.perf_counter()
+
+    def timing(self) -> dict[str, float]:
+        """Return the timing fields of a row, and start the next interval."""
+        seconds = time.perf_counter() - self.started
+        memory = torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else 0.0
+        fields = {
+            "time_seconds": round(seconds, 3),
+            "images_per_second": round(self.num_images / seconds, 1),
+            "data_wait_share": round(self.waited / seconds, 4),
+            "memory_gib": round(memory, 2),
+        }
+        self.restart()
+        return fields
+
+
+def duration(seconds: float) -> str:
+    """Write a duration as hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}" if hours else f"{minutes}m{rest:02d}"

@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop.
+
+Everything random is a function of (seed, update, step, rank), and so is what is trained on: the loaders of
+`svit_hf.data` give the batches of any epoch from any step on, and `Run` seeds torch anew before every batch. The
+learning rate is a function of the update. What is left to save is weights, optimizer, moving average and a few counts:
+a run that is killed anywhere goes on as if nothing had happened.
+
+Ranks exchange gradients, and one message per update (`agreement.py`). Its numbers are read one update later, so that
+the host never waits for the device; an update that is not finite is skipped on the device itself.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from svit_hf.data.decoding import BadImageTally
+from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
+from svit_hf.data.mixing import mix_batch
+from svit_hf.errors import DivergenceError, TrainingInterruptedError
+from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluate_batches
+from svit_hf.training.agreement import Agreement, DelayedSignals
+from svit_hf.training.assembly import autocast_dtype
+from svit_hf.training.checkpointing import (
+    checkpoint_folder,
+    keep_as_best,
+    remove_old_checkpoints,
+    write_checkpoint,
+)
+from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.console import Console, Stopwatch
+from svit_hf.training.losses import Criterion, Teacher
+from svit_hf.training.optimization import learning_rate, set_learning_rate
+from svit_hf.training.progress import Progress, Setting
+from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
+from svit_hf.training.starting_model import set_drop_path_rate
+from svit_hf.training.stopping import StopRequest
+from svit_hf.training.weights import TrainedWeights
+
+
+SECONDS_PER_MINUTE = 60
+
+
+@dataclass
+class Run:
+    """Train until the end, or until told to stop; `run` is all of it.
+
+    Attributes:
+        recipe: What to do.
+        run_dir: Folder of the run.
+        accelerator: Device, precision, ranks.
+        model: The model as `Accelerator.prepare` returned it.
+        weights: Its weights, optimizer and moving average, as they are saved.
+        loader: Training batches of this rank.
+        evaluation: This rank's share of the evaluation, if there is one.
+        criterion: Loss of logits and targets.
+        teacher: What else to learn from, if anything.
+        progress: Where to start.
+        setting: What fixes the sequence of updates besides the recipe.
+        log: The log, on rank 0.
+        console: Where to say what happens.
+        saved_update: The update of the last checkpoint, if there is one.
+    """
+
+    recipe: TrainingRecipe
+    run_dir: Path
+    accelerator: Accelerator
+    model: nn.Module
+    weights: TrainedWeights
+    loader: TrainingLoader
+    evaluation: EvaluationLoader | None
+    criterion: Criterion
+    teacher: Teacher | None
+    progress: Progress
+    setting: Setting
+    log: RunLog | None
+    console: Console
+    saved_update: int | None
+
+    def __post_init__(self) -> None:
+        self.num_labels = len(self.loader.maker.source.label_names)
+        self.num_updates = self.recipe.optimization.epochs * self.setting.updates_per_epoch
+        self.agreement = Agreement(self.weights.model, self.accelerator.device)
+        self.tally = BadImageTally(
+            self.recipe.data.max_bad_share, self.progress.num_images, self.progress.num_bad_images
+        )
+        self.stop = StopRequest()
+        self.stopwatch = Stopwatch(self.accelerator.device)
+        # signals of the last update, which nobody has read yet
+        self.pending: DelayedSignals | None = None
+        self.ranks_stop = self.ranks_save = False
+        self.started = self.last_save = time.monotonic()
+        self.first_update = self.progress.update
+        self.earlier_seconds = self.progress.seconds
+
+    def run(self) -> Progress:
+        """Train.
+
+        Returns:
+            Where training is at the end.
+
+        Raises:
+            TrainingInterruptedError: After SIGTERM or SIGINT to any rank, when everything is saved.
+            DivergenceError: If too many updates in a row were not finite.
+            DataError: If too many images are broken.
+        """
+        with self.stop:
+            self.console.start(self.progress.update)
+            while True:
+                if self._is_time_to_evaluate():
+                    self._evaluate()
+                if self.progress.update == self.num_updates:
+                    return self.progress
+                self._train_to_end_of_epoch()
+
+    # training
+
+    def _train_to_end_of_epoch(self) -> None:
+        epoch, updates_done = divmod(self.progress.update, self.setting.updates_per_epoch)
+        self._set_drop_path(epoch)
+        batches = self.loader.epoch(epoch, updates_done * self.setting.steps_per_update)
+        self.stopwatch.restart()
+        for _ in range(updates_done, self.setting.updates_per_epoch):
+            self._train_one_update(batches)
+            if self.ranks_stop:
+                self._leave()
+            if self.ranks_save or self._is_update_to_save():
+                self._save()
+        self._save()
+
+    def _train_one_update(self, batches: Iterator[Batch]) -> None:
+        update, options = self.progress.update, self.recipe.optimization
+        steps = self.setting.steps_per_update
+        set_learning_rate(self.weights.optimizer, learning_rate(options, update, self.setting.updates_per_epoch))
+        loss = torch.zeros((), device=self.accelerator.device)
+        num_images = num_bad_images = 0
+        for step in range(steps):
+            batch = self._next(batches)
+            self.tally.note(batch["bad_images"])
+            num_bad_images += len(batch["bad_images"])
+            num_images += len(batch["labels"])
+            seed = self._seed_of(update, step)
+            torch.manual_seed(seed)
+            # ranks exchange gradients in the backward pass of the last step
+            with nullcontext() if step == steps - 1 else self.accelerator.no_sync(self.model):
+                step_loss = self._loss(batch, seed)
+                self.accelerator.backward(step_loss / steps)
+            loss += step_loss.detach() * len(batch["labels"])
+        # the norm is wanted without a limit, too
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_gradient_norm or float("inf"))
+        wants_save = self.accelerator.is_main_process and self._is_minute_to_save()
+        is_finite, signals = self.agreement.exchange(
+            loss, norm, (num_images, num_bad_images, float(self.stop.is_set), float(wants_save))
+        )
+        self.weights.step(is_finite, update)
+        self.progress.update += 1
+        self.console.advance()
+        self.stopwatch.num_images += num_images * self.setting.world_size
+        # while the device computes this update, read what the one before it told
+        previous, self.pending = self.pending, signals
+        if previous is not None:
+            self._absorb(previous, update)
+
+    def _loss(self, batch: Batch, seed: int) -> torch.Tensor:
+        device, mixing = self.accelerator.device, self.recipe.mixing
+        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+        targets = batch["labels"].to(device, non_blocking=True)
+        if mixing.is_on:
+            pixel_values, targets = mix_batch(
+                pixel_values, targets, mixing, self.num_labels, seed, self.progress.update
+            )
+        output = self.model(pixel_values)
+        logits = getattr(output, "logits", output)
+        loss = self.criterion(logits, targets)
+        if self.teacher is not None:
+            with self.accelerator.autocast():
+                answers = self.teacher.answer(pixel_values)
+            loss = self.teacher.mix(loss, logits, answers)
+        return loss
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        began = time.perf_counter()
+        batch = next(batches)
+        self.stopwatch.waited += time.perf_counter() - began
+        return batch
+
+    def _seed_of(self, update: int, step: int) -> int:
+        place = (self.recipe.run.seed, update, step, self.accelerator.process_index)
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
+
+    def _set_drop_path(self, epoch: int) -> None:
+        rates = [rate for first, rate in sorted(self.recipe.model.drop_path_schedule) if first <= epoch]
+        if rates:
+            set_drop_path_rate(self.weights.model, rates[-1])
+
+    # what ranks agreed on
+
+    def _settle(self) -> None:
+        """Read the signals that are still on their way."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            self._absorb(pending, self.progress.update)
+
+    def _absorb(self, signals: DelayedSignals, update: int) -> None:
+        """Count what an update told, and log it.
+
+        Args:
+            signals: Sums over ranks.
+            update: Number of updates up to and including this one.
+        """
+        values, progress = signals.read(), self.progress
+        self.tally.add(int(values.num_images), int(values.num_bad_images))
+        progress.num_images, progress.num_bad_images = self.tally.num_images, self.tally.num_bad
+        self.ranks_stop |= values.wants_stop > 0
+        self.ranks_save |= values.wants_save > 0
+        if values.is_finite:
+            progress.window_loss += values.loss
+            progress.window_images += int(values.num_images)
+            progress.skipped_in_a_row = 0
+        else:
+            progress.window_skipped += 1
+            progress.skipped_updates += 1
+            progress.skipped_in_a_row += 1
+        if update % self.recipe.run.log_every_updates == 0:
+            self._log_window(update, values.gradient_norm)
+        if progress.skipped_in_a_row >= self.recipe.run.max_non_finite_updates:
+            self._give_up(update)
+
+    def _log_window(self, update: int, gradient_norm: float) -> None:
+        progress, per_epoch = self.progress, self.setting.updates_per_epoch
+        row: dict[str, Any] = {
+            "update": update,
+            "epoch": round(update / per_epoch, 6),
+            "loss": progress.window_loss / progress.window_images if progress.window_images else None,
+            "learning_rate": learning_rate(self.recipe.optimization, update - 1, per_epoch),
+            "gradient_norm": gradient_norm if np.isfinite(gradient_norm) else None,
+            "images": progress.num_images,
+            "bad_images": progress.num_bad_images,
+            "skipped_updates": progress.window_skipped,
+        }
+        progress.window_loss, progress.window_images, progress.window_skipped = 0.0, 0, 0
+        row |= self.stopwatch.timing()
+        if self.log is not None:
+            self.log.add(UPDATE, **row)
+        self.accelerator.log({f"training/{name}": value for name, value in row.items() if value is not None}, update)
+        done = self.progress.update - self.first_update
+        per_update = (time.monotonic() - self.started) / done
+        self.console.progress(row, per_update * (self.num_updates - self.progress.update))
+
+    def _give_up(self, update: int) -> None:
+        raise DivergenceError(
+            f"{self.progress.skipped_in_a_row} updates in a row up to update {update} had a loss or gradient that is "
+            f"not finite. None of them was made. The last checkpoint is {self._last_checkpoint()}; go on from it with "
+            "a lower `optimization.learning_rate`, with `optimization.max_gradient_norm`, or with `run.precision` "
+            "bf16 instead of fp16, and `--resume-changed`."
+        )
+
+    def _leave(self) -> None:
+        self._save()
+        raise TrainingInterruptedError(
+            f"stopped after update {self.progress.update} of {self.num_updates} and saved "
+            f"{self._last_checkpoint()}; the same command goes on from there."
+        )
+
+    def _last_checkpoint(self) -> str:
+        folders = sorted(self.run_dir.glob("checkpoints/step-*"))
+        return str(folders[-1]) if folders else "not there: none was saved yet"
+
+    # checkpoints
+
+    def _is_update_to_save(self) -> bool:
+        every = self.recipe.run.save_every_updates
+        return every > 0 and self.progress.update % every == 0
+
+    def _is_minute_to_save(self) -> bool:
+        every = self.recipe.run.save_every_minutes * SECONDS_PER_MINUTE
+        return every > 0 and time.monotonic() - self.last_save >= every
+
+    def _save(self) -> None:
+        """Save a checkpoint of the present update, unless there is one."""
+        self._settle()
+        self.ranks_save = False
+        self.last_save = time.monotonic()
+        if self.saved_update == self.progress.update:
+            return
+        self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
+        if self.log is not None:
+            self.progress.log_size = self.log.size
+            write_checkpoint(checkpoint_folder(self.run_dir, self.progress.update), self._write)
+            remove_old_checkpoints(self.run_dir, self.recipe.run.keep_checkpoints)
+        self.saved_update = self.progress.update
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path) -> None:
+        self.weights.write(folder)
+        self.progress.save(folder, self.recipe, self.setting)
+
+    # evaluation
+
+    def _is_time_to_evaluate(self) -> bool:
+        epoch, rest = divmod(self.progress.update, self.setting.updates_per_epoch)
+        every = self.recipe.run.evaluate_every_epochs
+        if self.evaluation is None or rest or epoch == 0 or self.progress.evaluated_update == self.progress.update:
+            return False
+        return epoch % every == 0 or epoch == self.recipe.optimization.epochs
+
+    def _evaluate(self) -> None:
+        """Evaluate raw weights and their average; keep the checkpoint, which is there already, if it is the best."""
+        metrics = {}
+        try:
+            for name, values in self.weights.variants():
+                with values:
+                    metrics[name] = self._evaluate_once(name)
+        except EvaluationInterruptedError:
+            self._leave()
+        self.progress.evaluated_update = self.progress.update
+        # of equals, the average
+        chosen = max(metrics, key=lambda name: (metrics[name]["accuracy"], name == "ema"))
+        best = self.progress.best
+        if best is None or metrics[chosen]["accuracy"] > best["metrics"][best["chosen"]]["accuracy"]:
+            self.progress.best = {
+                "update": self.progress.update,
+                "epoch": self.progress.update // self.setting.updates_per_epoch,
+                "chosen": chosen,
+                "metrics": metrics,
+            }
+            if self.accelerator.is_main_process:
+                keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
+        if self.log is not None:
+            self.log.draw()
+        self.accelerator.wait_for_everyone()
+
+    def _evaluate_once(self, name: str) -> dict[str, Any]:
+        assert self.evaluation is not None
+        report = evaluate_batches(
+            self.weights.model,
+            self.evaluation,
+            num_expected=self.evaluation.num_samples,
+            reduce=lambda counts: self.accelerator.reduce(counts, "sum"),
+            device=self.accelerator.device,
+            autocast_dtype=autocast_dtype(self.accelerator),
+            should_stop=lambda: self.stop.is_set,
+            num_classes=self.num_labels,
+        )
+        metrics = {key: value for key, value in report.to_json().items() if key != "classes"}
+        epoch = self.progress.update // self.setting.updates_per_epoch
+        row = {
+            "update": self.progress.update,
+            "epoch": epoch,
+            "weights": name,
+            **{key: metrics[key] for key in ("accuracy", "top5_accuracy", "loss", "calibration_error", "num_images")},
+            "evaluation_seconds": round(report.seconds, 3),
+        }
+        if self.log is not None:
+            self.log.add(EVALUATION, **row)
+        self.accelerator.log({f"evaluation/{name}/accuracy": report.accuracy}, self.progress.update)
+        self.console.say(
+            f"epoch {epoch:>4}  {name:<3}  top-1 {report.accuracy:7.2%}  top-5 {report.top5_accuracy:7.2%}  "
+            f"loss {report.loss:.4f}  {report.num_images} images"
+        )
+        return metrics

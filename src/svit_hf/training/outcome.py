@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is left of a run that is over: the model folder with its card, and report.json."""
+
+import json
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svit_hf.hub.remote_code import save_with_code
+from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.training.assembly import Data
+from svit_hf.training.checkpointing import BEST, EMA, RAW
+from svit_hf.training.loop import Run
+from svit_hf.training.recipe_files import to_json
+from svit_hf.training.starting_model import load_weights, save_model_folder
+
+
+MODEL, REPORT = "model", "report.json"
+PACKAGES = ("svit-hf", "torch", "transformers", "accelerate", "datasets")
+
+
+def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
+    """Write report.json, and the model folder: the better of raw weights and average, at their best evaluation.
+
+    Without an evaluation it is the average at the end, if there is one.
+
+    Args:
+        run: The run, which is over.
+        data: Its images.
+        command: The command line that started it.
+
+    Returns:
+        The content of report.json.
+    """
+    best, progress = run.progress.best, run.progress
+    chosen = best["chosen"] if best else EMA if run.weights.average is not None else RAW
+    model = run.weights.model
+    if best:
+        # nothing is trained any more, so that the model may take other weights
+        load_weights(model, run.run_dir / BEST / chosen)
+    elif run.weights.average is not None:
+        run.weights.average.give_to_model()
+    folder = run.run_dir / MODEL
+    shutil.rmtree(folder, ignore_errors=True)
+    if isinstance(model, SViTForImageClassification):
+        save_with_code(model, folder, run.weights.processor)
+    else:
+        save_model_folder(model, folder, run.weights.processor)
+    evaluation = data.evaluation
+    report = {
+        "command": command,
+        "recipe": to_json(run.recipe),
+        "data": {
+            "path": run.recipe.data.path,
+            "description": data.train.description,
+            "train_split": run.recipe.data.train_split,
+            "eval_split": run.recipe.data.eval_split,
+            "num_train": data.train.num_samples,
+            "num_eval": evaluation.num_samples if evaluation is not None else 0,
+            "label_names": list(data.label_names),
+        },
+        "metrics": best["metrics"] if best else {},
+        "chosen": chosen,
+        "epoch": best["epoch"] if best else run.recipe.optimization.epochs,
+        "update": best["update"] if best else progress.update,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "versions": {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()},
+        "commit": commit_of_source(),
+        "device": device_name(run.accelerator.device),
+        "world_size": run.setting.world_size,
+        "seconds": round(progress.seconds, 1),
+        "images": progress.num_images,
+        "bad_images": progress.num_bad_images,
+        "skipped_updates": progress.skipped_updates,
+    }
+    (run.run_dir / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def device_name(device: torch.device) -> str:
+    """Return what to call a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def commit_of_source() -> str | None:
+    """Return the commit of the checkout that this file is in; none if it is installed, or git is not there."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where training is, and whether a checkpoint belongs to the same training."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svit_hf.training.checkpointing import PROGRESS
+from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.recipe_files import flatten, to_json
+
+
+# what may be changed between two parts of a run without changing what is trained on, or how
+FREE = frozenset(
+    {
+        "name",
+        "data.num_workers",
+        "data.max_bad_share",
+        "data.index",
+        "optimization.device_batch_size",
+        "run.log_every_updates",
+        "run.evaluate_every_epochs",
+        "run.evaluation_batch_size",
+        "run.save_every_updates",
+        "run.save_every_minutes",
+        "run.keep_checkpoints",
+        "run.max_non_finite_updates",
+        "run.trackers",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Hold what fixes the sequence of updates, besides the recipe.
+
+    Attributes:
+        world_size: Number of ranks.
+        steps_per_update: Batches of each rank in an update.
+        updates_per_epoch: Updates of an epoch.
+        num_ranges: Ranges of a stream that each rank reads at a time.
+    """
+
+    world_size: int
+    steps_per_update: int
+    updates_per_epoch: int
+    num_ranges: int
+
+
+@dataclass
+class Progress:
+    """Hold what a run knows besides weights and optimizer: all of it is in progress.json.
+
+    Attributes:
+        update: Updates that were made or skipped.
+        evaluated_update: The update after which the last evaluation was.
+        num_images: Images read, over all ranks.
+        num_bad_images: Those that could not be decoded.
+        skipped_updates: Updates that were skipped because something was not finite.
+        skipped_in_a_row: The last ones among them, without a good one between.
+        window_loss: Sum of the losses of the images since the last row of the log.
+        window_images: Their number.
+        window_skipped: Updates skipped since then.
+        log_size: Bytes of the log.
+        seconds: Duration of the run so far, of all its parts.
+        best: What was evaluated best: `update`, `epoch`, `chosen` (raw or ema), and `metrics` of both.
+    """
+
+    update: int = 0
+    evaluated_update: int = 0
+    num_images: int = 0
+    num_bad_images: int = 0
+    skipped_updates: int = 0
+    skipped_in_a_row: int = 0
+    window_loss: float = 0.0
+    window_images: int = 0
+    window_skipped: int = 0
+    log_size: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] | None = field(default=None)
+
+    def save(self, folder: Path, recipe: TrainingRecipe, setting: Setting) -> None:
+        """Write progress.json of a checkpoint."""
+        content = {"progress": asdict(self), "setting": asdict(setting), "recipe": to_json(recipe)}
+        (folder / PROGRESS).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class SavedProgress:
+    """Hold what a checkpoint's progress.json says."""
+
+    progress: Progress
+    setting: Setting
+    recipe: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "SavedProgress":
+        """Read it; the folder is known to be valid."""
+        content = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return cls(Progress(**content["progress"]), Setting(**content["setting"]), content["recipe"])
+
+    def differences(self, recipe: TrainingRecipe, setting: Setting) -> list[str]:
+        """Say in what the checkpoint's run differs from this one, such that it would not be the same training."""
+        before = flatten(self.recipe) | asdict(self.setting)
+        now = flatten(to_json(recipe)) | asdict(setting)
+        return [
+            f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
+            for name in sorted(before.keys() | now.keys())
+            if name not in FREE and before.get(name) != now.get(name)
+        ]
+
+    def moved_to(self, setting: Setting) -> Progress:
+        """Return the progress for a run whose epochs have another number of updates: the same share of the epochs."""
+        share = self.progress.update / self.setting.updates_per_epoch
+        update = int(share * setting.updates_per_epoch)
+        evaluated = update if self.progress.evaluated_update == self.progress.update else 0
+        return Progress(**asdict(self.progress) | {"update": update, "evaluated_update": evaluated})

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that training starts from, its image processor, its teacher, and how they are stored."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageClassification
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from svit_hf.errors import SViTError
+from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.layers_svit import SViTDropPath
+from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.training.config import DistillationOptions, ModelOptions
+from svit_hf.training.losses import Teacher
+
+
+WEIGHTS = "model.safetensors"
+
+
+def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> SViTForImageClassification:
+    """Return the model of a recipe, with a classifier for the labels of the data.
+
+    Args:
+        options: Weights or layout, and fields of the config.
+        label_names: Names of the classes, in the order of the data.
+        seed: Fixes random weights.
+
+    Raises:
+        SViTError: If the weights cannot be loaded, are not those of an SViT classifier, or fields do not fit.
+    """
+    torch.manual_seed(seed)
+    fields = {"image_size": options.image_size, **options.config}
+    if not options.name_or_path:
+        labels = {
+            "id2label": dict(enumerate(label_names)),
+            "label2id": {name: i for i, name in enumerate(label_names)},
+        }
+        try:
+            return SViTForImageClassification(getattr(SViTConfig, options.layout)(**fields, **labels))
+        except ValueError as error:
+            raise SViTError(f"`model.config` does not describe a model: {error}") from error
+    try:
+        model: Any = AutoModelForImageClassification.from_pretrained(
+            options.name_or_path, dtype=torch.float32, **fields
+        )
+    except (OSError, ValueError) as error:
+        raise SViTError(
+            f"`model.name_or_path` is {options.name_or_path!r}, which cannot be loaded: {error}"
+        ) from error
+    if not isinstance(model, SViTForImageClassification):
+        raise SViTError(
+            f"`model.name_or_path` is {options.name_or_path!r}, which is a {type(model).__name__}; expected is an "
+            "SViT classifier."
+        )
+    try:
+        model.set_labels(label_names)
+    except ValueError as error:
+        raise SViTError(f"the labels of the data do not make a classifier: {error}") from error
+    return model
+
+
+def make_image_processor(options: ModelOptions) -> SViTImageProcessorPil:
+    """Return what prepares images for the trained model, and does so in every evaluation.
+
+    Mean and standard deviation are those of the weights that training starts from.
+    """
+    settings: dict[str, Any] = {"size": {"shortest_edge": options.image_size}, "crop_pct": options.crop_pct}
+    if options.name_or_path:
+        try:
+            start = AutoImageProcessor.from_pretrained(options.name_or_path)
+            settings |= {"image_mean": list(start.image_mean), "image_std": list(start.image_std)}
+        except (OSError, ValueError) as error:
+            raise SViTError(
+                f"`model.name_or_path` is {options.name_or_path!r}, whose image processor cannot be loaded: {error}"
+            ) from error
+    return SViTImageProcessorPil(**settings)
+
+
+def freeze(model: nn.Module, options: ModelOptions) -> None:
+    """Take out of training what the recipe says, and set the mode in which the rest trains.
+
+    Raises:
+        SViTError: If the model is no SViT and has to be frozen in part.
+    """
+    if options.freeze_backbone or options.freeze_batch_norm or options.gradient_checkpointing:
+        if not isinstance(model, SViTForImageClassification):
+            raise SViTError(
+                "`model.freeze_backbone`, `model.freeze_batch_norm` and `model.gradient_checkpointing` are for SViT "
+                f"classifiers; this is a {type(model).__name__}."
+            )
+        if options.freeze_backbone:
+            model.svit.requires_grad_(False)
+        if options.freeze_batch_norm:
+            model.freeze_batch_norm()
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+    model.train(not options.eval_mode)
+
+
+def set_drop_path_rate(model: nn.Module, rate: float) -> None:
+    """Let the drop path rate grow linearly over all layers from 0 to `rate`, as a config does at the start."""
+    layers = [module for module in model.modules() if isinstance(module, SViTDropPath)]
+    for index, layer in enumerate(layers):
+        layer.rate = rate * index / max(len(layers) - 1, 1)
+
+
+def make_teacher(
+    options: DistillationOptions, label_names: Sequence[str], processor: SViTImageProcessorPil, device: torch.device
+) -> Teacher:
+    """Load the teacher, and match its normalisation and its classes with those of the student.
+
+    Raises:
+        SViTError: If it cannot be loaded, or does not know the same classes in the same order.
+    """
+    try:
+        model = AutoModelForImageClassification.from_pretrained(options.teacher, dtype=torch.float32)
+        theirs: Any = AutoImageProcessor.from_pretrained(options.teacher)
+    except (OSError, ValueError) as error:
+        raise SViTError(f"`distillation.teacher` is {options.teacher!r}, which cannot be loaded: {error}") from error
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    # made-up names say nothing about the order
+    is_named = not all(name == f"LABEL_{index}" for index, name in enumerate(known))
+    if len(known) != len(label_names) or (is_named and known != list(label_names)):
+        raise SViTError(
+            f"`distillation.teacher` is {options.teacher!r}, whose {len(known)} classes ({known[0]!r}, ...) are not "
+            f"the {len(label_names)} of the data ({label_names[0]!r}, ...) in the same order."
+        )
+    mean, std, their_mean, their_std = (
+        torch.tensor(values, device=device)
+        for values in (processor.image_mean, processor.image_std, theirs.image_mean, theirs.image_std)
+    )
+    return Teacher(model.to(device), options, scale=std / their_std, shift=(mean - their_mean) / their_std)
+
+
+def save_model_folder(model: nn.Module, folder: Path, processor: SViTImageProcessorPil) -> None:
+    """Save weights with what belongs to them; of a model that is not Transformers' the state dict alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PreTrainedModel):
+        model.save_pretrained(folder)
+    else:
+        save_model(model, str(folder / WEIGHTS))
+    processor.save_pretrained(folder)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put saved weights and buffers into a model of the same architecture; every name has to be there.
+
+    Raises:
+        SViTError: If the weights are those of another model.
+    """
+    try:
+        load_model(model, str(folder / WEIGHTS), strict=True)
+    except RuntimeError as error:
+        raise SViTError(f"{str(folder / WEIGHTS)!r} does not belong to this model: {error}") from error
+
+
+@torch.no_grad()
+def count_multiply_adds(model: nn.Module, image_size: int, device: torch.device) -> int:
+    """Count the multiply-accumulates of one image in convolutions, linear layers and attention (MACs)."""
+    was_training = model.training
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    model.train(was_training)
+    return int(counter.get_total_flops()) // 2

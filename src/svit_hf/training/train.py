@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe and a folder to a trained model: put a `Run` together, start or continue it, write what came out."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers.utils import logging
+
+from svit_hf.data.loading import TrainingLoader
+from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.training.assembly import (
+    Data,
+    evaluation_loader,
+    make_accelerator,
+    on_rank_zero,
+    open_data,
+    precision_of,
+    steps_per_update,
+    training_loader,
+    with_sync_batch_norm,
+)
+from svit_hf.training.checkpointing import FoundCheckpoint, find_checkpoint
+from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.console import Console, duration
+from svit_hf.training.loop import Run
+from svit_hf.training.losses import make_criterion
+from svit_hf.training.optimization import make_optimizer
+from svit_hf.training.outcome import MODEL, REPORT, device_name, write_outcome
+from svit_hf.training.progress import Progress, SavedProgress, Setting
+from svit_hf.training.recipe_files import flatten, to_json
+from svit_hf.training.run_log import RunLog
+from svit_hf.training.starting_model import (
+    count_multiply_adds,
+    freeze,
+    make_image_processor,
+    make_model,
+    make_teacher,
+)
+from svit_hf.training.weight_average import WeightAverage
+from svit_hf.training.weights import TrainedWeights
+
+
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Hold where a run starts."""
+
+    progress: Progress
+    setting: Setting
+    loader: TrainingLoader
+    checkpoint: Path | None
+    notes: list[str]
+
+
+def train(
+    recipe: TrainingRecipe,
+    output_dir: Path,
+    *,
+    resume: str = "auto",
+    resume_changed: bool = False,
+    model: nn.Module | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Train a model, or continue to; every rank calls this.
+
+    Args:
+        recipe: What to do.
+        output_dir: Folder of the run, the same and visible for every rank.
+        resume: `auto` continues from the newest valid checkpoint of the run, if there is one; `never` refuses a folder
+            that has checkpoints; a checkpoint's folder is continued from.
+        resume_changed: Continue with another number of ranks or another recipe than the checkpoint's, which is then
+            not the same training any more.
+        model: What to train instead of `recipe.model`: any module that maps pixel values `(B, 3, H, W)` to logits, or
+            to an output that has them as `.logits`.
+        command: The command line, for the report.
+
+    Returns:
+        The report, which is in report.json, too.
+
+    Raises:
+        SViTError: If recipe, data, machine and folder do not go together.
+        TrainingInterruptedError: After SIGTERM or SIGINT, when everything is saved.
+        DivergenceError: If too many updates in a row were not finite.
+    """
+    output_dir = Path(output_dir)
+    accelerator = make_accelerator(recipe.run, output_dir)
+    found = on_rank_zero(lambda: _prepare_folder(recipe, output_dir, resume), accelerator)
+    data = open_data(recipe, accelerator)
+    processor = make_image_processor(recipe.model)
+    start = _find_start(recipe, data, processor, accelerator, found, resume_changed)
+    if model is None:
+        model = make_model(recipe.model, data.label_names, recipe.run.seed)
+    model = _placed(model, recipe, accelerator)
+    multiply_adds = count_multiply_adds(model, recipe.model.image_size, accelerator.device)
+    freeze(model, recipe.model)
+    wrapped, weights = _prepare(model, recipe, processor, accelerator)
+    if start.checkpoint is not None:
+        weights.load(start.checkpoint)
+    teacher = None
+    if recipe.distillation.teacher:
+        teacher = make_teacher(recipe.distillation, data.label_names, processor, accelerator.device)
+    log = RunLog(output_dir, start.progress.log_size) if accelerator.is_main_process else None
+    accelerator.init_trackers(recipe.name, {name: str(value) for name, value in flatten(to_json(recipe)).items()})
+    run = Run(
+        recipe=recipe,
+        run_dir=output_dir,
+        accelerator=accelerator,
+        model=wrapped,
+        weights=weights,
+        loader=start.loader,
+        evaluation=evaluation_loader(recipe, data, processor, accelerator),
+        criterion=make_criterion(recipe.optimization),
+        teacher=teacher,
+        progress=start.progress,
+        setting=start.setting,
+        log=log,
+        console=Console(accelerator.is_main_process, recipe.optimization.epochs * start.setting.updates_per_epoch),
+        saved_update=start.progress.update if start.checkpoint is not None else None,
+    )
+    run.console.block("training", _facts(run, data, multiply_adds, output_dir))
+    for note in start.notes:
+        run.console.say(note)
+    try:
+        with _without_bars_of_libraries():
+            run.run()
+            report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
+        run.console.block("done", _summary(report, output_dir))
+        return report
+    except (TrainingInterruptedError, DivergenceError):
+        # every rank is here
+        accelerator.wait_for_everyone()
+        raise
+    finally:
+        run.console.close()
+        if log is not None:
+            log.close()
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+
+def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) -> nn.Module:
+    """Bring a model to its device, with the kind of batch norm that is wanted."""
+    if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
+        model = with_sync_batch_norm(model, accelerator)
+    if isinstance(model, SViTPreTrainedModel):
+        # the layout in which its activations are; in another one, DDP would have to copy every gradient
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(accelerator.device)
+
+
+def _prepare(
+    model: nn.Module, recipe: TrainingRecipe, processor: SViTImageProcessorPil, accelerator: Accelerator
+) -> tuple[nn.Module, TrainedWeights]:
+    """Wrap a model for its ranks, and give it an optimizer and an average."""
+    options = recipe.optimization
+    if recipe.model.compile:
+        # in place, so that names stay what they are
+        model.compile()
+    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
+    average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
+    return wrapped, TrainedWeights(model, optimizer.optimizer, average, accelerator.scaler, processor)
+
+
+def _prepare_folder(recipe: TrainingRecipe, output_dir: Path, resume: str) -> FoundCheckpoint:
+    """Make the folder and write the recipe into it, if the folder is new or that of a run."""
+    if output_dir.exists() and not (output_dir / RECIPE).exists() and any(output_dir.iterdir()):
+        raise SViTError(
+            f"`output_dir` is {str(output_dir)!r}, which holds other things than a run; name a new or an empty folder."
+        )
+    found = find_checkpoint(output_dir, resume)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(to_json(recipe), indent=2) + "\n"
+        (output_dir / RECIPE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SViTError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error
+    return found
+
+
+def _find_start(
+    recipe: TrainingRecipe,
+    data: Data,
+    processor: SViTImageProcessorPil,
+    accelerator: Accelerator,
+    found: FoundCheckpoint,
+    resume_changed: bool,
+) -> _Start:
+    """Find out where to start, and refuse to continue what was another training."""
+    saved = SavedProgress.read(found.folder) if found.folder is not None else None
+    # another number of workers reads the same stream in the same ranges
+    num_ranges = saved.setting.num_ranges if saved is not None and not resume_changed else None
+    loader = training_loader(recipe, data, processor, accelerator, num_ranges)
+    steps = steps_per_update(recipe.optimization, accelerator.num_processes)
+    setting = Setting(accelerator.num_processes, steps, loader.steps_per_epoch // steps, loader.num_ranges)
+    notes = [f"passed over {folder.name}: {problem}" for folder, problem in found.skipped]
+    if saved is None:
+        return _Start(Progress(), setting, loader, None, notes)
+    progress = saved.progress
+    assert found.folder is not None
+    if differences := saved.differences(recipe, setting):
+        if not resume_changed:
+            raise SViTError(
+                f"the checkpoint {str(found.folder)!r} is of another training: {'; '.join(differences)}. Go on as it "
+                "was, name another `output_dir`, or give `--resume-changed` to go on all the same, which is not exact."
+            )
+        progress = saved.moved_to(setting)
+        notes.append(f"NOT EXACT: the checkpoint is of another training: {'; '.join(differences)}")
+    return _Start(progress, setting, loader, found.folder, notes)
+
+
+@contextmanager
+def _without_bars_of_libraries() -> Iterator[None]:
+    """Keep Transformers from drawing a bar for every file that it writes."""
+    draws_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if draws_bars:
+            logging.enable_progress_bar()
+
+
+def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[str, object]:
+    """Return what the start block says."""
+    recipe, setting, accelerator = run.recipe, run.setting, run.accelerator
+    options = recipe.optimization
+    parameters = list(run.weights.model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    rank_batch = options.batch_size // setting.world_size // setting.steps_per_update
+    scaling = f" = {options.learning_rate:g} * {options.batch_size}/{options.base_batch_size}"
+    evaluation = data.evaluation.description if data.evaluation is not None else "none"
+    norms = len(run.agreement.statistics) // 2
+    return {
+        "recipe": recipe.name,
+        "data": data.train.description,
+        "coverage": run.loader.coverage.text(),
+        "evaluation": evaluation,
+        "model": f"{type(run.weights.model).__name__}, {sum(map(torch.numel, parameters)) / 1e6:.2f} M parameters, "
+        f"{trained / 1e6:.2f} M of them trained",
+        "cost": f"{multiply_adds / 1e9:.3g} GMACs per image of {recipe.model.image_size} pixels",
+        "updates": f"{run.num_updates} = {options.epochs} epochs of {setting.updates_per_epoch}",
+        "batch": f"{options.batch_size} images per update = {setting.world_size} ranks * {setting.steps_per_update} "
+        f"steps * {rank_batch}",
+        "learning rate": f"{options.peak_learning_rate:g}{scaling if options.base_batch_size else ''}",
+        "batch norms": f"{norms} with statistics of {rank_batch} images, averaged over ranks" if norms else "frozen",
+        "precision": precision_of(accelerator),
+        "device": f"{device_name(accelerator.device)}, {setting.world_size} ranks, {data.num_workers} workers each",
+        "written to": output_dir,
+        "starts at": f"update {run.progress.update}",
+    }
+
+
+def _summary(report: Mapping[str, Any], output_dir: Path) -> dict[str, object]:
+    """Return what the last block says."""
+    lines: dict[str, object] = {}
+    for weights, metrics in report["metrics"].items():
+        low, high = metrics["accuracy_interval"]
+        taken = ", taken" if weights == report["chosen"] else ""
+        lines[f"{weights} top-1"] = (
+            f"{metrics['accuracy']:.2%} ({low:.2%} to {high:.2%}) in epoch {report['epoch']}{taken}"
+        )
+    bad = f", {report['bad_images']} of them broken" if report["bad_images"] else ""
+    skipped = f"; {report['skipped_updates']} updates skipped" if report["skipped_updates"] else ""
+    return lines | {
+        "images": f"{report['images']}{bad}, in {duration(report['seconds'])}{skipped}",
+        "model": output_dir / MODEL,
+        "report": output_dir / REPORT,
+    }

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training changes, weights, optimizer and moving average, and how it gets into a checkpoint and out again."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.training.checkpointing import EMA, OPTIMIZER, RAW
+from svit_hf.training.starting_model import load_weights, save_model_folder
+from svit_hf.training.weight_average import WeightAverage
+
+
+@dataclass
+class TrainedWeights:
+    """Hold what training changes.
+
+    Attributes:
+        model: The model, unwrapped.
+        optimizer: AdamW, fused.
+        average: Moving average of the model, if there is one.
+        scaler: Scaler of the loss under fp16.
+        processor: Image processor that is saved beside the weights.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    scaler: GradScaler | None
+    processor: SViTImageProcessorPil
+
+    def step(self, is_finite: torch.Tensor, update: int) -> None:
+        """Make an update with the gradients that are there, and forget them.
+
+        Args:
+            is_finite: Scalar on the device; where it is false, weights and optimizer stay as they are.
+            update: Index of the update, from 0.
+        """
+        # the interface between fused optimizers and `GradScaler`, which has unscaled the gradients before clipping
+        self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.scaler is not None:
+            self.scaler.update()
+        if self.average is not None:
+            self.average.step(update)
+
+    def variants(self) -> Iterator[tuple[str, AbstractContextManager[None]]]:
+        """Yield the names under which weights are saved, and what gives the model these weights meanwhile."""
+        yield RAW, nullcontext()
+        if self.average is not None:
+            yield EMA, self.average.in_place()
+
+    def write(self, folder: Path) -> None:
+        """Write everything into the folder of a checkpoint."""
+        for name, values in self.variants():
+            with values:
+                save_model_folder(self.model, folder / name, self.processor)
+        scaler = {} if self.scaler is None else self.scaler.state_dict()
+        torch.save({"optimizer": self.optimizer.state_dict(), "scaler": scaler}, folder / OPTIMIZER)
+
+    def load(self, folder: Path) -> None:
+        """Read everything from the folder of a checkpoint.
+
+        Raises:
+            SViTError: If these are the weights of another model.
+        """
+        if self.average is not None and (folder / EMA).is_dir():
+            load_weights(self.model, folder / EMA)
+            self.average.start_here()
+        load_weights(self.model, folder / RAW)
+        if self.average is not None and not (folder / EMA).is_dir():
+            self.average.start_here()
+        state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])

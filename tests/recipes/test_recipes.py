@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+import inspect
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from svit_hf import SViTForImageClassification
+from svit_hf.cli import main
+from svit_hf.data.mixing import mix_batch
+from svit_hf.errors import SViTError
+from svit_hf.recipes import RECIPES
+from svit_hf.recipes.command import find_recipe
+from svit_hf.training.losses import make_criterion
+from svit_hf.training.optimization import learning_rate, make_optimizer, set_learning_rate
+from svit_hf.training.recipe_files import from_json, to_json
+from svit_hf.training.starting_model import freeze
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_documented_and_comes_back_from_json(name):
+    recipe = RECIPES[name]()
+    assert recipe.name == name
+    assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
+    documentation = inspect.getdoc(RECIPES[name])
+    assert f"--recipe {name} " in documentation
+    assert "Expectation:" in documentation
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_takes_a_step_on_the_tiny_model(name):
+    recipe = RECIPES[name]()
+    model = SViTForImageClassification(tiny_config())
+    freeze(model, recipe.model)
+    optimizer = make_optimizer(model, recipe.optimization)
+    set_learning_rate(optimizer, learning_rate(recipe.optimization, 100, 10))
+    pixel_values, targets = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
+    if recipe.mixing.is_on:
+        pixel_values, targets = mix_batch(pixel_values, targets, recipe.mixing, 5, 0, 0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    loss = make_criterion(recipe.optimization)(model(pixel_values).logits, targets)
+    loss.backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert "classifier.weight" in changed
+    assert ("svit.stages.0.layers.0.mlp.fc1.weight" in changed) == (not recipe.model.freeze_backbone)
+    trains_norms = not (recipe.model.eval_mode or recipe.model.freeze_batch_norm)
+    assert ("svit.pooler.batch_norm.running_mean" in changed) == trains_norms
+
+
+def test_official_recipe_is_what_the_paper_says():
+    recipe = RECIPES["imagenet_small_224"]()
+    options = recipe.optimization
+    assert (options.epochs, options.batch_size, options.peak_learning_rate) == (300, 1024, 1e-3)
+    assert options.decay_layer_scale
+    assert recipe.augmentation.num_views == 3
+    rates = {
+        name: RECIPES[f"imagenet_{name}_224"]().model.config["drop_path_rate"] for name in ("small", "base", "large")
+    }
+    assert rates == {"small": 0.1, "base": 0.4, "large": 0.6}
+    fine = RECIPES["imagenet_base_384"]()
+    assert fine.model.eval_mode
+    assert fine.model.image_size == 384
+    assert {learning_rate(fine.optimization, update, 10) for update in (0, 150, 299)} == {5e-6}
+
+
+def test_unknown_recipe_is_named_with_the_nearest_one():
+    with pytest.raises(SViTError, match="Did you mean 'imagenet_small_224'"):
+        find_recipe("imagenet_smal_224")
+
+
+def test_recipe_is_read_from_a_file(tmp_path):
+    recipe = replace(RECIPES["smoke"](), name="mine")
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(to_json(recipe)))
+    assert find_recipe(str(path)) == recipe
+
+
+def test_command_reports_a_typo_and_writes_nothing(tmp_path, capsys):
+    arguments = ["--recipe", "smoke", "--output-dir", str(tmp_path / "run"), "--set", "optimization.epoch=1"]
+    assert main(["train", *arguments]) == 2
+    assert "did you mean `optimization.epochs`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

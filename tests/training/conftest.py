@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images in four colours, and the recipe of a model that learns them in seconds."""
+
+import io
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, PartialState
+from PIL import Image
+
+from svit_hf.recipes import RECIPES
+
+
+LAYOUT = {
+    "hidden_sizes": [8, 12, 16, 24],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 2, 4],
+    "super_token_sizes": [2, 2, 1, 1],
+    "projection_dim": 32,
+    "drop_path_rate": 0.1,
+}
+NUM_TRAIN, NUM_TEST = 163, 101
+
+
+def write_images(path, num_images, row_group_size):
+    """Write a parquet file of images whose brightness is their label."""
+    generator = np.random.default_rng(num_images)
+
+    def examples():
+        for index in range(num_images):
+            label = index % 4
+            pixels = (generator.random((24, 24, 3)) * 60 + label * 60).clip(0, 255).astype(np.uint8)
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            yield {"image": {"bytes": file.getvalue(), "path": None}, "label": label}
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcd"))})
+    data = datasets.Dataset.from_list(list(examples()), features=features)
+    data.to_parquet(str(path), batch_size=row_group_size)
+
+
+@pytest.fixture(scope="session")
+def toy_images(tmp_path_factory):
+    """Return a folder of parquet files: five row groups to train on, 101 images to evaluate."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_images(folder / "train.parquet", NUM_TRAIN, 33)
+    write_images(folder / "test.parquet", NUM_TEST, 60)
+    return folder
+
+
+@pytest.fixture
+def toy_recipe(toy_images):
+    """Return a recipe of ten updates an epoch, read in this process."""
+    recipe = RECIPES["smoke"]()
+    return replace(
+        recipe,
+        model=replace(recipe.model, config=LAYOUT),
+        data=replace(recipe.data, path=str(toy_images), num_workers=0),
+        optimization=replace(recipe.optimization, batch_size=16, device_batch_size=16, epochs=1, warmup_epochs=0),
+        run=replace(recipe.run, log_every_updates=2),
+    )
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Forget the precision of the test before: Accelerate keeps it for the whole process."""
+    yield
+    AcceleratorState._reset_state()
+    PartialState._reset_state()

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+
+from svit_hf.errors import SViTError
+from svit_hf.training.checkpointing import (
+    MANIFEST,
+    OPTIMIZER,
+    PROGRESS,
+    checkpoint_folder,
+    checkpoints_of,
+    find_checkpoint,
+    keep_as_best,
+    problem_of,
+    remove_old_checkpoints,
+    write_checkpoint,
+)
+
+
+def write(folder, content="content"):
+    (folder / "raw").mkdir()
+    (folder / "raw" / "model.safetensors").write_text(content)
+    (folder / OPTIMIZER).write_text("optimizer")
+    (folder / PROGRESS).write_text("{}")
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    for update in (3, 20, 100):
+        write_checkpoint(checkpoint_folder(tmp_path, update), write)
+    return tmp_path
+
+
+def newest(run_dir):
+    return checkpoint_folder(run_dir, 100)
+
+
+def shorten(folder):
+    path = folder / "raw" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(folder):
+    path = folder / OPTIMIZER
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+def lose_a_file(folder):
+    (folder / PROGRESS).unlink()
+
+
+def lose_the_manifest(folder):
+    (folder / MANIFEST).unlink()
+
+
+def halve_the_manifest(folder):
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text[: len(text) // 2])
+
+
+def forget_the_optimizer(folder):
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["files"][OPTIMIZER]
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def test_newest_checkpoint_is_found(run_dir):
+    found = find_checkpoint(run_dir, "auto")
+    assert found.folder == newest(run_dir)
+    assert found.skipped == ()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (shorten, "bytes instead of"),
+        (flip_a_bit, "optimizer.pt is damaged"),
+        (lose_a_file, "progress.json is missing"),
+        (lose_the_manifest, "not finished"),
+        (halve_the_manifest, "cannot be read"),
+        (forget_the_optimizer, "optimizer.pt is not part of it"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_damaged_checkpoint_is_passed_over_with_its_reason(run_dir, damage, reason):
+    damage(newest(run_dir))
+    found = find_checkpoint(run_dir, "auto")
+    assert found.folder == checkpoint_folder(run_dir, 20)
+    ((folder, problem),) = found.skipped
+    assert folder == newest(run_dir)
+    assert reason in problem
+    with pytest.raises(SViTError, match="no valid checkpoint"):
+        find_checkpoint(run_dir, str(newest(run_dir)))
+
+
+def test_run_with_only_damaged_checkpoints_does_not_start_over(run_dir):
+    for folder in checkpoints_of(run_dir):
+        shorten(folder)
+    with pytest.raises(SViTError, match="all damaged"):
+        find_checkpoint(run_dir, "auto")
+
+
+def test_new_run_starts_at_the_beginning(tmp_path):
+    assert find_checkpoint(tmp_path, "auto").folder is None
+    assert find_checkpoint(tmp_path, "never").folder is None
+
+
+def test_never_does_not_replace_a_run(run_dir):
+    with pytest.raises(SViTError, match="holds checkpoints up to step-00000100"):
+        find_checkpoint(run_dir, "never")
+
+
+def test_failed_writing_leaves_nothing_and_loses_nothing(run_dir):
+    def fail(folder):
+        write(folder)
+        raise OSError("No space left on device")
+
+    with pytest.raises(SViTError, match="No space left on device"):
+        write_checkpoint(checkpoint_folder(run_dir, 200), fail)
+    assert find_checkpoint(run_dir, "auto").folder == newest(run_dir)
+    assert not list((run_dir / "checkpoints").glob(".*"))
+
+
+def test_folder_of_a_killed_writer_is_no_checkpoint(run_dir):
+    class Killed(BaseException):
+        pass
+
+    def die(folder):
+        write(folder)
+        raise Killed
+
+    with pytest.raises(Killed):
+        write_checkpoint(checkpoint_folder(run_dir, 200), die)
+    assert find_checkpoint(run_dir, "auto").folder == newest(run_dir)
+    write_checkpoint(checkpoint_folder(run_dir, 200), write)
+    assert find_checkpoint(run_dir, "auto").folder == checkpoint_folder(run_dir, 200)
+
+
+def test_checkpoint_of_the_same_name_is_replaced(run_dir):
+    shorten(newest(run_dir))
+    write_checkpoint(newest(run_dir), lambda folder: write(folder, "other"))
+    assert problem_of(newest(run_dir)) is None
+    assert (newest(run_dir) / "raw" / "model.safetensors").read_text() == "other"
+
+
+def test_rotation_keeps_the_newest_and_sweeps_up(run_dir):
+    (run_dir / "checkpoints" / ".tmp-step-00000007").mkdir()
+    remove_old_checkpoints(run_dir, 2)
+    assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == ["step-00000020", "step-00000100"]
+
+
+def test_best_outlives_its_checkpoint_and_has_no_optimizer(run_dir):
+    best = keep_as_best(checkpoint_folder(run_dir, 3), run_dir)
+    remove_old_checkpoints(run_dir, 1)
+    assert sorted(path.relative_to(best).as_posix() for path in best.rglob("*") if path.is_file()) == [
+        PROGRESS,
+        "raw/model.safetensors",
+    ]
+    write_checkpoint(checkpoint_folder(run_dir, 200), lambda folder: write(folder, "better"))
+    keep_as_best(checkpoint_folder(run_dir, 200), run_dir)
+    assert (best / "raw" / "model.safetensors").read_text() == "better"
+    assert not list(run_dir.glob(".*"))

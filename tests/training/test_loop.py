@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of a tiny model in this process; `test_two_ranks.py` starts several."""
+
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+from svit_hf.errors import DataError, DivergenceError, SViTError, TrainingInterruptedError
+from svit_hf.training import loop
+from svit_hf.training.checkpointing import checkpoints_of
+from svit_hf.training.recipe_files import override, read_recipe
+from svit_hf.training.run_log import TIMING_FIELDS, read_log
+from svit_hf.training.train import train
+
+
+def weights_of(run_dir, name="raw"):
+    return load_file(checkpoints_of(run_dir)[-1] / name / "model.safetensors")
+
+
+def log_of(run_dir):
+    return [{key: row[key] for key in row.keys() - TIMING_FIELDS} for row in read_log(run_dir)]
+
+
+def assert_same_run(first, second):
+    for name in ("raw", "ema"):
+        torch.testing.assert_close(weights_of(first, name), weights_of(second, name), rtol=0, atol=0)
+    assert log_of(first) == log_of(second)
+
+
+@pytest.fixture
+def finished(toy_recipe, tmp_path):
+    """Return the folder and the report of a run."""
+    return tmp_path / "finished", train(toy_recipe, tmp_path / "finished", command="svit-hf train")
+
+
+def test_run_leaves_what_others_read(finished, toy_recipe, capsys):
+    run_dir, report = finished
+    assert read_recipe(run_dir / "recipe.json") == toy_recipe
+    assert json.loads((run_dir / "report.json").read_text()) == report
+    assert {"curves.png", "log.jsonl", "metrics.csv"} <= {path.name for path in run_dir.iterdir()}
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert report["data"]["num_train"] == 163
+    assert report["update"] == 10
+    assert report["images"] == 160
+    for weights in ("raw", "ema"):
+        assert report["metrics"][weights]["num_images"] == 101
+    model = AutoModelForImageClassification.from_pretrained(run_dir / "model")
+    assert [model.config.id2label[index] for index in range(4)] == ["a", "b", "c", "d"]
+    best = load_file(run_dir / "best" / report["chosen"] / "model.safetensors")
+    torch.testing.assert_close(dict(model.state_dict()), best, rtol=0, atol=0)
+    rows = log_of(run_dir)
+    assert [row["update"] for row in rows if row["kind"] == "update"] == [2, 4, 6, 8, 10]
+    assert {row["weights"] for row in rows if row["kind"] == "evaluation"} == {"raw", "ema"}
+    shown = capsys.readouterr().err
+    for words in ("160 of 163 images", "GMACs", "16 images per update", "fp32", "top-1", "update 4/10"):
+        assert words in shown
+
+
+def test_finished_run_is_not_trained_again(finished, toy_recipe):
+    run_dir, _ = finished
+    before = log_of(run_dir)
+    train(toy_recipe, run_dir)
+    assert log_of(run_dir) == before
+
+
+def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe, tmp_path, monkeypatch):
+    run_dir, evaluate = tmp_path / "stopped", loop.evaluate_batches
+    updates = loop.Run._train_one_update
+
+    def stop_at_four(self, batches):
+        if self.progress.update == 4:
+            signal.raise_signal(signal.SIGTERM)
+        updates(self, batches)
+
+    monkeypatch.setattr(loop.Run, "_train_one_update", stop_at_four)
+    with pytest.raises(TrainingInterruptedError, match="after update 6 of 10") as stop:
+        train(toy_recipe, run_dir)
+    assert stop.value.exit_code == 143
+    monkeypatch.setattr(loop.Run, "_train_one_update", updates)
+
+    def stop_and_evaluate(*args, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "evaluate_batches", stop_and_evaluate)
+    with pytest.raises(TrainingInterruptedError, match="after update 10 of 10"):
+        train(toy_recipe, run_dir)
+    monkeypatch.setattr(loop, "evaluate_batches", evaluate)
+    train(toy_recipe, run_dir)
+    assert_same_run(finished[0], run_dir)
+
+
+def test_non_finite_updates_are_skipped_counted_and_end_the_run(toy_recipe, tmp_path, monkeypatch):
+    loss = loop.Run._loss
+
+    def is_bad_from_six(self, batch, seed):
+        value = loss(self, batch, seed)
+        return value * float("nan") if self.progress.update == 3 or self.progress.update >= 6 else value
+
+    monkeypatch.setattr(loop.Run, "_loss", is_bad_from_six)
+    recipe = override(
+        toy_recipe, ["run.max_non_finite_updates=3", "run.save_every_updates=1", "run.keep_checkpoints=9"]
+    )
+    with pytest.raises(DivergenceError, match=r"3 updates in a row up to update 9 .*step-000000") as error:
+        train(recipe, tmp_path / "run")
+    assert error.value.exit_code == 4
+    folders = {int(path.name[5:]): path for path in checkpoints_of(tmp_path / "run")}
+    raw = {update: load_file(folder / "raw" / "model.safetensors") for update, folder in folders.items()}
+    trained = [name for name in raw[3] if "num_batches" not in name]
+    for first, second, is_same in ((3, 4, True), (4, 5, False), (6, 7, True)):
+        assert all(torch.equal(raw[first][name], raw[second][name]) for name in trained) == is_same
+    assert all(tensor.isfinite().all() for tensor in raw[max(raw)].values())
+    assert [row["skipped_updates"] for row in log_of(tmp_path / "run")] == [0, 1, 0, 2]
+
+
+def test_another_training_is_not_continued_by_accident(finished, toy_recipe, capsys):
+    run_dir, _ = finished
+    changed = override(toy_recipe, ["optimization.learning_rate=1e-4", "run.log_every_updates=3"])
+    with pytest.raises(SViTError, match=r"learning_rate: 0.002 there, 0.0001 here") as error:
+        train(changed, run_dir)
+    # what changes nothing is not complained about
+    assert "log_every" not in str(error.value)
+    longer = override(toy_recipe, ["optimization.epochs=2"])
+    train(longer, run_dir, resume_changed=True)
+    assert "NOT EXACT" in capsys.readouterr().err
+    assert max(row["update"] for row in log_of(run_dir)) == 20
+
+
+def test_folder_with_other_things_is_left_alone(toy_recipe, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SViTError, match="holds other things"):
+        train(toy_recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_gradient_accumulation_is_one_big_batch(toy_recipe, tmp_path):
+    # what makes steps differ is off: batch statistics, drop path, mixing, augmentation
+    assignments = [
+        "model.freeze_batch_norm=true",
+        "model.config.drop_path_rate=0.0",
+        "mixing.mixup_alpha=0",
+        "mixing.cutmix_alpha=0",
+        "run.evaluate_every_epochs=0",
+        # the size of Adam's first steps does not depend on that of the gradient, but on its sign, also near zero
+        "optimization.epsilon=1e-3",
+    ]
+    recipe = override(toy_recipe, assignments)
+    train(recipe, tmp_path / "one")
+    train(override(recipe, ["optimization.device_batch_size=4"]), tmp_path / "four")
+    torch.testing.assert_close(weights_of(tmp_path / "one"), weights_of(tmp_path / "four"), rtol=1e-3, atol=1e-5)
+    losses = [[row["loss"] for row in log_of(tmp_path / name)] for name in ("one", "four")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # without an evaluation, the average at the end is what is delivered
+    delivered = load_file(tmp_path / "one" / "model" / "model.safetensors")
+    torch.testing.assert_close(delivered, weights_of(tmp_path / "one", "ema"), rtol=0, atol=0)
+
+
+def test_gradient_checkpointing_trains_as_well_and_updates_statistics_once(finished, toy_recipe, tmp_path):
+    recipe = override(toy_recipe, ["model.gradient_checkpointing=true"])
+    train(recipe, tmp_path / "run")
+    torch.testing.assert_close(weights_of(finished[0]), weights_of(tmp_path / "run"), rtol=1e-3, atol=1e-4)
+
+
+class Foreign(nn.Module):
+    """Return logits as a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, pixel_values):
+        return self.head(self.layers(pixel_values))
+
+
+def test_any_module_trains_under_the_same_loop(toy_recipe, tmp_path):
+    recipe = override(toy_recipe, ["optimization.epochs=2"])
+    torch.manual_seed(0)
+    report = train(recipe, tmp_path / "whole", model=Foreign())
+    assert report["num_parameters"] == sum(parameter.numel() for parameter in Foreign().parameters())
+    torch.manual_seed(0)
+    half = override(recipe, ["run.max_non_finite_updates=1"])
+    run_loss = loop.Run._loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop.Run,
+            "_loss",
+            lambda self, *args: run_loss(self, *args) * (float("nan") if self.progress.update == 12 else 1.0),
+        )
+        with pytest.raises(DivergenceError):
+            train(half, tmp_path / "parts", model=Foreign())
+    # other weights than those in the checkpoint, which win
+    train(recipe, tmp_path / "parts", model=Foreign())
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert set(load_file(tmp_path / "whole" / "model" / "model.safetensors")) == set(Foreign().state_dict())
+
+
+def test_linear_probe_changes_the_classifier_alone(finished, toy_recipe, tmp_path):
+    run_dir, _ = finished
+    assignments = [
+        f"model.name_or_path={run_dir / 'model'}",
+        "model.freeze_backbone=true",
+        "model.eval_mode=true",
+        "model.config={}",
+    ]
+    train(override(toy_recipe, assignments), tmp_path / "probe")
+    before, after = load_file(run_dir / "model" / "model.safetensors"), weights_of(tmp_path / "probe")
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        "classifier.weight",
+        "classifier.bias",
+    }
+
+
+def test_distillation_and_trackers(finished, toy_recipe, tmp_path):
+    run_dir, _ = finished
+    assignments = [f"distillation.teacher={run_dir / 'model'}", "run.trackers=tensorboard"]
+    train(override(toy_recipe, assignments), tmp_path / "student")
+    with_teacher, without = log_of(tmp_path / "student"), log_of(run_dir)
+    assert with_teacher[0]["loss"] != without[0]["loss"]
+    assert list((tmp_path / "student").rglob("events.out.tfevents*"))
+
+
+def test_teacher_with_other_classes_is_refused(finished, toy_recipe, tmp_path):
+    path = finished[0] / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["id2label"] = {"0": "d", "1": "c", "2": "b", "3": "a"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(SViTError, match="not the 4 of the data"):
+        train(override(toy_recipe, [f"distillation.teacher={path.parent}"]), tmp_path / "student")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("run.precision=fp16", "needs a GPU"),
+        ("run.parallelism=fsdp2", "run.parallelism"),
+        ("model.name_or_path=nowhere", "cannot be loaded"),
+        ("model.config.depths=[1]", "does not describe a model"),
+        ("optimization.batch_size=1024", "too few for one update"),
+        ("run.evaluate_every_epochs=0", None),
+    ],
+)
+def test_impossible_recipe_is_refused(toy_recipe, tmp_path, assignment, message):
+    if message is None:
+        recipe = override(toy_recipe, [assignment, "data.max_bad_share=0", "data.label_column=nothing"])
+        message = "nothing"
+    else:
+        recipe = override(toy_recipe, [assignment])
+    with pytest.raises(SViTError, match=message):
+        train(recipe, tmp_path / "run")
+
+
+def test_drop_path_follows_its_schedule(toy_recipe, tmp_path, monkeypatch):
+    rates = []
+    update = loop.Run._train_one_update
+
+    def note(self, batches):
+        rates.append(self.weights.model.svit.stages[-1].layers[-1].drop_path.rate)
+        update(self, batches)
+
+    monkeypatch.setattr(loop.Run, "_train_one_update", note)
+    recipe = override(toy_recipe, ["optimization.epochs=2", "model.drop_path_schedule=[[0, 0.2], [1, 0.3]]"])
+    train(recipe, tmp_path / "run")
+    assert rates == [0.2] * 10 + [0.3] * 10
+
+
+def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path, monkeypatch):
+    from svit_hf.data import loading
+
+    decode = loading.decode_image
+
+    def fail_for_every_fifth(stored):
+        if hash(stored) % 5 == 0:
+            raise loading.DecodingError("broken")
+        return decode(stored)
+
+    monkeypatch.setattr(loading, "decode_image", fail_for_every_fifth)
+    with pytest.raises(DataError, match="could not be decoded") as error:
+        train(toy_recipe, tmp_path / "strict")
+    assert error.value.exit_code == 3
+    report = train(override(toy_recipe, ["data.max_bad_share=0.5"]), tmp_path / "lax")
+    assert 10 < report["bad_images"] < 80
+
+
+@pytest.mark.slow
+def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_path):
+    recipe = override(toy_recipe, ["model.compile=true", "run.evaluate_every_epochs=0"])
+    report = train(recipe, tmp_path / "run")
+    assert report["update"] == 10
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model")
+    assert model.state_dict().keys() == weights_of(tmp_path / "run").keys()
+
+
+def test_bf16_keeps_weights_in_fp32(toy_recipe, tmp_path):
+    train(override(toy_recipe, ["run.precision=bf16"]), tmp_path / "run")
+    assert {tensor.dtype for tensor in weights_of(tmp_path / "run").values()} == {torch.float32, torch.int64}
+
+
+def test_recipe_of_a_run_can_be_run_again(finished, toy_recipe, tmp_path):
+    train(read_recipe(finished[0] / "recipe.json"), tmp_path / "again")
+    assert_same_run(finished[0], tmp_path / "again")
+    other = replace(toy_recipe, run=replace(toy_recipe.run, seed=1))
+    train(other, tmp_path / "other")
+    assert log_of(tmp_path / "other") != log_of(finished[0])

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ranks on this machine's CPU, started by torchrun as on a cluster, two workers each, on a parquet stream."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from svit_hf.errors import SViTError
+from svit_hf.training.checkpointing import checkpoints_of
+from svit_hf.training.recipe_files import override, read_recipe
+from svit_hf.training.run_log import TIMING_FIELDS, read_log
+from svit_hf.training.train import train
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.process]
+
+NUM_UPDATES = 20
+SETTINGS = {
+    "data.streaming": "true",
+    "data.num_workers": "2",
+    "data.shuffle_block": "8",
+    "optimization.batch_size": "16",
+    "optimization.epochs": "2",
+    "optimization.warmup_epochs": "0.5",
+    "run.save_every_updates": "3",
+    "run.log_every_updates": "1",
+    "model.config.hidden_sizes": "[8, 12, 16, 24]",
+    "model.config.depths": "[1, 1, 1, 1]",
+    "model.config.num_attention_heads": "[1, 2, 2, 4]",
+    "model.config.projection_dim": "32",
+}
+
+
+class Launch:
+    """Two ranks of `svit-hf train` that are at work."""
+
+    def __init__(self, toy_images, run_dir, *script):
+        self.output = run_dir.with_suffix(f".{time.monotonic_ns()}.txt")
+        assignments = [f"{name}={value}" for name, value in (SETTINGS | {"data.path": str(toy_images)}).items()]
+        command = ["-m", "svit_hf", "train", "--recipe", "smoke", "--output-dir", str(run_dir)]
+        command += [word for assignment in assignments for word in ("--set", assignment)]
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+                + (list(script) or command),
+                env=os.environ | {"ACCELERATE_USE_CPU": "1", "PYTHONWARNINGS": "default"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for_update(self, update):
+        # of the last update that was read, one is under way
+        while f"update {update}/" not in self.output.read_text():
+            assert self.process.poll() is None, self.output.read_text()
+            time.sleep(0.02)
+
+    def ranks(self):
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def end(self):
+        self.process.wait(timeout=240)
+        return self.output.read_text()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(toy_images, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("two_ranks") / "uninterrupted"
+    launch = Launch(toy_images, run_dir)
+    assert "done" in launch.end(), launch.output.read_text()
+    return run_dir
+
+
+def log_of(run_dir):
+    return [{key: row[key] for key in row.keys() - TIMING_FIELDS} for row in read_log(run_dir)]
+
+
+def test_killed_and_stopped_run_is_the_same_run(toy_images, uninterrupted, tmp_path):
+    run_dir = tmp_path / "interrupted"
+    kills = sorted(random.Random(5).sample(range(1, NUM_UPDATES - 2), 2))
+    for update in kills:
+        launch = Launch(toy_images, run_dir)
+        launch.wait_for_update(update)
+        # rank 1 first: the other one waits for it, and torchrun ends that, hard
+        for rank in reversed(launch.ranks()):
+            os.kill(rank, signal.SIGKILL)
+        launch.end()
+    # half a checkpoint, as of a run that was killed while it wrote
+    newest = checkpoints_of(run_dir)[-1]
+    half = newest.with_name("step-00000019")
+    half.mkdir()
+    (half / "optimizer.pt").write_bytes(b"half")
+
+    launch = Launch(toy_images, run_dir)
+    launch.wait_for_update(int(newest.name.removeprefix("step-")) + 1)
+    # only one of them is told
+    os.kill(launch.ranks()[1], signal.SIGTERM)
+    output = launch.end()
+    assert "passed over step-00000019: it has no manifest.json" in output
+    assert "stopped after update" in output
+    assert "exitcode  : 143" in output
+
+    launch = Launch(toy_images, run_dir)
+    output = launch.end()
+    assert "done" in output, output
+    assert log_of(run_dir) == log_of(uninterrupted)
+    first, second = checkpoints_of(run_dir)[-1], checkpoints_of(uninterrupted)[-1]
+    assert first.name == second.name == f"step-{NUM_UPDATES:08d}"
+    for name in ("raw", "ema"):
+        tensors = [load_file(folder / name / "model.safetensors") for folder in (first, second)]
+        torch.testing.assert_close(*tensors, rtol=0, atol=0)
+    states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in (first, second)]
+    torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
+
+
+def test_one_rank_has_the_same_curve_and_coverage_and_is_not_mixed_up_with_two(uninterrupted, tmp_path, capsys):
+    recipe = override(read_recipe(uninterrupted / "recipe.json"), ["data.num_workers=0"])
+    with pytest.raises(SViTError, match="world_size: 2 there, 1 here"):
+        train(recipe, uninterrupted)
+    capsys.readouterr()
+    train(recipe, tmp_path / "one")
+    shown = capsys.readouterr().err
+    two = (uninterrupted.parent.glob("uninterrupted.*.txt").__next__()).read_text()
+    coverage = "an epoch is 10 steps of 16 images and shows 160 of 163 images once"
+    assert coverage in shown
+    # five row groups for two ranks of two workers
+    assert coverage in two
+    assert "streamed from 5 shards" in two
+    rows = [
+        [row for row in log_of(run_dir) if row["kind"] == "update"] for run_dir in (tmp_path / "one", uninterrupted)
+    ]
+    for name in ("update", "epoch", "learning_rate", "images"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+    for run_dir in (tmp_path / "one", uninterrupted):
+        counted = {row["num_images"] for row in log_of(run_dir) if row["kind"] == "evaluation"}
+        assert counted == {101}
+
+
+AGREEMENT = """
+import torch
+from accelerate import Accelerator
+from torch import nn
+from svit_hf.errors import SViTError
+from svit_hf.training.agreement import Agreement
+from svit_hf.training.assembly import on_rank_zero
+
+accelerator = Accelerator()
+rank = accelerator.process_index
+model = nn.BatchNorm1d(1, momentum=1.0)
+agreement = Agreement(model, accelerator.device)
+model(torch.tensor([[0.0 + rank], [2.0 + rank]]))
+good, signals = agreement.exchange(torch.tensor(1.0 + rank), torch.tensor(3.0), (8, rank, rank, 0))
+assert good and signals.read() == (3.0, 16, 1, 3.0, 1, 0), signals.read()
+assert model.running_mean.item() == 1.5, model.running_mean
+before = model.state_dict()
+before = {name: value.clone() for name, value in model.state_dict().items()}
+# one rank's loss is not finite: both skip
+model(torch.tensor([[5.0], [7.0]]))
+good, signals = agreement.exchange(torch.tensor(float("nan") if rank else 1.0), torch.tensor(1.0), (8, 0, 0, 0))
+assert not good and not signals.read().is_finite
+assert model.running_mean.item() == 1.5 and torch.equal(model.running_var, before["running_var"])
+
+def fail():
+    raise SViTError("told by rank 0")
+
+try:
+    on_rank_zero(fail, accelerator)
+except SViTError as error:
+    assert "told by rank 0" in str(error)
+else:
+    raise AssertionError
+print("agreed", rank)
+accelerator.end_training()
+"""
+
+
+def test_ranks_agree_on_statistics_signals_and_errors(toy_images, tmp_path):
+    (tmp_path / "agreement.py").write_text(AGREEMENT)
+    launch = Launch(toy_images, tmp_path / "agreement", str(tmp_path / "agreement.py"))
+    output = launch.end()
+    assert "agreed 0" in output, output
+    assert "agreed 1" in output, output
