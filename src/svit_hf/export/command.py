@@ -42,6 +42,7 @@ class ExportCommand:
         calibration: A folder of pictures like those that the model is for. Every second one calibrates int8, the
             others tell what it changes.
         num_pictures: Pictures to take from this folder, evenly spread.
+        fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
         image_size: Height and width, in pixels, around which the program is compared; by default the model's own.
         opset: Version of the ONNX operators; by default the exporter's choice.
         tolerance: Largest difference of logits, absolute and relative to the largest; by default 1e-4. For int8 the
@@ -54,6 +55,7 @@ class ExportCommand:
     quantize: QuantizeName = "none"
     calibration: Path | None = None
     num_pictures: int = 128
+    fold: bool = True
     image_size: int | None = None
     opset: int | None = None
     tolerance: float | None = None
@@ -69,7 +71,7 @@ class ExportCommand:
                 f"`quantize` is {self.quantize!r} and `calibration` is {str(self.calibration)!r}; int8 needs a folder "
                 "of pictures to calibrate with, and nothing else does."
             )
-        options = ExportOptions(self.format, self.quantize, self.image_size, self.opset, self.tolerance)
+        options = ExportOptions(self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance)
         model = _load_model(_model_folder(self.model))
         processor = _load_image_processor(_model_folder(self.model))
         images = None

@@ -38,8 +38,6 @@ def read_pictures(folder: Path, image_processor: BaseImageProcessor, num_picture
             with Image.open(path) as image:
                 pixel_values = image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
         except (OSError, ValueError) as error:
-            raise SViTError(
-                f"`calibration` holds {str(path)!r}, which is no picture that can be read: {error}"
-            ) from error
+            raise SViTError(f"`calibration` holds {str(path)!r}, which cannot be read: {error}") from error
         prepared.append(pixel_values)
     return torch.cat(prepared)
