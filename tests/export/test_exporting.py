@@ -54,6 +54,12 @@ def classifier(**fields):
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return classifier()
+
+
 @pytest.fixture
 def program_of_constants(monkeypatch):
     """Replace the exporter: what it "writes" gives the model's logits, moved by what the returned list holds."""
@@ -161,11 +167,6 @@ class TestArguments:
 @pytest.mark.slow
 @needs_exporters
 class TestPrograms:
-    @pytest.fixture(scope="class")
-    def model(self):
-        torch.manual_seed(0)
-        return classifier()
-
     @needs_onnx
     def test_onnx(self, model, tmp_path, capsys):
         import onnxruntime

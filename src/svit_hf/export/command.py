@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from transformers import AutoConfig
@@ -98,13 +98,12 @@ def _load_model(name: str) -> SViTForImageClassification:
     if not isinstance(config, SViTConfig):
         raise ExportError(f"`model` is {name!r}, a {config.model_type} model; expected is svit.")
     try:
-        model, found = SViTForImageClassification.from_pretrained(name, output_loading_info=True)
+        loaded: Any = SViTForImageClassification.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error}") from error
-    if found["missing_keys"]:
-        raise ExportError(
-            f"`model` is {name!r}, which is no trained classifier; {sorted(found['missing_keys'])[0]!r} is missing."
-        )
+    model: SViTForImageClassification = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ExportError(f"`model` is {name!r}, which is no trained classifier; {missing[0]!r} is missing.")
     return model
 
 

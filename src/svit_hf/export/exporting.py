@@ -157,7 +157,7 @@ def export_classifier(
     _check_images(model.config, options, images)
     _check_installation(options)
     calibration, held_out = (None, None) if images is None else (images[::2], images[1::2])
-    model = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    model = copy.deepcopy(model).float().cpu().eval()
     model.set_attn_implementation("sdpa")
     source = fold_for_inference(model) if options.fold else model
     with _new_folder(Path(output_dir).absolute()) as folder:
@@ -247,14 +247,17 @@ def _write_program(
         }
     }
     # several images, neither square nor of the size compared: nothing may be taken for a constant
-    sample = {"pixel_values": torch.zeros(2, config.num_channels, max(size[0], least) + 3, max(size[1], least) + 6)}
+    sample: dict[str, Any] = {
+        "pixel_values": torch.zeros(2, config.num_channels, max(size[0], least) + 3, max(size[1], least) + 6)
+    }
     if options.format == "pt2":
         exported = DynamoExporter().export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
     else:
         quantizer = None if calibration is None else _int8_quantizer(calibration)
         settings = OnnxConfig(dynamic_shapes=dynamic_shapes, opset_version=options.opset, quantizer=quantizer)
         exported = OnnxExporter().export(model, sample, settings)
-        labels = [config.id2label[index] for index in range(model.num_labels)]
+        # in the order of the classes, which is that of the config
+        labels = list((config.id2label or {}).values())
         exported.program.metadata_props["labels"] = json.dumps(labels)
     exported.save_pretrained(folder)
 
