@@ -157,7 +157,7 @@ def export_classifier(
     _check_images(model.config, options, images)
     _check_installation(options)
     calibration, held_out = (None, None) if images is None else (images[::2], images[1::2])
-    model = copy.deepcopy(model).float().cpu().eval()
+    model = copy.deepcopy(model).float().cpu().eval()  # type: ignore[no-untyped-call]
     model.set_attn_implementation("sdpa")
     source = fold_for_inference(model) if options.fold else model
     with _new_folder(Path(output_dir).absolute()) as folder:
