@@ -46,6 +46,7 @@ COMMANDS = {
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
     "data": Command("svit_hf.data.command", "DataCommand", "Look at images before training, or write shards."),
+    "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }
 

@@ -11,7 +11,7 @@ EXTRAS = {
     "quickstart": ("accelerate", "datasets", "evaluate", "sklearn"),
     "train": ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn"),
     "kernels": ("triton",),
-    "export": ("onnx", "onnxruntime", "onnxscript", "torchao"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
     "vision": ("torchvision",),
 }
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`svit-hf export`: a classifier becomes a program that runs without its code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from transformers import AutoConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+# not from transformers itself: before 5.18 it has only a placeholder there where torchvision is missing
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from svit_hf.export.exporting import (
+    CHECK_FILE,
+    ExportError,
+    ExportFolder,
+    ExportOptions,
+    FormatName,
+    QuantizeName,
+    export_classifier,
+)
+from svit_hf.export.pictures import read_pictures
+from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.modeling_svit import SViTForImageClassification
+
+
+@dataclass
+class ExportCommand:
+    """Export a classifier to ONNX or to PyTorch's own format, for any number of images of any size.
+
+    The program is loaded again and compared with the model on batches of several lengths and image sizes. If it
+    differs by more than the tolerance, nothing is written and the exit status is not 0. Exporting SViT-S takes a few
+    minutes.
+
+    Args:
+        model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
+        output_dir: The folder to write; new or empty.
+        format: onnx for ONNX Runtime, pt2 for torch.export.load.
+        quantize: int8 rounds weights and activations to 8 bits; only in ONNX, and only with --calibration.
+        calibration: A folder of pictures like those that the model is for. Every second one calibrates int8, the
+            others tell what it changes.
+        num_pictures: Pictures to take from this folder, evenly spread.
+        fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
+        image_size: Height and width, in pixels, around which the program is compared; by default the model's own.
+        opset: Version of the ONNX operators; by default the exporter's choice.
+        tolerance: Largest difference of logits, absolute and relative to the largest; by default 1e-4. For int8 the
+            mean difference on the pictures, relative to the mean logit; by default 0.25.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT_DIR")]
+    format: FormatName = "onnx"
+    quantize: QuantizeName = "none"
+    calibration: Path | None = None
+    num_pictures: int = 128
+    fold: bool = True
+    image_size: int | None = None
+    opset: int | None = None
+    tolerance: float | None = None
+
+    def run(self) -> int:
+        """Export, say what was found, and return the exit status.
+
+        Raises:
+            ExportError: If something does not fit, or the program differs too much; nothing is written then.
+        """
+        if (self.quantize == "int8") != (self.calibration is not None):
+            raise ExportError(
+                f"`quantize` is {self.quantize!r} and `calibration` is {str(self.calibration)!r}; int8 needs a folder "
+                "of pictures to calibrate with, and nothing else does."
+            )
+        options = ExportOptions(self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance)
+        model = _load_model(_model_folder(self.model))
+        processor = _load_image_processor(_model_folder(self.model))
+        images = None
+        if self.calibration is not None:
+            if processor is None:
+                raise ExportError(f"`model` is {self.model!r}, which has no image processor to prepare pictures with.")
+            images = read_pictures(self.calibration, processor, self.num_pictures)
+        report = export_classifier(model, self.output_dir, options, images=images, image_processor=processor)
+        print(_summary(report))  # noqa: T201 - a program's result
+        return 0
+
+
+def _model_folder(model: str) -> str:
+    """Return the model of a training run, or what was named."""
+    inside = Path(model) / "model"
+    return str(inside) if (inside / "config.json").is_file() else model
+
+
+def _load_model(name: str) -> SViTForImageClassification:
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error}") from error
+    if not isinstance(config, SViTConfig):
+        raise ExportError(f"`model` is {name!r}, a {config.model_type} model; expected is svit.")
+    try:
+        loaded: Any = SViTForImageClassification.from_pretrained(name, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error}") from error
+    model: SViTForImageClassification = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise ExportError(f"`model` is {name!r}, which is no trained classifier; {missing[0]!r} is missing.")
+    return model
+
+
+def _load_image_processor(name: str) -> BaseImageProcessor | None:
+    try:
+        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(name)
+    except OSError:
+        # a model without one is still a model
+        return None
+    return processor
+
+
+def _summary(report: ExportFolder) -> str:
+    options = report.options
+    sizes = ", ".join("x".join(map(str, (shape[0], *shape[2:]))) for shape in report.sizes.shapes)
+    lines = {
+        "written to": report.output_dir,
+        "program": f"{options.format}, {'float32' if options.quantize == 'none' else options.quantize}, "
+        f"{report.num_bytes / 1e6:.2f} MB",
+        "compared on": f"batches of {sizes} pixels",
+        "largest difference": f"{report.sizes.max_difference:.2e}, the largest logit being "
+        f"{report.sizes.max_logit:.2e}",
+    }
+    if report.images is not None:
+        lines |= {
+            "compared on pictures": f"{report.images.num_images}, none of which calibrated",
+            "  largest difference": f"{report.images.max_difference:.3f}, the largest logit being "
+            f"{report.images.max_logit:.3f}",
+            "  mean difference": f"{report.images.mean_difference:.3f}, {100 * report.images.mean_error:.1f} % of the "
+            "mean logit",
+            "  unchanged top-1": f"{100 * report.images.unchanged_top1:.1f} %",
+        }
+    lines |= {
+        "tolerance": f"{report.tolerance:.2e}; found {report.error:.2e}, see {CHECK_FILE}",
+        "time": f"{report.seconds:.0f} s",
+    }
+    return "\n".join(f"{name:<22} {value}" for name, value in lines.items())

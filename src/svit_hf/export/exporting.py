@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A classifier becomes a folder with a program: exported by Transformers, loaded again, compared, or not written.
+
+The folder is what Transformers' `ExportedModel.from_pretrained` loads: `model.pt2` or `model.onnx`, `export.json`,
+`config.json`. Beside them are `preprocessor_config.json`, if there is an image processor, and `check.json`, what the
+comparison found.
+"""
+
+import copy
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from packaging.version import Version
+from transformers.image_processing_utils import BaseImageProcessor
+
+from svit_hf.errors import SViTError
+from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, compare, smallest_size
+from svit_hf.extras import require_extra
+from svit_hf.inference import fold_for_inference
+from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.modeling_svit import SViTForImageClassification
+
+
+FormatName = Literal["onnx", "pt2"]
+QuantizeName = Literal["none", "int8"]
+
+CHECK_FILE = "check.json"
+
+# the release in which Transformers' exporters got programs that are saved, loaded and quantized
+MIN_TRANSFORMERS = "5.23"
+
+# float32 arithmetic in another order: 2.3e-6 was the worst seen, SViT-S with random weights, folded, in ONNX
+FLOAT_TOLERANCE = 1e-4
+# 8 bits are an approximation; beyond a quarter of the logits' mean size something is wrong with it
+INT8_TOLERANCE = 0.25
+_DEFAULT_TOLERANCE = {"none": FLOAT_TOLERANCE, "int8": INT8_TOLERANCE}
+
+_IMAGES_PER_BATCH = 8
+
+
+class ExportError(SViTError, ValueError):
+    """Report why a model was not exported."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Say what to export.
+
+    Args:
+        format: `"onnx"` for ONNX Runtime, `"pt2"` for `torch.export.load`.
+        quantize: `"int8"` rounds weights and activations to 8 bits; only in ONNX.
+        fold: Whether batch norms, shortcuts and layer scales are folded into convolutions first; the program then
+            does the same in fewer passes over memory.
+        image_size: Height and width, in pixels, around which the program is compared; by default those of the config.
+        opset: Version of the ONNX operators; by default the exporter's choice.
+        tolerance: Largest error allowed, see `ExportFolder`; by default `FLOAT_TOLERANCE` or `INT8_TOLERANCE`.
+
+    Raises:
+        ExportError: If a value is not possible, or not with another.
+    """
+
+    format: FormatName = "onnx"
+    quantize: QuantizeName = "none"
+    fold: bool = True
+    image_size: int | None = None
+    opset: int | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in [("format", get_args(FormatName)), ("quantize", get_args(QuantizeName))]:
+            if getattr(self, name) not in allowed:
+                raise ExportError(f"`{name}` is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
+        if self.format != "onnx" and (self.quantize != "none" or self.opset is not None):
+            raise ExportError(
+                f"`quantize` is {self.quantize!r} and `opset` is {self.opset}; with `format` {self.format!r} there is "
+                "neither. Leave them out, or choose 'onnx'."
+            )
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise ExportError(f"`tolerance` is {self.tolerance}; it has to be at least 0.")
+
+
+@dataclass(frozen=True)
+class ExportFolder:
+    """Hold what was written, and how it was found to differ from the model.
+
+    Attributes:
+        output_dir: The folder.
+        options: What was asked for.
+        tolerance: Largest error that was allowed.
+        sizes: The comparison on random batches of several lengths and image sizes.
+        images: The comparison on pictures that did not calibrate the program, if it is quantized.
+        num_bytes: Size of the program with its weights.
+        seconds: What exporting and comparing took.
+        versions: Of the packages that had a part in it.
+    """
+
+    output_dir: Path
+    options: ExportOptions
+    tolerance: float
+    sizes: Comparison
+    images: Comparison | None
+    num_bytes: int
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def error(self) -> float:
+        """What is held against the tolerance: `sizes.max_error`, or `images.mean_error` of a quantized program."""
+        return self.sizes.max_error if self.images is None else self.images.mean_error
+
+    def to_json(self) -> str:
+        """Return everything but the folder's name, which may change."""
+        content = {name: value for name, value in asdict(self).items() if name != "output_dir"}
+        return json.dumps(content | {"error": self.error}, indent=2) + "\n"
+
+
+def export_classifier(
+    model: SViTForImageClassification,
+    output_dir: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    images: torch.Tensor | None = None,
+    image_processor: BaseImageProcessor | None = None,
+) -> ExportFolder:
+    """Export a classifier in float32, for any number of images of any size, and compare the program with the model.
+
+    The program takes `pixel_values`, `(B, num_channels, height, width)`, and gives `logits`, `(B, num_labels)`. Height
+    and width have to be at least `smallest_size`. The model is left as it is.
+
+    Args:
+        model: The model.
+        output_dir: The folder to write; new or empty.
+        options: What to export; ONNX in float32 by default.
+        images: Preprocessed pictures, `(N, num_channels, height, width)`, for int8 and nothing else. Every second one
+            calibrates, that is gives the ranges of activations; the program is compared on the others.
+        image_processor: What prepares the pictures; saved beside the program.
+
+    Returns:
+        What was written and found.
+
+    Raises:
+        ExportError: If an argument cannot be used, or the program differs too much. Nothing is written then.
+    """
+    started = time.perf_counter()
+    options = options or ExportOptions()
+    size = _size_to_compare(model.config, options)
+    _check_images(model.config, options, images)
+    _check_installation(options)
+    calibration, held_out = (None, None) if images is None else (images[::2], images[1::2])
+    model = copy.deepcopy(model).float().cpu().eval()  # type: ignore[no-untyped-call]
+    model.set_attn_implementation("sdpa")
+    source = fold_for_inference(model) if options.fold else model
+    with _new_folder(Path(output_dir).absolute()) as folder:
+        with _exporter_talk():
+            _write_program(source, folder, options, size, calibration)
+            program = load_program(folder)
+        if image_processor is not None:
+            image_processor.save_pretrained(folder)
+        with torch.no_grad():
+            batches = batches_of_many_sizes(model.config, size, smallest_size(model.config, options.format))
+            sizes = compare(program, predict_with(model), batches)
+            on_images = None
+            if held_out is not None:
+                on_images = compare(program, predict_with(model), held_out.split(_IMAGES_PER_BATCH))
+        tolerance = _DEFAULT_TOLERANCE[options.quantize] if options.tolerance is None else options.tolerance
+        report = ExportFolder(
+            output_dir=Path(output_dir),
+            options=options,
+            tolerance=tolerance,
+            sizes=sizes,
+            images=on_images,
+            num_bytes=sum(file.stat().st_size for file in folder.glob(f"model.{options.format}*")),
+            seconds=time.perf_counter() - started,
+            versions={name: version(name) for name in _packages(options)},
+        )
+        _check_result(report)
+        (folder / CHECK_FILE).write_text(report.to_json(), encoding="utf-8")
+    return report
+
+
+def load_program(folder: Path) -> Predict:
+    """Load an exported program from its folder.
+
+    Args:
+        folder: What `export_classifier` wrote.
+
+    Returns:
+        A function of images, `(B, num_channels, height, width)`, that returns logits, `(B, num_labels)`.
+    """
+    from transformers.exporters import ExportedModel
+
+    exported = ExportedModel.from_pretrained(folder)
+    return lambda pixel_values: exported(pixel_values=pixel_values).logits
+
+
+def predict_with(model: SViTForImageClassification) -> Predict:
+    """Return a function from images to the model's logits."""
+    return lambda pixel_values: model(pixel_values).logits
+
+
+@contextmanager
+def _new_folder(output_dir: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes `output_dir` if the block ends without an error."""
+    if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
+        raise ExportError(f"`output_dir` is {str(output_dir)!r}, which is in use; give a new or an empty folder.")
+    try:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        workspace = tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-")
+    except OSError as error:
+        raise ExportError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error
+    with workspace:
+        complete = Path(workspace.name) / "complete"
+        complete.mkdir()
+        yield complete
+        if output_dir.is_dir():
+            output_dir.rmdir()
+        complete.rename(output_dir)
+
+
+def _write_program(
+    model: SViTForImageClassification,
+    folder: Path,
+    options: ExportOptions,
+    size: tuple[int, int],
+    calibration: torch.Tensor | None,
+) -> None:
+    """Export with Transformers, and save what it made of the model."""
+    from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
+
+    config = model.config
+    least = smallest_size(config, "pt2")
+    dynamic_shapes = {
+        "pixel_values": {
+            0: torch.export.Dim("batch"),
+            2: torch.export.Dim("height", min=least),
+            3: torch.export.Dim("width", min=least),
+        }
+    }
+    # several images, neither square nor of the size compared: nothing may be taken for a constant
+    sample: dict[str, Any] = {
+        "pixel_values": torch.zeros(2, config.num_channels, max(size[0], least) + 3, max(size[1], least) + 6)
+    }
+    if options.format == "pt2":
+        exported = DynamoExporter().export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
+    else:
+        quantizer = None if calibration is None else _int8_quantizer(calibration)
+        settings = OnnxConfig(dynamic_shapes=dynamic_shapes, opset_version=options.opset, quantizer=quantizer)
+        exported = OnnxExporter().export(model, sample, settings)
+        # in the order of the classes, which is that of the config
+        labels = list((config.id2label or {}).values())
+        exported.program.metadata_props["labels"] = json.dumps(labels)
+    exported.save_pretrained(folder)
+
+
+def _int8_quantizer(calibration: torch.Tensor) -> Any:
+    from onnxruntime.quantization import QuantType
+    from transformers.exporters import OnnxRuntimeQuantizer, OnnxRuntimeStaticConfig
+
+    settings = OnnxRuntimeStaticConfig(
+        # attention, norms and the super-token arithmetic stay in float32
+        op_types_to_quantize=["Conv", "Gemm"],
+        per_channel=True,
+        # the pair that ONNX Runtime has its fast kernels for: signed weights, unsigned activations
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+        # 7 bits for weights: the products of 8-bit ones overflow on processors without VNNI
+        reduce_range=True,
+    )
+    return OnnxRuntimeQuantizer(settings, [{"pixel_values": image.unsqueeze(0)} for image in calibration])
+
+
+@contextmanager
+def _exporter_talk() -> Iterator[None]:
+    """Send what exporters print to stderr, and leave out warnings about code that is not the user's."""
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        # PyTorch's own use of what it deprecates, in exporters and when it copies a graph
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _packages(options: ExportOptions) -> tuple[str, ...]:
+    return ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()))
+
+
+def _size_to_compare(config: SViTConfig, options: ExportOptions) -> tuple[int, int]:
+    size = config.image_size if options.image_size is None else options.image_size
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    least = smallest_size(config, options.format)
+    if min(height, width) < least:
+        raise ExportError(
+            f"`image_size` is {height}x{width}; in format {options.format!r} the model takes at least "
+            f"{least}x{least} pixels."
+        )
+    return height, width
+
+
+def _check_images(config: SViTConfig, options: ExportOptions, images: torch.Tensor | None) -> None:
+    if (options.quantize == "int8") != (images is not None):
+        given = "none" if images is None else len(images)
+        raise ExportError(
+            f"`quantize` is {options.quantize!r}, `images` are {given}; int8 needs pictures to calibrate with, and "
+            "nothing else does."
+        )
+    if images is not None and (images.ndim != 4 or images.shape[1] != config.num_channels or len(images) < 2):
+        raise ExportError(
+            f"`images` has shape {tuple(images.shape)}; expected is (N, {config.num_channels}, height, width), N at "
+            "least 2."
+        )
+
+
+def _check_installation(options: ExportOptions) -> None:
+    installed = version("transformers")
+    if Version(installed) < Version(MIN_TRANSFORMERS):
+        raise ExportError(
+            f"export needs transformers {MIN_TRANSFORMERS} or newer; installed is {installed}, whose exporters are "
+            "missing or cannot save what they export."
+        )
+    if options.format == "onnx":
+        require_extra("export", "export")
+
+
+def _check_result(report: ExportFolder) -> None:
+    # a NaN is no error below anything
+    if not report.error <= report.tolerance:
+        kind = "mean relative difference on the pictures" if report.images else "largest difference of logits"
+        raise ExportError(
+            f"the exported program is not the model: {kind} {report.error:.2e}, `tolerance` {report.tolerance:.2e}. "
+            "Nothing was written."
+        )

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from importlib.metadata import version
+
+import pytest
+import torch
+from packaging.version import Version
+from tiny import tiny_config
+
+from svit_hf import SViTForImageClassification, SViTImageProcessorPil
+from svit_hf.errors import SViTError
+from svit_hf.export import exporting
+from svit_hf.export.exporting import (
+    CHECK_FILE,
+    FLOAT_TOLERANCE,
+    MIN_TRANSFORMERS,
+    ExportError,
+    ExportOptions,
+    export_classifier,
+    load_program,
+)
+from svit_hf.extras import missing_packages
+
+
+needs_exporters = pytest.mark.skipif(
+    Version(version("transformers")) < Version(MIN_TRANSFORMERS),
+    reason=f"transformers before {MIN_TRANSFORMERS} has no exporters that save",
+)
+needs_onnx = pytest.mark.skipif(
+    bool(missing_packages("export")), reason="the packages of the extra export are missing"
+)
+
+LABELS = ["crane", "Zürich", "crane", "d", "e"]
+
+
+def classifier(**fields):
+    """Return a classifier of two stages, with logits of a size that differences show in."""
+    layout = {
+        "image_size": 32,
+        "hidden_sizes": [8, 12],
+        "depths": [1, 1],
+        "num_attention_heads": [1, 2],
+        "super_token_sizes": [2, 1],
+        "num_sampling_iterations": [1, 1],
+        "use_layer_scale": [False, True],
+        "id2label": dict(enumerate(LABELS)),
+    }
+    model = SViTForImageClassification(tiny_config(**(layout | fields)))
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.uniform_(0.1, 0.5)
+        model.classifier.weight.mul_(50)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return classifier()
+
+
+@pytest.fixture
+def program_of_constants(monkeypatch):
+    """Replace the exporter: what it "writes" gives the model's logits, moved by what the returned list holds."""
+    offsets = [0.0]
+
+    def write(model, folder, options, size, calibration):
+        (folder / f"model.{options.format}").write_bytes(b"program")
+
+        def load(folder):
+            assert (folder / f"model.{options.format}").read_bytes() == b"program"
+            return lambda pixel_values: model(pixel_values).logits + offsets[0]
+
+        monkeypatch.setattr(exporting, "load_program", load)
+
+    monkeypatch.setattr(exporting, "_write_program", write)
+    return offsets
+
+
+@needs_exporters
+class TestCheck:
+    def test_report_is_written_beside_the_program(self, tmp_path, program_of_constants):
+        report = export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2"))
+        content = json.loads((tmp_path / "out" / CHECK_FILE).read_text())
+        assert content["error"] == report.error == report.sizes.max_error <= FLOAT_TOLERANCE
+        assert content["options"]["format"] == "pt2"
+        assert content["versions"]["torch"] == torch.__version__
+        assert content["num_bytes"] == len(b"program")
+        assert len(content["sizes"]["shapes"]) == 4
+
+    @pytest.mark.parametrize("offset", [0.01, torch.nan])
+    def test_program_that_differs_leaves_nothing_behind(self, tmp_path, program_of_constants, offset):
+        program_of_constants[0] = offset
+        with pytest.raises(ExportError, match=r"the exported program is not the model: .* Nothing was written"):
+            export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2"))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_tolerance_decides(self, tmp_path, program_of_constants):
+        program_of_constants[0] = 0.01
+        report = export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2", tolerance=0.05))
+        assert 0.009 < report.error < 0.05
+        with pytest.raises(ExportError, match=r"`tolerance` 1\.00e-03"):
+            export_classifier(classifier(), tmp_path / "other", ExportOptions("pt2", tolerance=1e-3))
+
+    def test_folder_in_use_is_left_alone(self, tmp_path):
+        (tmp_path / "mine.txt").write_text("mine")
+        with pytest.raises(ExportError, match=r"`output_dir` is .*, which is in use"):
+            export_classifier(classifier(), tmp_path, ExportOptions("pt2"))
+        assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+    def test_model_is_left_as_it_is(self, tmp_path, program_of_constants):
+        model = classifier().to(torch.float64).train()
+        export_classifier(model, tmp_path / "out", ExportOptions("pt2"))
+        assert model.training
+        assert model.dtype == torch.float64
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"format": "tflite"}, "`format` is 'tflite'; allowed are onnx, pt2"),
+            ({"quantize": "int4"}, "`quantize` is 'int4'; allowed are none, int8"),
+            ({"format": "pt2", "quantize": "int8"}, "with `format` 'pt2' there is neither"),
+            ({"format": "pt2", "opset": 18}, "`opset` is 18; with `format` 'pt2' there is neither"),
+            ({"tolerance": -1.0}, r"`tolerance` is -1\.0; it has to be at least 0"),
+            ({"tolerance": float("nan")}, "`tolerance` is nan; it has to be at least 0"),
+        ],
+        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    )
+    def test_impossible_option_is_named(self, arguments, message):
+        with pytest.raises(ExportError, match=message):
+            ExportOptions(**arguments)
+
+    @pytest.mark.parametrize(("format", "size", "least"), [("pt2", 8, 9), ("onnx", 7, 8)])
+    def test_image_size_below_the_smallest(self, tmp_path, format, size, least):
+        with pytest.raises(ExportError, match=f"`image_size` is {size}x{size}; .* at least {least}x{least} pixels"):
+            export_classifier(classifier(), tmp_path / "out", ExportOptions(format, image_size=size))
+
+    @pytest.mark.parametrize(
+        ("quantize", "images", "message"),
+        [
+            ("int8", None, "`quantize` is 'int8', `images` are none"),
+            ("none", torch.zeros(4, 3, 32, 32), "`quantize` is 'none', `images` are 4"),
+            ("int8", torch.zeros(1, 3, 32, 32), "`images` has shape .* N at least 2"),
+            ("int8", torch.zeros(4, 1, 32, 32), r"expected is \(N, 3, height, width\)"),
+        ],
+        ids=["none", "useless", "one", "grey"],
+    )
+    def test_images_are_for_int8(self, tmp_path, quantize, images, message):
+        with pytest.raises(ExportError, match=message):
+            export_classifier(classifier(), tmp_path / "out", ExportOptions(quantize=quantize), images=images)
+
+    def test_old_transformers_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(exporting, "version", lambda name: "5.5.4")
+        with pytest.raises(ExportError, match=r"transformers 5\.23 or newer; installed is 5\.5\.4"):
+            export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2"))
+
+    @needs_exporters
+    def test_missing_package_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("svit_hf.extras.missing_packages", lambda extra: ["onnxruntime"])
+        with pytest.raises(SViTError, match=r"needs onnxruntime; install it with: pip install \"svit-hf\[export\]\""):
+            export_classifier(classifier(), tmp_path / "out")
+
+
+@pytest.mark.slow
+@needs_exporters
+class TestPrograms:
+    @needs_onnx
+    def test_onnx(self, model, tmp_path, capsys):
+        import onnxruntime
+
+        processor = SViTImageProcessorPil(size={"shortest_edge": 32})
+        report = export_classifier(model, tmp_path / "out", image_processor=processor)
+        assert 0 < report.error < 1e-5
+        assert report.sizes.max_logit > 0.1
+        assert report.sizes.unchanged_top1 == 1
+        assert SViTImageProcessorPil.from_pretrained(tmp_path / "out").size == {"shortest_edge": 32}
+        # progress is not a result
+        assert capsys.readouterr().out == ""
+
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+        (pixels,), (logits,) = session.get_inputs(), session.get_outputs()
+        assert (pixels.name, pixels.shape[1]) == ("pixel_values", 3)
+        assert all(isinstance(pixels.shape[axis], str) for axis in (0, 2, 3))
+        assert (logits.name, logits.shape[1]) == ("logits", 5)
+        assert json.loads(session.get_modelmeta().custom_metadata_map["labels"]) == LABELS
+        # sizes that the export did not compare; 8 pixels are one token of the last stage
+        for shape in [(5, 3, 8, 40), (1, 3, 75, 21)]:
+            images = torch.randn(shape)
+            with torch.no_grad():
+                expected = model(images).logits
+            found = session.run(["logits"], {"pixel_values": images.numpy()})[0]
+            torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=FLOAT_TOLERANCE)
+
+        self._check_that_a_changed_program_is_noticed(model, tmp_path / "out")
+
+    @staticmethod
+    def _check_that_a_changed_program_is_noticed(model, folder):
+        weights = folder / "model.onnx.data"
+        content = bytearray(weights.read_bytes())
+        content[: len(content) // 2] = bytes(len(content) // 2)
+        weights.write_bytes(content)
+        images = exporting.batches_of_many_sizes(model.config, (32, 32), 8)
+        with torch.no_grad():
+            found = exporting.compare(load_program(folder), exporting.predict_with(model), images)
+        assert not found.max_error <= FLOAT_TOLERANCE
+
+    def test_pt2(self, model, tmp_path):
+        report = export_classifier(model, tmp_path / "out", ExportOptions("pt2", fold=False))
+        # the same operators in the same order, but for the attention
+        assert report.error < 1e-5
+        program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+        images = torch.randn(4, 3, 33, 71)
+        with torch.no_grad():
+            torch.testing.assert_close(program(pixel_values=images).logits, model(images).logits)
+
+    @needs_onnx
+    def test_int8_changes_logits_a_little(self, model, tmp_path):
+        images = torch.randn(8, 3, 32, 32)
+        report = export_classifier(model, tmp_path / "out", ExportOptions(quantize="int8"), images=images)
+        assert report.images.num_images == 4
+        # 8 bits are seen, and are not far off
+        assert 1e-3 < report.images.mean_error < 0.1
+        assert report.error == report.images.mean_error
