@@ -42,7 +42,9 @@ def make_classifier(folder, *, seed=0, names=NAMES):
     """Write a tiny model with random weights that answers not always the same, and return it."""
     torch.manual_seed(seed)
     named = {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
-    model = SViTForImageClassification(tiny_config(image_size=32, initializer_range=0.5, **named)).eval()
+    model = SViTForImageClassification(
+        tiny_config(image_size=32, initializer_range=0.5, num_labels=len(names), **named)
+    ).eval()
     with torch.no_grad():
         # batch norms as after training, on pictures like these
         model.train()

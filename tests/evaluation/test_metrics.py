@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
+
+import datasets
 import evaluate
 import numpy as np
 import pytest
 import torch
+from evaluation_data import NAMES, logits_of, make_classifier, picture
 from evaluation_ranks import on_ranks
+from PIL import Image
 
+from svit_hf import SViTImageProcessorPil
 from svit_hf.errors import EvaluationError
 from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
 
@@ -102,3 +108,32 @@ def test_unexpected_number_of_images_is_refused():
 def test_metric_that_was_given_nothing_is_refused():
     with pytest.raises(ValueError, match="nothing to compare"):
         TopKAccuracy().compute()
+
+
+def test_evaluator_of_evaluate_takes_the_metric(tmp_path):
+    # the one way in which evaluate 0.4.6 works with Transformers 5: a model, its processor and a metric object
+    model = make_classifier(tmp_path / "model")
+    images = [Image.open(io.BytesIO(picture(number))) for number in range(6)]
+    answers = logits_of(model, range(6)).argmax(dim=1).tolist()
+    labels = [answer if number < 4 else (answer + 1) % 5 for number, answer in enumerate(answers)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+
+    class RankedFirst(TopKAccuracy):
+        """Take one class per image, as the evaluator gives it."""
+
+        def _compute(self, predictions, references, **kwargs):
+            return super()._compute([[label] for label in predictions], references, **kwargs)
+
+        def _info(self):
+            info = super()._info()
+            info.features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int64")))
+            return info
+
+    result = evaluate.evaluator("image-classification").compute(
+        model_or_pipeline=model,
+        feature_extractor=SViTImageProcessorPil.from_pretrained(tmp_path / "model"),
+        data=datasets.Dataset.from_dict({"image": images, "label": labels}, features=features),
+        metric=RankedFirst(k=1),
+        label_mapping=model.config.label2id,
+    )
+    assert result["accuracy"] == pytest.approx(4 / 6)
