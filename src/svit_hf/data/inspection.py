@@ -29,7 +29,7 @@ class Shard(NamedTuple):
     """Hold what it takes to read one shard in another process."""
 
     stream: Any
-    index: int
+    number: int
     columns: tuple[str, str]
     name: str
 
@@ -171,7 +171,7 @@ def _inspect_split(
     files = location.files(split)
     # an image folder is one shard
     names = names_of(files) if stream.num_shards == len(files) else [split] * stream.num_shards
-    shards = [Shard(stream, index, columns, name) for index, name in enumerate(names)]
+    shards = [Shard(stream, number, columns, name) for number, name in enumerate(names)]
     findings = Findings()
     num_rows = []
     for number, found in enumerate(executor.map(read_shard, shards), 1):
@@ -186,7 +186,7 @@ def _inspect_split(
 def read_shard(shard: Shard) -> Findings:
     """Read, decode and count the images of a file."""
     found = Findings()
-    stream = shard.stream.shard(shard.stream.num_shards, shard.index)
+    stream = shard.stream.shard(shard.stream.num_shards, shard.number)
     for batch in stream.iter(batch_size=READ_AT_A_TIME):
         for values in zip(*batch.values(), strict=True):
             example = dict(zip(batch, values, strict=True))
@@ -202,14 +202,15 @@ def _look_at(stored: bytes | str | None, name: str, found: Findings) -> None:
     found.num_bytes += len(stored) if isinstance(stored, bytes) else 0
     try:
         image = decode_image(stored)
+        assert stored is not None
+        with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as encoded:
+            found.modes[encoded.mode] += 1
     except DecodingError as error:
         source = stored if isinstance(stored, str) else name
         found.bad_images.append(BadImage(row, source, row, str(error)))
         return
     found.widths[image.width] += 1
     found.heights[image.height] += 1
-    with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as encoded:
-        found.modes[encoded.mode] += 1
 
 
 def _range(counts: Counter[int]) -> str:

@@ -61,7 +61,7 @@ def measure_loading(
     num_batches = min(num_images, source.num_samples) // batch_size
     if num_batches == 0 or repeats < 1:
         raise SViTError(
-            f"`num_images` is {num_images} of {source.num_samples}, `batch_size` {batch_size} and `repeats` {repeats}; "
+            f"`num_images` is {num_images} of {source.num_samples}, `batch_size` {batch_size}, `repeats` {repeats}; "
             "there has to be at least one batch and one repeat."
         )
     encoded = [row.image for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)][
