@@ -50,7 +50,7 @@ def toy_images(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_recipe(toy_images):
     """Return a recipe of ten updates an epoch, read in this process."""
     recipe = RECIPES["smoke"]()

@@ -51,8 +51,8 @@ def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
         torch.use_deterministic_algorithms(True)
     if options.parallelism == "fsdp2":
         raise SViTError(
-            "`run.parallelism` is 'fsdp2', which is not supported: batch norms keep statistics outside of the shards, and "
-            "the largest SViT needs 1.5 GB for weights, gradients and optimizer, which every GPU has. Use ddp."
+            "`run.parallelism` is 'fsdp2', which is not supported: batch norms keep statistics outside of the shards, "
+            "and the largest SViT needs 1.5 GB for weights, gradients and optimizer, which every GPU has. Use ddp."
         )
     has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "0").lower() not in ("1", "true")
     precision: str = options.precision

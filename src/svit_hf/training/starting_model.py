@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,13 +46,13 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
         }
         try:
             return SViTForImageClassification(getattr(SViTConfig, options.layout)(**fields, **labels))
-        except ValueError as error:
+        except (ValueError, StrictDataclassError) as error:
             raise SViTError(f"`model.config` does not describe a model: {error}") from error
     try:
         model: Any = AutoModelForImageClassification.from_pretrained(
             options.name_or_path, dtype=torch.float32, **fields
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise SViTError(
             f"`model.name_or_path` is {options.name_or_path!r}, which cannot be loaded: {error}"
         ) from error
