@@ -26,9 +26,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 SMALL = [
     pytest.param(2, 20, 9, 6, (4, 4), 1, "soft", id="B2-C20-9x6-cell4"),
     pytest.param(1, 64, 8, 20, (8, 8), 1, "soft_masked", id="B1-C64-8x20-cell8-masked"),
-    pytest.param(1, 96, 5, 9, (2, 3), 2, "soft", id="B1-C96-5x9-cell2x3-rounds2"),
+    pytest.param(1, 96, 5, 6, (2, 3), 2, "soft", id="B1-C96-5x6-cell2x3-rounds2"),
     pytest.param(1, 1, 7, 4, (4, 2), 3, "soft", id="B1-C1-7x4-cell4x2-rounds3"),
-    pytest.param(1, 300, 3, 5, (2, 2), 2, "soft_masked", id="B1-C300-3x5-cell2-rounds2-masked"),
+    pytest.param(1, 300, 3, 2, (2, 2), 2, "soft_masked", id="B1-C300-3x2-cell2-rounds2-masked"),
     pytest.param(1, 5, 3, 3, (16, 16), 1, "soft", id="B1-C5-3x3-one-cell16"),
 ]
 REAL = [
@@ -187,8 +187,8 @@ class TestNumbers:
         assert output.isfinite().all()
 
     def test_same_result_in_every_run_and_layout(self, device, implementation):
-        tokens = tokens_of(device, 2, 6, 5, 6)
-        layouts = [tokens, tokens, tokens.contiguous(memory_format=torch.channels_last), tokens.mT.contiguous().mT]
+        tokens = tokens_of(device, 1, 6, 3, 4)
+        layouts = [tokens, tokens, tokens.to(memory_format=torch.channels_last), tokens.mT.contiguous().mT]
         first, *others = [attend_and_differentiate(layout, (2, 2), 1, "soft", implementation) for layout in layouts]
         for other in others:
             torch.testing.assert_close(other, first, rtol=0, atol=0)

@@ -79,7 +79,8 @@ def require(
     obstacle = _find_obstacle(name, device, dtype, sampler)
     if obstacle is not None:
         raise ValueError(
-            f"`super_token_implementation` is {name!r}, which cannot be used because {obstacle}. Use 'auto' or 'eager'."
+            f"`super_token_implementation` is {name!r}, which cannot be used because {obstacle}; "
+            "'auto' and 'eager' always can."
         )
 
 

@@ -100,7 +100,8 @@ def reduce_kernel(
     """Add what the (at most) 2x2 blocks around a super token have for it, and divide by its mass.
 
     `MASS` says where the mass comes from: "none" divides by nothing, "given" reads it, "partial" adds it up as well
-    and writes it. Every super token is read by one program in a fixed order, so that the result is the same in every run.
+    and writes it. Every super token is the business of one program, which adds in a fixed order: the result is the same
+    in every run.
     """
     super_token = tl.program_id(0)
     image = (super_token // (Gh * Gw)).to(tl.int64)
