@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile what the operators launch, for GPUs that need not be there, and print what each kernel takes of one.
 
-Usage: python compile_for_gpus.py [CAPABILITY...]      (90 and 80 by default)
-
-One line of JSON per kernel, shape, dtype and GPU. The interpreter, which other tests use, lets wrong types, too much
-shared memory and operations that a GPU does not have pass. A process that interprets cannot compile: this is one of its
-own, without TRITON_INTERPRET.
+One line of JSON per kernel, shape, dtype and GPU. The interpreter, which the other tests use, accepts types, operations
+and amounts of shared memory that no GPU has. A process that interprets cannot compile: this is one of its own.
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -24,8 +19,8 @@ from triton.compiler import ASTSource
 from svit_hf.kernels.triton import sampling, upsampling
 
 
-# channels, height and width, cell: what the published models have, and a cell in a wide third stage
-GRIDS = [(64, 56, 8), (96, 56, 8), (192, 28, 4), (320, 14, 2)]
+# by compute capability: channels, height and width, cell
+GRIDS = {90: [(96, 56, 8), (320, 14, 2)], 80: [(64, 56, 8)]}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
@@ -36,9 +31,9 @@ def launches(channels, length, cell, dtype):
         module.launch = lambda kernel, grid, *arguments, **options: recorded.append((kernel, arguments, options))
     tokens = torch.empty(1, channels, length, length, dtype=dtype)
     super_tokens, association, mass = sampling.sample_super_tokens(tokens, (cell, cell), 1, "soft")
-    for given in (None, mass):
-        upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length), given)
-        upsampling.aggregate_tokens(tokens, association, (cell, cell), given)
+    upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length))
+    upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length), mass)
+    upsampling.aggregate_tokens(tokens, association, (cell, cell))
     return recorded
 
 
@@ -49,7 +44,7 @@ def compile_launch(kernel, arguments, options, capability):
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(names):
         value = options[name] if name in options else arguments[index]
-        if name in options or value == 1 and isinstance(value, int):
+        if name in options or (isinstance(value, int) and value == 1):
             signature[name], constants[(index,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = TYPES[value.dtype]
@@ -69,16 +64,14 @@ def compile_launch(kernel, arguments, options, capability):
 
 
 def main():
-    assert os.environ.get("TRITON_INTERPRET") != "1"
-    for capability in [int(argument) for argument in sys.argv[1:]] or [90, 80]:
-        for channels, length, cell in GRIDS:
+    for capability, grids in GRIDS.items():
+        for channels, length, cell in grids:
             for dtype in TYPES:
                 for kernel, arguments, options in launches(channels, length, cell, dtype):
                     what = {"kernel": kernel.__name__, "capability": capability, "dtype": str(dtype)}
                     shape = {"channels": channels, "cell": cell}
-                    print(
-                        json.dumps(what | shape | compile_launch(kernel, arguments, options, capability)), flush=True
-                    )
+                    usage = compile_launch(kernel, arguments, options, capability)
+                    print(json.dumps(what | shape | usage), flush=True)  # noqa: T201 - what the test reads
 
 
 if __name__ == "__main__":

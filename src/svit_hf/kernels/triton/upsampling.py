@@ -72,6 +72,7 @@ def aggregate_kernel(
     """Sum the tokens of a block of cells for each super token of its window."""
     block = tl.program_id(0)
     image, top, left = locate_block(block, Gh, Gw)
+    _, is_there = locate_window(image, top, left, Gh, Gw)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     sums = tl.zeros((16, BLOCK_C), tl.float32)
     for start in range(0, 4 * h * w, BLOCK_T):
@@ -81,7 +82,6 @@ def aggregate_kernel(
         shares = load_association(association_ptr, association_row, is_in_grid, cell)  # (BLOCK_T, 16)
         tokens = load_rows(tokens_ptr, token_row, is_in_image, channel, C)  # (BLOCK_T, BLOCK_C)
         sums += multiply(tl.trans(shares), tokens)
-    window, is_there = locate_window(image, top, left, Gh, Gw)
     store_rows(partial_sums_ptr, block.to(tl.int64) * 16 + tl.arange(0, 16), is_there, channel, sums, C)
 
 
@@ -100,8 +100,7 @@ def reduce_kernel(
     """Add what the (at most) 2x2 blocks around a super token have for it, and divide by its mass.
 
     `MASS` says where the mass comes from: "none" divides by nothing, "given" reads it, "partial" adds it up as well
-    and writes it. Every super token is the business of one program, which adds in a fixed order: the result is the same
-    in every run.
+    and writes it. One program adds for a super token, in a fixed order, so that the result is the same in every run.
     """
     super_token = tl.program_id(0)
     image = (super_token // (Gh * Gw)).to(tl.int64)
