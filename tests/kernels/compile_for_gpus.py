@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile what the operators launch, for GPUs that need not be there, and print what each kernel takes of one.
 
-One line of JSON per kernel, shape, dtype and GPU. The interpreter, which the other tests use, accepts types, operations
-and amounts of shared memory that no GPU has. A process that interprets cannot compile: this is one of its own.
+One line of JSON per kernel, shape, dtype and GPU. The interpreter, which the other tests use, accepts types,
+operations and amounts of shared memory that no GPU has. A process that interprets cannot compile: this is one of its own.
 """
 
 import json

@@ -49,7 +49,7 @@ def upsample_kernel(
     shares = load_association(association_ptr, association_row, is_in_grid, cell)  # (BLOCK_T, 16)
     if HAS_MASS:
         mass = tl.load(mass_ptr + window, mask=is_there, other=1.0)
-        shares = shares / (mass + 1e-12)[None, :]
+        shares *= (1.0 / (mass + 1e-12))[None, :]
     super_tokens = load_rows(super_tokens_ptr, window, is_there, channel, C)  # (16, BLOCK_C)
     store_rows(tokens_ptr, token_row, is_in_image, channel, multiply(shares, super_tokens), C)
 
