@@ -2,7 +2,7 @@
 """Compile what the operators launch, for GPUs that need not be there, and print what each kernel takes of one.
 
 One line of JSON per kernel, shape, dtype and GPU. The interpreter, which the other tests use, accepts types,
-operations and amounts of shared memory that no GPU has. A process that interprets cannot compile: this is one of its own.
+operations and amounts of shared memory that no GPU has. What interprets cannot compile: this is a process of its own.
 """
 
 import json

@@ -23,7 +23,7 @@ LOWEST = tl.constexpr(-3.0e38)
 # up to here all channels of a token fit into one tile, which serves the association and the sums
 MAX_CHANNELS = 256
 # of a tile where there are more, or where channels do not meet
-MAX_CHANNELS_OF_A_LOOP = 128
+MAX_CHANNELS_OF_A_LOOP = 64
 
 
 @triton.jit
