@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes a trained model fast where it only infers: folded weights."""
+"""What makes a trained model fast where it only infers: folded weights, compiled layers."""
 
+from svit_hf.inference.compilation import compile_layers
 from svit_hf.inference.folding import fold_for_inference
 
 
-__all__ = ["fold_for_inference"]
+__all__ = ["compile_layers", "fold_for_inference"]

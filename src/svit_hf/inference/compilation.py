@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile the repeated part of a model, so that compiling takes as long as one layer of each stage."""
+
+from typing import Any
+
+from svit_hf.errors import SViTError
+from svit_hf.model.layers_svit import SViTLayer
+from svit_hf.model.modeling_svit import SViTPreTrainedModel
+
+
+def compile_layers(model: SViTPreTrainedModel, **options: Any) -> None:
+    """Compile the layers of a model in place, each kind of layer once.
+
+    The layers of a stage differ in their weights alone and share what is compiled for the first of them; stem,
+    downsampling, pooler and classifier stay as they are. Compilation happens at the first call, and again for the
+    first image of another size. Meant for evaluation mode: while training, each layer has a drop path rate of its own.
+
+    Args:
+        model: `SViTForImageClassification`, `SViTModel` or `SViTBackbone`, folded or not.
+        **options: Arguments of `torch.compile`. Not `fullgraph=True` where outputs of layers are recorded, which a
+            backbone always does: the compiler cannot trace Transformers' recording and breaks its graphs there.
+
+    Raises:
+        SViTError: If `model` is no such model.
+    """
+    if not isinstance(model, SViTPreTrainedModel):
+        raise SViTError(
+            f"`model` is a {type(model).__name__}; it has to be an SViTForImageClassification, SViTModel or "
+            "SViTBackbone of svit_hf."
+        )
+    for module in model.modules():
+        if isinstance(module, SViTLayer):
+            module.compile(**options)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiled layers: the same outputs, one compilation for all the layers of a stage."""
+
+import copy
+
+import pytest
+import torch
+from tiny import tiny_config
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from svit_hf import SViTBackbone, SViTForImageClassification
+from svit_hf.errors import SViTError
+from svit_hf.inference import compile_layers, fold_for_inference
+
+
+def two_stage_config(**kwargs):
+    layout = {
+        "hidden_sizes": [8, 12],
+        "depths": [2, 2],
+        "num_attention_heads": [1, 2],
+        "super_token_sizes": [4, 1],
+        "num_sampling_iterations": [1, 1],
+        "use_layer_scale": [False, True],
+    }
+    return tiny_config(**(layout | kwargs))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+
+
+def test_layers_of_a_stage_share_one_compilation():
+    torch.manual_seed(0)
+    # a rate per layer, which evaluation does not use
+    model = fold_for_inference(SViTForImageClassification(two_stage_config(drop_path_rate=0.3)))
+    compiled = copy.deepcopy(model)
+    counter = CompileCounterWithBackend("eager")
+    compile_layers(compiled, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            pixels = torch.randn(2, 3, 64, 64)
+            torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits)
+    assert counter.frame_count == 2
+
+
+@pytest.mark.slow
+def test_recorded_outputs_come_out():
+    model = SViTBackbone(two_stage_config(depths=[1, 1], out_features=["stem", "stage1", "stage2"])).eval()
+    compiled = copy.deepcopy(model)
+    compile_layers(compiled, backend="eager")
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        got, expected = (net(pixels, output_associations=True) for net in (compiled, model))
+    torch.testing.assert_close(got.feature_maps, expected.feature_maps)
+    assert len(got.associations) == 1
+    torch.testing.assert_close(got.associations, expected.associations)
+
+
+@pytest.mark.slow
+def test_inductor_with_freezing():
+    torch.manual_seed(0)
+    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        compiled = torch.compile(model, fullgraph=True)
+        torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_other_models_are_refused():
+    with pytest.raises(SViTError, match="`model` is a Linear; it has to be an SViTForImageClassification"):
+        compile_layers(nn.Linear(2, 2))
