@@ -39,6 +39,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
+    "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Measure SViT beside its peers, here."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }
 
