@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from svit_hf.benchmark.contestants import Contestant, Session, classifier_contestants
 from svit_hf.benchmark.forms import EAGER, PEER_FORMS, SVIT_FORMS, Form, Situation
-from svit_hf.benchmark.networks import Network
+from svit_hf.benchmark.networks import Network, SViTNetwork
 from svit_hf.benchmark.results import Case
 
 
@@ -89,9 +89,12 @@ def _measure(
     session.say(title)
     contestants: list[Contestant] = []
     for network, forms in entries:
-        contestants += classifier_contestants(
-            network, forms, situation, session, batch_size=batch_size, image_size=image_size
-        )
+        with session.leaving_out(
+            f"{network.name}, {image_size} pixels", is_foreign=not isinstance(network, SViTNetwork)
+        ):
+            contestants += classifier_contestants(
+                network, forms, situation, session, batch_size=batch_size, image_size=image_size
+            )
     return session.measure(
         contestants, part=part, title=title, task=situation.task, batch_size=batch_size, image_size=image_size
     )

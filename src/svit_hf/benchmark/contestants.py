@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from svit_hf.benchmark.forms import EAGER, Form, Situation
-from svit_hf.benchmark.gate import check_outputs
+from svit_hf.benchmark.gate import GateError, check_outputs
 from svit_hf.benchmark.machine import DTYPES, Peaks
 from svit_hf.benchmark.measuring import Stopwatch, measure_interleaved
 from svit_hf.benchmark.memory import measure_working_memory
@@ -95,11 +95,21 @@ class Session:
         return Case(part, title, task, batch_size, image_size, rows)
 
     @contextmanager
-    def leaving_out(self, name: str) -> Iterator[None]:
-        """Go on without a contestant that does not fit into memory or that the compiler fails on, and note why."""
+    def leaving_out(self, name: str, *, is_foreign: bool = False) -> Iterator[None]:
+        """Go on without a contestant that does not fit into memory or that the compiler fails on, and note why.
+
+        Args:
+            name: Of the contestant.
+            is_foreign: Whether it is code of others, which may fail for reasons of its own, such as small images.
+        """
+        expected: tuple[type[Exception], ...] = (torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException)
+        if is_foreign:
+            expected = (Exception,)
         try:
             yield
-        except (torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
+        except GateError:
+            raise
+        except Exception if is_foreign else expected as error:
             reason = str(error).strip().partition("\n")[0]
             self.say(f"  left out: {name}: {reason}")
             self.left_out.append(f"{name}: {type(error).__name__}: {reason}")

@@ -15,7 +15,9 @@ from torch import nn
 
 from svit_hf.benchmark.machine import DTYPES
 from svit_hf.benchmark.official_operators import with_official_operators
+from svit_hf.inference.folding import fold_for_inference
 from svit_hf.model.layers_svit import SViTLayer
+from svit_hf.model.modeling_svit import SViTForImageClassification
 
 
 Task = Literal["inference", "training"]
@@ -45,6 +47,11 @@ def _unchanged(model: nn.Module, situation: Situation) -> nn.Module:
 def _official(model: nn.Module, situation: Situation) -> nn.Module:
     assert situation.baseline is not None
     return with_official_operators(model, situation.baseline)
+
+
+def _folded(model: nn.Module, situation: Situation) -> nn.Module:
+    assert isinstance(model, SViTForImageClassification)
+    return fold_for_inference(model)
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,9 @@ SVIT_FORMS = (
         memory_format=torch.contiguous_format,
     ),
     EAGER,
+    Form("folded", _folded, tasks=("inference",), shows_growth=True),
+    Form("folded, compiled", _folded, tasks=("inference",), compiled="whole"),
+    Form("folded, layers compiled", _folded, tasks=("inference",), compiled="layers"),
     Form("compiled", tasks=("training",), compiled="whole"),
     Form("layers compiled", tasks=("training",), compiled="layers"),
 )
