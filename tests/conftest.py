@@ -38,6 +38,10 @@ import torch  # noqa: E402
 
 
 torch.set_num_threads(1)
+# read when triton is first imported, which may be anywhere: without a GPU its kernels run in its interpreter, and
+# nothing else here uses triton
+if not torch.accelerator.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items):

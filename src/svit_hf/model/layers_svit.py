@@ -21,6 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_svit import SViTConfig
+from .implementation_svit import check_implementation
 from .super_tokens_svit import super_token_attention
 
 
@@ -145,6 +146,8 @@ class SViTSuperTokenAttention(nn.Module):
         self.cell_size = cell_size
         self.num_iterations = num_iterations
         self.sampler = config.super_token_sampler
+        # a property of the object, not of the architecture; see `set_super_token_implementation`
+        self.implementation = "auto"
         self.self_attention = SViTSelfAttention(config, channels, num_heads)
 
     def forward(
@@ -158,6 +161,7 @@ class SViTSuperTokenAttention(nn.Module):
             self.cell_size,
             self.num_iterations,
             self.sampler,
+            self.implementation,
         )
         return hidden_states, sampled.super_tokens, sampled.association
 
@@ -221,6 +225,10 @@ class SuperTokenAttention(SViTSuperTokenAttention):
         )
         config._attn_implementation = attn_implementation
         super().__init__(config, dim, num_heads, config.cell_sizes[0], num_iterations)
+
+    def set_super_token_implementation(self, implementation: str) -> None:
+        """Choose "auto", "eager" or kernels such as "triton", as `SViTPreTrainedModel` does."""
+        set_super_token_implementation(self, implementation)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Return the attended tokens for `hidden_states`, both of shape `(B, C, H, W)`."""
@@ -365,6 +373,18 @@ class SViTPooler(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return F.silu(self.batch_norm(self.projection(hidden_states))).mean(dim=(2, 3))
+
+
+def set_super_token_implementation(module: nn.Module, implementation: str) -> None:
+    """Choose what runs the super-token operations of every layer in `module`.
+
+    Raises:
+        ValueError: If the implementation is unknown, or cannot run anywhere in this process; the message says why.
+    """
+    check_implementation(implementation)
+    for layer in module.modules():
+        if isinstance(layer, SViTSuperTokenAttention):
+            layer.implementation = implementation
 
 
 def _batch_norm(config: SViTConfig, channels: int) -> nn.BatchNorm2d:

@@ -25,6 +25,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_svit import SViTConfig
+from .implementation_svit import resolve_implementation
 from .layers_svit import (
     SViTLayerScale,
     SViTPatchEmbeddings,
@@ -32,6 +33,7 @@ from .layers_svit import (
     SViTSelfAttention,
     SViTStage,
     SViTSuperTokenAttention,
+    set_super_token_implementation,
 )
 
 
@@ -114,6 +116,25 @@ class SViTPreTrainedModel(PreTrainedModel):
             init.constant_(module.scale, module.init_value)
         else:
             super()._init_weights(module)
+
+    def set_super_token_implementation(self, implementation: str) -> None:
+        """Choose what runs the super-token operations of this object; `config` and saved files do not know of it.
+
+        Args:
+            implementation: "auto" (what every model starts with) for the fastest that can run on the tokens at hand,
+                which is said once; "eager" for PyTorch's own operators; or the name of kernels, such as "triton".
+
+        Raises:
+            ValueError: If `implementation` is unknown, or what it needs is missing; the message says what. What
+                depends on the device or the dtype is found out by the next forward pass, and raised there.
+        """
+        set_super_token_implementation(self, implementation)
+
+    @property
+    def super_token_implementation(self) -> str:
+        """What runs the super-token operations where this model is now, in its dtype: "eager", "triton", ..."""
+        layers = [module for module in self.modules() if isinstance(module, SViTSuperTokenAttention)]
+        return resolve_implementation(layers[0].implementation, self.device, self.dtype)
 
     def freeze_batch_norm(self, freeze: bool = True, freeze_affine: bool = False) -> None:
         """Keep every batch norm on its running statistics, also after `.train()`, or let it go again.

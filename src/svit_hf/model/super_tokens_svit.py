@@ -16,6 +16,8 @@ import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
+from .implementation_svit import find_kernels
+
 
 class SuperTokens(NamedTuple):
     """Super tokens of a grid, and how much each token belongs to them.
@@ -40,6 +42,7 @@ def super_token_attention(
     cell_size: tuple[int, int],
     num_iterations: int = 1,
     sampler: str = "soft",
+    implementation: str = "eager",
 ) -> tuple[torch.Tensor, SuperTokens]:
     """Let all tokens attend to each other through super tokens.
 
@@ -49,15 +52,22 @@ def super_token_attention(
         cell_size: `(h, w)` of a cell, in tokens.
         num_iterations: Rounds of association and averaging, at least 1.
         sampler: A name in `SUPER_TOKEN_SAMPLERS`.
+        implementation: "eager" for the functions of this file; "auto" or a name for kernels, see `find_kernels`.
 
     Returns:
         The new tokens, shape `(B, C, H, W)`, and the sampled super tokens (before `attend`).
 
     Source: section 3.2; `StokenAttention.forward` in hhb072/STViT@c9ed9a4.
     """
+    kernels = find_kernels(implementation, hidden_states, sampler)
+    size = hidden_states.shape[-2:]
+    if kernels is not None:
+        super_tokens, association, _ = kernels.sample_super_tokens(hidden_states, cell_size, num_iterations, sampler)
+        tokens = kernels.upsample_tokens(attend(super_tokens), association, cell_size, size)
+        return tokens, SuperTokens(super_tokens, association)
     sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
     attended = attend(sampled.super_tokens)
-    return upsample_tokens(attended, sampled.association, cell_size, hidden_states.shape[-2:]), sampled
+    return upsample_tokens(attended, sampled.association, cell_size, size), sampled
 
 
 def sample_super_tokens(

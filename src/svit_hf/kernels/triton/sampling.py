@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling of super tokens: means of the cells, then association and weighted sums in one pass over the tokens.
+
+Shape letters are those of `windows.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import custom_op
+
+from .launch import ceil_div, count_cells, empty_channels_last, launch, tile_of
+from .upsampling import num_blocks, reduce_partial_sums, sum_partially, upsample_tokens
+from .windows import load_rows, locate_block, locate_tokens, locate_window, multiply, neighbour_of, store_rows
+
+
+# instead of minus infinity, which a row without any member would turn into NaN
+LOWEST = tl.constexpr(-3.0e38)
+
+# up to here all channels of a token fit into one tile, which serves the association and the sums
+MAX_CHANNELS = 256
+# of a tile where there are more, or where channels do not meet
+MAX_CHANNELS_OF_A_LOOP = 128
+
+
+@triton.jit
+def cell_mean_kernel(
+    tokens_ptr,
+    super_tokens_ptr,
+    H,
+    W,
+    Gh,
+    Gw,
+    C: tl.constexpr,
+    h: tl.constexpr,
+    w: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Average the tokens of a cell; padding counts as zeros."""
+    cell = tl.program_id(0)
+    image = (cell // (Gh * Gw)).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    sums = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, h * w, BLOCK_T):
+        place = start + tl.arange(0, BLOCK_T)
+        y = cell // Gw % Gh * h + place // w
+        x = cell % Gw * w + place % w
+        is_in_image = (place < h * w) & (y < H) & (x < W)
+        tokens = load_rows(tokens_ptr, (image * H + y) * W + x, is_in_image, channel, C)  # (BLOCK_T, BLOCK_C)
+        sums += tl.sum(tokens.to(tl.float32), axis=0)
+    tl.store(super_tokens_ptr + cell.to(tl.int64) * C + channel, sums / (h * w), mask=channel < C)
+
+
+@triton.jit
+def associate_kernel(
+    tokens_ptr,
+    super_tokens_ptr,
+    association_ptr,
+    partial_sums_ptr,
+    partial_mass_ptr,
+    H,
+    W,
+    Gh,
+    Gw,
+    scale,
+    C: tl.constexpr,
+    h: tl.constexpr,
+    w: tl.constexpr,
+    MASK_OUTSIDE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Associate the tokens of a block of cells with its window, and sum them for each super token of it.
+
+    Cells outside of the grid are zero vectors, which have affinity 0 and take part in the softmax (`MASK_OUTSIDE`
+    leaves them out). Where the channels do not fit into one tile, the sums are left to `aggregate_kernel`.
+    """
+    block = tl.program_id(0)
+    image, top, left = locate_block(block, Gh, Gw)
+    window, is_there = locate_window(image, top, left, Gh, Gw)
+    channel = tl.arange(0, BLOCK_C)
+    super_tokens = load_rows(super_tokens_ptr, window, is_there, channel, C)  # (16, BLOCK_C)
+    mass = tl.zeros((16,), tl.float32)
+    sums = tl.zeros((16, BLOCK_C), tl.float32)
+    for start in range(0, 4 * h * w, BLOCK_T):
+        cell, token_row, is_in_image, association_row, is_in_grid = locate_tokens(
+            start, image, top, left, H, W, Gh, Gw, h, w, BLOCK_T
+        )
+        tokens = load_rows(tokens_ptr, token_row, is_in_image, channel, C)  # (BLOCK_T, BLOCK_C)
+        affinity = multiply(tokens, tl.trans(super_tokens))  # (BLOCK_T, 16)
+        for first in range(BLOCK_C, C, BLOCK_C):
+            more = load_rows(tokens_ptr, token_row, is_in_image, first + channel, C)
+            affinity += multiply(more, tl.trans(load_rows(super_tokens_ptr, window, is_there, first + channel, C)))
+        neighbour, is_neighbour = neighbour_of(cell)
+        takes_part = is_neighbour & is_there[None, :] if MASK_OUTSIDE else is_neighbour
+        affinity = tl.where(takes_part, affinity * scale, LOWEST)
+        shares = tl.exp(affinity - tl.max(affinity, axis=1)[:, None])
+        shares = shares / tl.sum(shares, axis=1)[:, None]
+        shares = tl.where(is_in_grid[:, None], shares, 0.0)
+        is_stored = is_in_grid[:, None] & is_neighbour
+        tl.store(association_ptr + association_row[:, None] * 9 + neighbour, shares, mask=is_stored)
+        mass += tl.sum(shares, axis=0)
+        if BLOCK_C >= C:
+            sums += multiply(tl.trans(shares), tokens)
+    partial = block.to(tl.int64) * 16 + tl.arange(0, 16)
+    tl.store(partial_mass_ptr + partial, mass, mask=is_there)
+    if BLOCK_C >= C:
+        store_rows(partial_sums_ptr, partial, is_there, channel, sums, C)
+
+
+@custom_op("svit_hf_triton::sample_super_tokens", mutates_args=())
+def sample_super_tokens(
+    tokens: torch.Tensor, cell_size: Sequence[int], num_iterations: int, sampler: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sample super tokens.
+
+    Args:
+        tokens: Shape `(B, C, H, W)`.
+        cell_size: `(h, w)`.
+        num_iterations: Rounds of association and averaging, at least 1.
+        sampler: "soft", or "soft_masked" to leave cells outside of the grid out of the softmax.
+
+    Returns:
+        Super tokens, shape `(B, C, Gh, Gw)`, channels_last, dtype of the tokens; association, `(B, G, P, 9)`, and
+        mass, `(B, G)`, both float32 and constants for autograd.
+    """
+    tokens = tokens.contiguous(memory_format=torch.channels_last)
+    super_tokens, association, mass = _outputs(tokens, cell_size)
+    # what the tokens are compared with: float32 until the last round
+    reference = torch.empty_like(super_tokens, dtype=torch.float32)
+    _average_cells(tokens, cell_size, reference)
+    for iteration in range(num_iterations):
+        partial_sums, partial_mass = _associate(tokens, cell_size, sampler == "soft_masked", reference, association)
+        result = super_tokens if iteration == num_iterations - 1 else reference
+        reduce_partial_sums(partial_sums, partial_mass, mass, result)
+    return super_tokens, association, mass
+
+
+def _average_cells(tokens: torch.Tensor, cell_size: Sequence[int], super_tokens: torch.Tensor) -> None:
+    batch_size, channels, rows, columns = super_tokens.shape
+    tile = tile_of(cell_size[0] * cell_size[1], channels, tokens.dtype, MAX_CHANNELS_OF_A_LOOP)
+    launch(
+        cell_mean_kernel,
+        (batch_size * rows * columns, ceil_div(channels, tile.channels)),
+        tokens,
+        super_tokens,
+        *tokens.shape[2:],
+        rows,
+        columns,
+        C=channels,
+        h=cell_size[0],
+        w=cell_size[1],
+        BLOCK_T=tile.tokens,
+        BLOCK_C=tile.channels,
+        num_warps=tile.num_warps,
+    )
+
+
+def _associate(
+    tokens: torch.Tensor,
+    cell_size: Sequence[int],
+    mask_outside: bool,
+    super_tokens: torch.Tensor,
+    association: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the association; return partial sums and partial mass."""
+    batch_size, channels, rows, columns = super_tokens.shape
+    blocks = num_blocks(batch_size, rows, columns)
+    has_sums = channels <= MAX_CHANNELS
+    tile = tile_of(
+        4 * cell_size[0] * cell_size[1], channels, tokens.dtype, MAX_CHANNELS if has_sums else MAX_CHANNELS_OF_A_LOOP
+    )
+    partial_mass = torch.empty(blocks, 16, dtype=torch.float32, device=tokens.device)
+    partial_sums = torch.empty(blocks, 16, channels if has_sums else 0, dtype=torch.float32, device=tokens.device)
+    launch(
+        associate_kernel,
+        (blocks,),
+        tokens,
+        super_tokens,
+        association,
+        partial_sums,
+        partial_mass,
+        *tokens.shape[2:],
+        rows,
+        columns,
+        channels**-0.5,
+        C=channels,
+        h=cell_size[0],
+        w=cell_size[1],
+        MASK_OUTSIDE=mask_outside,
+        BLOCK_T=tile.tokens,
+        BLOCK_C=tile.channels,
+        num_warps=tile.num_warps,
+    )
+    return partial_sums if has_sums else sum_partially(tokens, association, cell_size), partial_mass
+
+
+def _outputs(tokens: torch.Tensor, cell_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch_size, channels, *size = tokens.shape
+    rows, columns = count_cells(size, cell_size)
+    super_tokens = empty_channels_last(tokens, batch_size, channels, rows, columns)
+    association = torch.empty(
+        batch_size, rows * columns, cell_size[0] * cell_size[1], 9, dtype=torch.float32, device=tokens.device
+    )
+    mass = torch.empty(batch_size, rows * columns, dtype=torch.float32, device=tokens.device)
+    return super_tokens, association, mass
+
+
+@sample_super_tokens.register_fake
+def _(tokens, cell_size, num_iterations, sampler):
+    return _outputs(tokens, cell_size)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    tokens, ctx.cell_size, _, _ = inputs
+    _, association, mass = output
+    ctx.size = tokens.shape[2:]
+    ctx.mark_non_differentiable(association, mass)
+    ctx.save_for_backward(association, mass)
+
+
+def _differentiate(ctx: Any, gradient: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    association, mass = ctx.saved_tensors
+    return upsample_tokens(gradient, association, ctx.cell_size, ctx.size, mass), None, None, None
+
+
+sample_super_tokens.register_autograd(_differentiate, setup_context=_keep)

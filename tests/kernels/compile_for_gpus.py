@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile what the operators launch, for GPUs that need not be there, and print what each kernel takes of one.
+
+One line of JSON per kernel, shape, dtype and GPU. The interpreter, which the other tests use, accepts types, operations
+and amounts of shared memory that no GPU has. A process that interprets cannot compile: this is one of its own.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from svit_hf.kernels.triton import sampling, upsampling
+
+
+# by compute capability: channels, height and width, cell
+GRIDS = {90: [(96, 56, 8), (320, 14, 2)], 80: [(64, 56, 8)]}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+
+
+def launches(channels, length, cell, dtype):
+    """Return the launches of forward and backward as `(kernel, arguments, options)`, without doing them."""
+    recorded = []
+    for module in (sampling, upsampling):
+        module.launch = lambda kernel, grid, *arguments, **options: recorded.append((kernel, arguments, options))
+    tokens = torch.empty(1, channels, length, length, dtype=dtype)
+    super_tokens, association, mass = sampling.sample_super_tokens(tokens, (cell, cell), 1, "soft")
+    upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length))
+    upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length), mass)
+    upsampling.aggregate_tokens(tokens, association, (cell, cell))
+    return recorded
+
+
+def compile_launch(kernel, arguments, options, capability):
+    """Compile as Triton's launcher would, and return registers, stack bytes and shared memory bytes."""
+    names = kernel.arg_names
+    compiler_options = {name: value for name, value in options.items() if name not in names}
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(names):
+        value = options[name] if name in options else arguments[index]
+        if name in options or (isinstance(value, int) and value == 1):
+            signature[name], constants[(index,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compiler_options)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        tool = Path(triton.__path__[0], "backends/nvidia/bin/cuobjdump")
+        usage = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return {"registers": int(registers), "stack": int(stack), "shared": compiled.metadata.shared}
+
+
+def main():
+    for capability, grids in GRIDS.items():
+        for channels, length, cell in grids:
+            for dtype in TYPES:
+                for kernel, arguments, options in launches(channels, length, cell, dtype):
+                    what = {"kernel": kernel.__name__, "capability": capability, "dtype": str(dtype)}
+                    shape = {"channels": channels, "cell": cell}
+                    usage = compile_launch(kernel, arguments, options, capability)
+                    print(json.dumps(what | shape | usage), flush=True)  # noqa: T201 - what the test reads
+
+
+if __name__ == "__main__":
+    main()
