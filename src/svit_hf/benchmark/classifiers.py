@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from svit_hf.benchmark.contestants import Contestant, Session, classifier_contestants
-from svit_hf.benchmark.forms import EAGER, PEER_FORMS, SVIT_FORMS, Form, Situation
+from svit_hf.benchmark.forms import PEER_FORMS, PEER_REFERENCE, SVIT_FORMS, Form, Situation
 from svit_hf.benchmark.networks import Network, SViTNetwork
 from svit_hf.benchmark.results import Case
 
@@ -61,7 +61,7 @@ def measure_growth(
     own = [form for form in forms if not form.is_official and form.applies(session.dtypes[0], situation)]
     entries: list[tuple[Network, Sequence[Form]]] = [(network, forms)]
     entries += [(other, own[-1:]) for other in with_larger_cells]
-    entries += [(peer, [EAGER]) for peer in peers]
+    entries += [(peer, [PEER_REFERENCE]) for peer in peers]
     sizes = sorted(image_sizes)
     return [
         _measure(

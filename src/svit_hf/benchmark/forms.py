@@ -44,14 +44,28 @@ def _unchanged(model: nn.Module, situation: Situation) -> nn.Module:
     return model
 
 
+def _on(implementation: str) -> Callable[[nn.Module, Situation], nn.Module]:
+    """Return what makes SViT run its super-token operations by one implementation, whatever `auto` would choose."""
+
+    def prepare(model: nn.Module, situation: Situation) -> nn.Module:
+        assert isinstance(model, SViTForImageClassification)
+        model.set_super_token_implementation(implementation)
+        return model
+
+    return prepare
+
+
+def _folded_on(implementation: str) -> Callable[[nn.Module, Situation], nn.Module]:
+    def prepare(model: nn.Module, situation: Situation) -> nn.Module:
+        assert isinstance(model, SViTForImageClassification)
+        return _on(implementation)(fold_for_inference(model), situation)
+
+    return prepare
+
+
 def _official(model: nn.Module, situation: Situation) -> nn.Module:
     assert situation.baseline is not None
     return with_official_operators(model, situation.baseline)
-
-
-def _folded(model: nn.Module, situation: Situation) -> nn.Module:
-    assert isinstance(model, SViTForImageClassification)
-    return fold_for_inference(model)
 
 
 @dataclass(frozen=True)
@@ -113,9 +127,11 @@ class Form:
         return module
 
 
-EAGER = Form("eager", shows_growth=True)
+# what the correctness gate compares with
+PEER_REFERENCE = Form("eager")
+SVIT_REFERENCE = Form("eager", _on("eager"), shows_growth=True)
 
-# the first that applies is what ratios refer to
+# the first that applies is what ratios refer to, the last that shows growth stands for larger cells there
 SVIT_FORMS = (
     Form(
         "official operators",
@@ -139,19 +155,24 @@ SVIT_FORMS = (
         is_official=True,
         memory_format=torch.contiguous_format,
     ),
-    EAGER,
-    Form("folded", _folded, tasks=("inference",), shows_growth=True),
-    Form("folded, compiled", _folded, tasks=("inference",), compiled="whole"),
-    Form("folded, layers compiled", _folded, tasks=("inference",), compiled="layers"),
-    Form("compiled", tasks=("training",), compiled="whole"),
-    Form("layers compiled", tasks=("training",), compiled="layers"),
+    SVIT_REFERENCE,
+    Form("triton", _on("triton"), needs_gpu=True),
+    Form("compiled", _on("eager"), tasks=("training",), compiled="whole"),
+    Form("layers compiled", _on("eager"), tasks=("training",), compiled="layers"),
+    Form("triton, compiled", _on("triton"), tasks=("training",), compiled="whole", needs_gpu=True),
+    Form("folded", _folded_on("eager"), tasks=("inference",), shows_growth=True),
+    Form("folded, triton", _folded_on("triton"), tasks=("inference",), needs_gpu=True, shows_growth=True),
+    Form("folded, compiled", _folded_on("eager"), tasks=("inference",), compiled="whole"),
+    Form("folded, layers compiled", _folded_on("eager"), tasks=("inference",), compiled="layers"),
+    Form("folded, triton, compiled", _folded_on("triton"), tasks=("inference",), compiled="whole", needs_gpu=True),
 )
 
-PEER_FORMS = (EAGER, Form("compiled", compiled="whole"))
+PEER_FORMS = (PEER_REFERENCE, Form("compiled", compiled="whole"))
 
 # of sampling and upsampling alone; nothing in them is folded
 PATH_FORMS = (
     *(form for form in SVIT_FORMS if form.is_official and not form.autocasts),
-    EAGER,
-    Form("compiled", compiled="whole"),
+    SVIT_REFERENCE,
+    Form("compiled", _on("eager"), compiled="whole"),
+    Form("triton", _on("triton"), needs_gpu=True),
 )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from svit_hf.benchmark.contestants import SEED, Contestant, Session
-from svit_hf.benchmark.forms import EAGER, PATH_FORMS, Form, Situation
+from svit_hf.benchmark.forms import PATH_FORMS, SVIT_REFERENCE, Form, Situation
 from svit_hf.benchmark.gate import check_outputs
 from svit_hf.benchmark.machine import DTYPES
 from svit_hf.benchmark.networks import SViTNetwork, made_up_images
@@ -66,7 +66,7 @@ def measure_super_tokens(
             inputs = tokens.to(DTYPES[dtype]).contiguous(memory_format=form.memory_format)
             return FunctionStep(lambda tokens: _first(path(tokens)), [inputs], situation.task == "training")
 
-        expected = step(EAGER, "fp32").outputs()
+        expected = step(SVIT_REFERENCE, "fp32").outputs()
         contestants = []
         for dtype in session.dtypes:
             cost = Cost(moved_bytes=_path_bytes(tokens.shape, cell, dtype, situation.task))
