@@ -2,8 +2,8 @@
 """Peak memory of a piece of work, by what the device itself knows.
 
 On CUDA it is what PyTorch's allocator handed out. On a CPU under Linux it is the high-water mark of the resident
-memory of the process, which counts scratch space of libraries too: freed memory is given back to the system, the mark
-is reset, and one call sets it anew. Elsewhere it is not measured.
+memory of the process: freed memory is given back to the system, the mark is reset, and one call sets it anew. That
+counts scratch space of libraries, and holes that the allocator leaves, too. Elsewhere it is not measured.
 """
 
 import ctypes
