@@ -101,6 +101,7 @@ def test_operators_are_measured_in_several_ways(benchmark, tmp_path, task):
     assert all(row.giga_macs > 0 and row.share_of_bound > 0 for case in cases for row in case.rows)
 
 
+@pytest.mark.slow
 def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(benchmark, tmp_path, capsys):
     benchmark("--part", "growth", "--image-size", "64", "128", "--batch-size", "4", "--output", tmp_path / "run.json")
     cases = read_results([tmp_path / "run.json"]).cases
