@@ -38,15 +38,16 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
-    "evaluate": Command("svit_hf.evaluation.command", "EvaluateCommand", "Evaluate a classifier on labelled images."),
-    "predict": Command("svit_hf.evaluation.command", "PredictCommand", "Predict the classes of images, to parquet."),
     "train": Command(
         "svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."
     ),
-    "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
-    "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
+    "evaluate": Command("svit_hf.evaluation.command", "EvaluateCommand", "Evaluate a classifier on labelled images."),
+    "predict": Command("svit_hf.evaluation.command", "PredictCommand", "Predict the classes of images, to parquet."),
     "data": Command("svit_hf.data.command", "DataCommand", "Look at images before training, or write shards."),
+    "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
+    "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
+    "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Measure SViT beside its peers, here."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
 }
 

@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn"),
     "kernels": ("triton",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "benchmark": ("matplotlib",),
     "vision": ("torchvision",),
 }
 

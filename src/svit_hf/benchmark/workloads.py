@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one call of a contestant does: an inference step or a training step of a classifier."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from svit_hf.benchmark.memory import bytes_of
+from svit_hf.benchmark.networks import logits_of
+from svit_hf.convert.key_mapping import to_ours
+
+
+LEARNING_RATE = 1e-5
+# what torch.compile puts in front of the names of a module that it wraps
+_COMPILED_PREFIX = "_orig_mod."
+
+
+class Workload(Protocol):
+    """Describe what is timed, and what the correctness gate looks at."""
+
+    def __call__(self) -> object:
+        """Do the work once."""
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """Do the work once, changing no weight, and return what has to be right, by name."""
+
+    def state_bytes(self) -> int:
+        """Return the bytes that stay between two calls: weights, statistics, states of the optimizer."""
+
+
+class InferenceStep:
+    """Run a classifier forward, in inference mode.
+
+    Args:
+        module: The classifier, in evaluation mode.
+        pixel_values: Its input, `(B, 3, height, width)`.
+        autocast_dtype: Computes in this dtype by autocast; `None` leaves everything to the dtype of the weights.
+    """
+
+    def __init__(self, module: nn.Module, pixel_values: torch.Tensor, autocast_dtype: torch.dtype | None = None):
+        self.module = module
+        self.pixel_values = pixel_values
+        self.autocast_dtype = autocast_dtype
+
+    def __call__(self) -> torch.Tensor:
+        """Return the logits."""
+        with torch.inference_mode(), _autocast(self.pixel_values.device, self.autocast_dtype):
+            return logits_of(self.module(self.pixel_values))
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """Return the logits by name."""
+        return {"logits": self().float()}
+
+    def state_bytes(self) -> int:
+        """Return the bytes of weights and statistics."""
+        return bytes_of([*self.module.parameters(), *self.module.buffers()])
+
+
+class TrainingStep:
+    """Run a classifier forward and backward, and AdamW on its weights.
+
+    Args:
+        module: The classifier, in training mode, with float32 weights.
+        pixel_values: Its input, `(B, 3, height, width)`.
+        labels: Class indices, `(B,)`.
+        autocast_dtype: Computes in this dtype by autocast; float16 scales the loss, too.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor,
+        autocast_dtype: torch.dtype | None = None,
+    ):
+        self.module = module
+        self.pixel_values = pixel_values
+        self.labels = labels
+        self.autocast_dtype = autocast_dtype
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=True)
+        self.scaler = torch.amp.GradScaler(pixel_values.device.type, enabled=autocast_dtype is torch.float16)
+
+    def __call__(self) -> None:
+        """Take one step."""
+        self._forward_and_backward(self.scaler)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        # here and not at the beginning of the next step: gradients are memory that the step needs
+        self.optimizer.zero_grad()
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """Return logits and all gradients, one behind the other in the order of our names.
+
+        The statistics of the batch norms move, as in any forward pass in training mode; nothing here depends on them.
+        """
+        logits = self._forward_and_backward(torch.amp.GradScaler(self.pixel_values.device.type, enabled=False))
+        gradients = {}
+        for name, parameter in self.module.named_parameters():
+            if parameter.grad is not None:
+                own_name = name.removeprefix(_COMPILED_PREFIX)
+                gradients[to_ours(own_name) or own_name] = parameter.grad.detach().flatten().float()
+        self.optimizer.zero_grad()
+        return {"logits": logits, "gradients": torch.cat([gradients[name] for name in sorted(gradients)])}
+
+    def state_bytes(self) -> int:
+        """Return the bytes of weights, statistics and the moments of AdamW."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [*self.module.parameters(), *self.module.buffers(), *moments]
+        return bytes_of(tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+    def _forward_and_backward(self, scaler: torch.amp.GradScaler) -> torch.Tensor:
+        with _autocast(self.pixel_values.device, self.autocast_dtype):
+            logits = logits_of(self.module(self.pixel_values)).float()
+            loss = F.cross_entropy(logits, self.labels)
+        scaler.scale(loss).backward()
+        return logits.detach()
+
+
+class FunctionStep:
+    """Call a function of tensors, forward, or forward and backward with respect to all of them.
+
+    Args:
+        function: Returns one tensor.
+        inputs: What it gets.
+        does_backward: Whether gradients are computed, too.
+    """
+
+    def __init__(
+        self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], does_backward: bool = False
+    ):
+        self.function = function
+        self.inputs = [tensor.detach().requires_grad_(does_backward) for tensor in inputs]
+        self.does_backward = does_backward
+        self.gradient: torch.Tensor | None = None
+
+    def __call__(self) -> tuple[torch.Tensor, ...]:
+        """Return the result, and the gradients if there are any."""
+        if not self.does_backward:
+            with torch.inference_mode():
+                return (self.function(*self.inputs),)
+        result = self.function(*self.inputs)
+        if self.gradient is None:
+            # any gradient will do that is not the same everywhere; the result itself is at hand
+            self.gradient = result.detach().clone()
+        return result.detach(), *torch.autograd.grad(result, self.inputs, self.gradient)
+
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """Return the result and the gradients by name, one behind the other."""
+        result, *gradients = self()
+        outputs = {"results": result.float()}
+        if gradients:
+            outputs["gradients"] = torch.cat([gradient.flatten().float() for gradient in gradients])
+        return outputs
+
+    def state_bytes(self) -> int:
+        """Return the bytes of the inputs."""
+        return bytes_of(self.inputs)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    # the cache of cast weights serves modules that are called several times, and does not outlive a step
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from svit_hf.benchmark.gate import GRADIENTS_TOLERANCE, RESULTS_TOLERANCE, GateError, check_outputs
+
+
+EXPECTED = {"logits": torch.tensor([3.0, 4.0]), "gradients": torch.tensor([1.0, 0.0])}
+
+
+def test_right_results_pass_with_their_error():
+    outputs = {"logits": torch.tensor([3.0, 4.0]), "gradients": torch.tensor([1.0001, 0.0])}
+    assert check_outputs("ours", "fp32", outputs, EXPECTED) == pytest.approx(1e-4, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", RESULTS_TOLERANCE)
+@pytest.mark.parametrize(("output", "tolerances"), [("logits", RESULTS_TOLERANCE), ("gradients", GRADIENTS_TOLERANCE)])
+def test_error_above_the_tolerance_is_red(dtype, output, tolerances):
+    for factor, is_red in ((0.9, False), (1.1, True)):
+        outputs = EXPECTED | {output: EXPECTED[output] * (1 + factor * tolerances[dtype])}
+        if is_red:
+            with pytest.raises(GateError, match=rf"ours: {output} differ .* No times are shown"):
+                check_outputs("ours", dtype, outputs, EXPECTED)
+        else:
+            check_outputs("ours", dtype, outputs, EXPECTED)
+
+
+def test_no_number_is_red():
+    with pytest.raises(GateError, match="nan"):
+        check_outputs("ours", "fp32", EXPECTED | {"logits": torch.tensor([torch.nan, 4.0])}, EXPECTED)
+
+
+def test_other_shape_is_red():
+    with pytest.raises(GateError, match=r"\(1,\), expected is \(2,\)"):
+        check_outputs("ours", "fp32", EXPECTED | {"logits": torch.tensor([5.0])}, EXPECTED)
