@@ -10,7 +10,7 @@ the GPU has it.
 from dataclasses import replace
 
 from svit_hf.data.options import AugmentationOptions, DataOptions, MixingOptions
-from svit_hf.training.config import ModelOptions, OptimizationOptions, TrainingRecipe
+from svit_hf.training.config import Layout, ModelOptions, OptimizationOptions, TrainingRecipe
 
 
 IMAGENET = "ILSVRC/imagenet-1k"
@@ -79,7 +79,7 @@ def imagenet_large_224() -> TrainingRecipe:
     return _of_layout("large", drop_path_rate=0.6)
 
 
-def _of_layout(layout: str, drop_path_rate: float) -> TrainingRecipe:
+def _of_layout(layout: Layout, drop_path_rate: float) -> TrainingRecipe:
     small = imagenet_small_224()
     model = replace(small.model, layout=layout, config={"drop_path_rate": drop_path_rate})
     return replace(small, name=f"imagenet_{layout}_224", model=model)

@@ -181,7 +181,7 @@ def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Re
         except SViTError as error:
             answer[1] = error
     broadcast_object_list(answer)
-    result, error = answer
-    if error is not None:
-        raise error
+    result, problem = answer
+    if problem is not None:
+        raise problem
     return result

@@ -102,7 +102,7 @@ def freeze(model: nn.Module, options: ModelOptions) -> None:
         if options.freeze_batch_norm:
             model.freeze_batch_norm()
         if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
     model.train(not options.eval_mode)
 
 

@@ -155,7 +155,7 @@ def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) 
         model = with_sync_batch_norm(model, accelerator)
     if isinstance(model, SViTPreTrainedModel):
         # the layout in which its activations are; in another one, DDP would have to copy every gradient
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     return model.to(accelerator.device)
 
 
