@@ -141,5 +141,5 @@ class TestModel:
             outputs.last_hidden_state.square().sum().backward()
             gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
             results[name] = outputs.last_hidden_state, outputs.super_tokens, outputs.associations, gradients
-        # float32, through batch statistics of few positions: worst case measured 2e-5
+        # the largest deviation measured was 0.17 of what this allows, 2.9e-6 of a tensor's norm
         torch.testing.assert_close(results["triton"], results["eager"], rtol=1e-3, atol=1e-4)

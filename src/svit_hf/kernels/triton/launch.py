@@ -31,7 +31,7 @@ def tile_of(num_tokens: int, channels: int, dtype: torch.dtype, max_channels: in
     """Choose a tile for `num_tokens` tokens of a block of cells, with at most `max_channels` channels."""
     block_channels = min(max(_next_power_of_2(channels), MIN_LENGTH), max_channels)
     block_tokens = min(max(_next_power_of_2(num_tokens), MIN_LENGTH), 64, MAX_ELEMENTS[dtype] // block_channels)
-    return Tile(max(block_tokens, MIN_LENGTH), block_channels, 8 if block_channels > 256 else 4)
+    return Tile(max(block_tokens, MIN_LENGTH), block_channels, 8 if block_channels > 128 else 4)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
