@@ -12,8 +12,9 @@ def compile_layers(model: SViTPreTrainedModel, **options: Any) -> None:
     """Compile the layers of a model in place, each kind of layer once.
 
     The layers of a stage differ in their weights alone and share what is compiled for the first of them; stem,
-    downsampling, pooler and classifier stay as they are. Compilation happens at the first call, and again for the
-    first image of another size. Meant for evaluation mode: while training, each layer has a drop path rate of its own.
+    downsampling, pooler and classifier stay as they are. Compilation happens at the first call; with `dynamic=False`,
+    at the first call of each batch and image size. Meant for evaluation mode: while training, each layer has a
+    drop path rate of its own.
 
     Args:
         model: `SViTForImageClassification`, `SViTModel` or `SViTBackbone`, folded or not.
