@@ -10,6 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
+from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.recipes import RECIPES
 
 
@@ -58,6 +59,9 @@ def toy_recipe(toy_images):
         recipe,
         model=replace(recipe.model, config=LAYOUT),
         data=replace(recipe.data, path=str(toy_images), num_workers=0),
+        # everything random that there is
+        augmentation=AugmentationOptions(scale=(0.5, 1.0)),
+        mixing=MixingOptions(),
         optimization=replace(recipe.optimization, batch_size=16, device_batch_size=16, epochs=1, warmup_epochs=0),
         run=replace(recipe.run, log_every_updates=2),
     )

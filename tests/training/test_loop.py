@@ -7,7 +7,7 @@ import shutil
 import signal
 from contextlib import redirect_stderr
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 import torch
@@ -308,7 +308,9 @@ def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path
 
 
 @pytest.mark.slow
-def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_path):
+def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_path, monkeypatch):
+    # the graphs are those of the default backend, without its C++ compiler, which takes minutes
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     recipe = override(toy_recipe, ["model.compile=true", "run.evaluate_every_epochs=0"])
     report = train(recipe, tmp_path / "run")
     assert report["update"] == 10

@@ -30,6 +30,11 @@ SETTINGS = {
     "optimization.batch_size": "16",
     "optimization.epochs": "2",
     "optimization.warmup_epochs": "0.5",
+    # everything random that there is
+    "augmentation.randaugment": "rand-m9-mstd0.5-inc1",
+    "augmentation.random_erasing": "0.25",
+    "mixing.mixup_alpha": "0.8",
+    "mixing.cutmix_alpha": "1.0",
     "run.save_every_updates": "3",
     "run.log_every_updates": "1",
     "model.config.hidden_sizes": "[8, 12, 16, 24]",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging
 
 from svit_hf.data.loading import TrainingLoader
@@ -172,8 +173,24 @@ def _prepare(
         # in place, so that names stay what they are
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
+    if isinstance(wrapped, DistributedDataParallel):
+        _settle_gradient_buckets(wrapped, recipe.model.image_size)
     average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
     return wrapped, TrainedWeights(model, optimizer.optimizer, average, accelerator.scaler, processor)
+
+
+def _settle_gradient_buckets(model: DistributedDataParallel, image_size: int) -> None:
+    """Let DDP put gradients into their final buckets now, which it does after the first backward pass.
+
+    In which order more than two ranks are added up depends on the buckets. The first update after a start would
+    differ in the last bits from the same update of a run that goes on.
+    """
+    before = [buffer.clone() for buffer in model.buffers()]
+    output = model(torch.zeros(2, 3, image_size, image_size, device=model.device))
+    getattr(output, "logits", output).sum().backward()
+    model.zero_grad()
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
 
 
 def _prepare_folder(recipe: TrainingRecipe, output_dir: Path, resume: str) -> FoundCheckpoint:
