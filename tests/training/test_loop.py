@@ -58,6 +58,7 @@ def test_run_leaves_what_others_read(finished, toy_recipe):
     assert {"curves.png", "log.jsonl", "metrics.csv"} <= {path.name for path in run_dir.iterdir()}
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert report["data"]["num_train"] == 163
+    assert report["data"]["eval_split"] == "test"
     assert report["update"] == 10
     assert report["images"] == 160
     for weights in ("raw", "ema"):

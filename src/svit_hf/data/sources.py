@@ -56,11 +56,13 @@ class ImageSource(ABC):
         label_names: Names of the classes, in order; none if the images are unlabelled.
         is_streaming: Whether images can only be read in passing, shard by shard.
         description: What this is, in a line.
+        split: Name of the split, if it was opened by `open_source`.
         shard_sizes: Rows of each shard; one shard where any row can be read.
         shard_names: Names of the shards.
     """
 
     is_streaming: bool
+    split: str | None = None
 
     def __init__(self, description: str, label_names: tuple[str, ...], shards: dict[str, int]):
         self.label_names = label_names
@@ -183,9 +185,10 @@ def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> I
     """
     location = find_location(options)
     name = _split_name(options, location, split)
-    if _is_streamed(options, location):
-        return _open_counted_stream(options, location, name, labelled)
-    return _open_indexed(options, location, name, labelled)
+    opener = _open_counted_stream if _is_streamed(options, location) else _open_indexed
+    source: ImageSource = opener(options, location, name, labelled)
+    source.split = name
+    return source
 
 
 def _split_name(options: DataOptions, location: Location, split: str) -> str:

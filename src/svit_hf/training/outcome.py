@@ -59,7 +59,7 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
             "path": run.recipe.data.path,
             "description": data.train.description,
             "train_split": run.recipe.data.train_split,
-            "eval_split": run.recipe.data.eval_split,
+            "eval_split": evaluation.split if evaluation is not None else None,
             "num_train": data.train.num_samples,
             "num_eval": evaluation.num_samples if evaluation is not None else 0,
             "label_names": list(data.label_names),
