@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
+from svit_hf.evaluation.provenance import device_name
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.training.assembly import (
@@ -34,7 +35,7 @@ from svit_hf.training.console import Console, duration
 from svit_hf.training.loop import Run
 from svit_hf.training.losses import make_criterion
 from svit_hf.training.optimization import make_optimizer
-from svit_hf.training.outcome import MODEL, REPORT, device_name, write_outcome
+from svit_hf.training.outcome import MODEL, REPORT, write_outcome
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
 from svit_hf.training.run_log import RunLog
