@@ -7,14 +7,18 @@ import shutil
 import signal
 from contextlib import redirect_stderr
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from hub.hub_stand_in import hub_stand_in
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from svit_hf.errors import DataError, DivergenceError, SViTError, TrainingInterruptedError
+from svit_hf.errors import DataError, DivergenceError, PushError, SViTError, TrainingInterruptedError
+from svit_hf.hub import background
 from svit_hf.training import loop
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.recipe_files import override, read_recipe
@@ -326,3 +330,54 @@ def test_recipe_of_a_run_can_be_run_again(finished, toy_recipe, tmp_path):
     other = replace(toy_recipe, run=replace(toy_recipe.run, seed=1))
     train(other, tmp_path / "other")
     assert log_of(tmp_path / "other") != log_of(finished[0])
+
+
+class TestPushing:
+    @pytest.fixture
+    def hub(self, monkeypatch):
+        # constants that huggingface_hub takes from the environment when it is imported
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        with hub_stand_in() as stand_in:
+            api = partial(HfApi, endpoint=stand_in.endpoint, token="a token")
+            monkeypatch.setattr(background, "HfApi", api)
+            yield stand_in
+
+    @pytest.fixture
+    def recipe(self, toy_recipe):
+        return replace(toy_recipe, run=replace(toy_recipe.run, push_to="tester/toy"))
+
+    def test_best_model_is_on_the_hub_at_the_end(self, hub, recipe, tmp_path):
+        report = train(recipe, tmp_path / "run", command="svit-hf train")
+        (tmp_path / "pushed").write_bytes(contents_of(hub, "tester/toy")["model.safetensors"])
+        best = load_file(tmp_path / "run" / "best" / report["chosen"] / "model.safetensors")
+        torch.testing.assert_close(load_file(tmp_path / "pushed"), best, rtol=0, atol=0)
+        card = contents_of(hub, "tester/toy")["README.md"].decode()
+        assert f"{report['metrics'][report['chosen']]['accuracy']:.4f}" in card
+        assert not list((tmp_path / "run").glob(".push-*"))
+
+    def test_failed_push_is_said_when_everything_is_saved(self, hub, recipe, tmp_path, monkeypatch):
+        monkeypatch.setattr(background, "push_folder", refuse)
+        with pytest.raises(PushError, match="1 pushes to tester/toy failed"):
+            train(recipe, tmp_path / "run")
+        assert (tmp_path / "run" / "report.json").exists()
+
+    def test_hub_out_of_reach_is_found_before_training(self, recipe, tmp_path):
+        with pytest.raises(PushError):
+            train(recipe, tmp_path / "run")
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def contents_of(hub, repo_id):
+    return hub.repositories[repo_id].contents()
+
+
+def refuse(*args, **kwargs):
+    raise PushError("the Hub is closed")
+
+
+def test_model_folder_has_a_card_with_its_numbers(finished):
+    run_dir, report, _ = finished
+    card = (run_dir / "model" / "README.md").read_text()
+    assert f"{report['metrics'][report['chosen']]['accuracy']:.4f}" in card
+    assert report["command"] in card

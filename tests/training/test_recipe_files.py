@@ -96,3 +96,10 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(SViTError, match=r"recipe\.json.*cannot be read"):
         read_recipe(path)
+
+
+def test_values_that_only_go_together_may_come_in_any_order():
+    recipe = override(TrainingRecipe(), ["optimization.epochs=2", "optimization.warmup_epochs=1"])
+    assert (recipe.optimization.epochs, recipe.optimization.warmup_epochs) == (2, 1)
+    with pytest.raises(SViTError, match="warmup_epochs"):
+        override(TrainingRecipe(), ["optimization.epochs=2"])

@@ -2,7 +2,6 @@
 """What the card of a training run says: what its report says, and nothing that it does not say."""
 
 import re
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +57,7 @@ def _card_text(report: Mapping[str, Any], name: str | None, location: str, licen
             f"These are the {_weights_in_words(chosen)}."
         ),
         data=_data_in_words(report),
-        command=command if isinstance(command, str) else shlex.join(command),
+        command=command or "# started from Python: there is no command line",
         settings={
             "recipe": recipe["name"],
             "epochs completed": report["epoch"],

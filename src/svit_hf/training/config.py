@@ -182,6 +182,8 @@ class RunOptions:
         max_non_finite_updates: Updates in a row with a non-finite loss or gradient, all of them skipped, after which
             the run stops. More than 16, since fp16 halves its loss scale so many times before it is 1.
         trackers: Where numbers go besides the run's folder: tensorboard, trackio, wandb.
+        push_to: Repository on the Hub, `USER/NAME`, that every new best model is pushed to while training goes on;
+            made private if it is not there. Empty for none.
     """
 
     seed: int = 0
@@ -197,6 +199,7 @@ class RunOptions:
     keep_checkpoints: int = 2
     max_non_finite_updates: int = 20
     trackers: tuple[Tracker, ...] = ()
+    push_to: str = ""
 
     def __post_init__(self) -> None:
         for name in ("log_every_updates", "keep_checkpoints", "max_non_finite_updates"):

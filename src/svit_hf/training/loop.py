@@ -11,7 +11,7 @@ the host never waits for the device; an update that is not finite is skipped on 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ class Run:
         log: The log, on rank 0.
         console: Where to say what happens.
         saved_update: The update of the last checkpoint, if there is one.
+        on_new_best: Called on rank 0 when a better model than all before stands in the folder of the run.
     """
 
     recipe: TrainingRecipe
@@ -84,6 +85,7 @@ class Run:
     log: RunLog | None
     console: Console
     saved_update: int | None
+    on_new_best: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.num_labels = len(self.loader.maker.source.label_names)
@@ -334,6 +336,7 @@ class Run:
             }
             if self.accelerator.is_main_process:
                 keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
+                self.on_new_best()
         if self.log is not None:
             self.log.draw()
         self.accelerator.wait_for_everyone()

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of a run that is over: the model folder with its card, and report.json."""
+"""What a run reports, and what is left of it when it is over: the model folder with its card, and report.json."""
 
 import json
 import shutil
 from typing import Any
 
 from svit_hf.evaluation.provenance import commit_of_source, device_name, versions
+from svit_hf.hub.model_card import build_model_card
 from svit_hf.hub.remote_code import save_with_code
+from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.training.assembly import Data
 from svit_hf.training.checkpointing import BEST, EMA, RAW
@@ -15,7 +17,7 @@ from svit_hf.training.recipe_files import to_json
 from svit_hf.training.starting_model import load_weights, save_model_folder
 
 
-MODEL, REPORT = "model", "report.json"
+MODEL, CARD, REPORT = "model", "README.md", "report.json"
 
 
 def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
@@ -31,22 +33,34 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
     Returns:
         The content of report.json.
     """
-    best, progress = run.progress.best, run.progress
-    chosen = best["chosen"] if best else EMA if run.weights.average is not None else RAW
-    model = run.weights.model
-    if best:
+    report = report_of(run, data, command)
+    model, average = run.weights.model, run.weights.average
+    if run.progress.best is not None:
         # nothing is trained any more, so that the model may take other weights
-        load_weights(model, run.run_dir / BEST / chosen)
-    elif run.weights.average is not None:
-        run.weights.average.give_to_model()
+        load_weights(model, run.run_dir / BEST / report["chosen"])
+    elif average is not None:
+        average.give_to_model()
     folder = run.run_dir / MODEL
     shutil.rmtree(folder, ignore_errors=True)
     if isinstance(model, SViTForImageClassification):
         save_with_code(model, folder, run.weights.processor)
+        build_model_card(model, card_text_of_run(report)).save(folder / CARD)
     else:
         save_model_folder(model, folder, run.weights.processor)
-    evaluation = data.evaluation
-    report = {
+    (run.run_dir / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
+    """Return what there is to say about the best weights so far; without an evaluation, about the present ones.
+
+    Args:
+        run: The run.
+        data: Its images.
+        command: The command line that started it.
+    """
+    best, progress, evaluation = run.progress.best, run.progress, data.evaluation
+    return {
         "command": command,
         "recipe": to_json(run.recipe),
         "data": {
@@ -59,10 +73,10 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
             "label_names": list(data.label_names),
         },
         "metrics": best["metrics"] if best else {},
-        "chosen": chosen,
+        "chosen": best["chosen"] if best else EMA if run.weights.average is not None else RAW,
         "epoch": best["epoch"] if best else run.recipe.optimization.epochs,
         "update": best["update"] if best else progress.update,
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters": sum(parameter.numel() for parameter in run.weights.model.parameters()),
         "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(run.accelerator.device),
@@ -72,5 +86,3 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         "bad_images": progress.num_bad_images,
         "skipped_updates": progress.skipped_updates,
     }
-    (run.run_dir / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return report

@@ -28,6 +28,7 @@ FREE = frozenset(
         "run.keep_checkpoints",
         "run.max_non_finite_updates",
         "run.trackers",
+        "run.push_to",
     }
 )
 

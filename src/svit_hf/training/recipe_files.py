@@ -5,16 +5,13 @@ import difflib
 import json
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.training.config import TrainingRecipe
-
-
-Options = TypeVar("Options")
 
 
 def to_json(recipe: TrainingRecipe) -> dict[str, Any]:
@@ -58,12 +55,14 @@ def override(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingReci
     Raises:
         SViTError: If a name is unknown, with the nearest one, or a value does not have the type of its field.
     """
+    content = to_json(recipe)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise SViTError(f"`set` is {assignment!r}; it has to be like optimization.learning_rate=1e-3.")
-        recipe = _replace(recipe, name.strip().split("."), text.strip(), "")
-    return recipe
+        _assign(content, TrainingRecipe, name.strip().split("."), text.strip(), "")
+    # checked when all are there: two values may only go together
+    return from_json(json.loads(json.dumps(content)))
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -77,25 +76,23 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _replace(options: Options, path: Sequence[str], text: str, prefix: str) -> Options:
-    """Return a dataclass in which the field at the end of `path` has the value that `text` stands for."""
+def _assign(content: dict[str, Any], kind: Any, path: Sequence[str], text: str, prefix: str) -> None:
+    """Give the field at the end of `path` of a `kind`, as plain values, the value that `text` stands for."""
     name, *rest = path
-    _require_known([name], type(options), prefix)
-    old, full_name = getattr(options, name), f"{prefix}{name}"
-    value: object
-    if is_dataclass(old) and rest:
-        value = _replace(old, rest, text, f"{full_name}.")
-    elif is_dataclass(old):
-        parts = ", ".join(f"{full_name}.{part.name}" for part in fields(old))
+    _require_known([name], kind, prefix)
+    field_kind, full_name = get_type_hints(kind)[name], f"{prefix}{name}"
+    if is_dataclass(field_kind) and rest:
+        _assign(content[name], field_kind, rest, text, f"{full_name}.")
+    elif is_dataclass(field_kind):
+        parts = ", ".join(f"{full_name}.{part.name}" for part in fields(field_kind))
         raise SViTError(f"`{full_name}` has several values; set one of {parts}.")
-    elif isinstance(old, Mapping) and rest:
-        value = {**old, ".".join(rest): _from_text(text)}
-        _require_config_fields(value, full_name)
+    elif isinstance(content[name], dict) and rest:
+        content[name][".".join(rest)] = _from_text(text)
+        _require_config_fields(content[name], full_name)
     elif rest:
         raise SViTError(f"`{'.'.join([full_name, *rest])}` is unknown: `{full_name}` is a single value.")
     else:
-        value = _parse(text, get_type_hints(type(options))[name], full_name)
-    return replace(options, **{name: value})  # type: ignore[type-var]
+        content[name] = _parse(text, field_kind, full_name)
 
 
 def _parse(text: str, kind: Any, name: str) -> object:

@@ -16,6 +16,8 @@ from transformers.utils import logging
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
 from svit_hf.evaluation.provenance import device_name
+from svit_hf.hub.background import BackgroundPush
+from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.training.assembly import (
@@ -29,13 +31,13 @@ from svit_hf.training.assembly import (
     training_loader,
     with_sync_batch_norm,
 )
-from svit_hf.training.checkpointing import FoundCheckpoint, find_checkpoint
+from svit_hf.training.checkpointing import BEST, FoundCheckpoint, find_checkpoint
 from svit_hf.training.config import TrainingRecipe
 from svit_hf.training.console import Console, duration
 from svit_hf.training.loop import Run
 from svit_hf.training.losses import make_criterion
 from svit_hf.training.optimization import make_optimizer
-from svit_hf.training.outcome import MODEL, REPORT, write_outcome
+from svit_hf.training.outcome import MODEL, REPORT, report_of, write_outcome
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
 from svit_hf.training.run_log import RunLog
@@ -93,6 +95,8 @@ def train(
         SViTError: If recipe, data, machine and folder do not go together.
         TrainingInterruptedError: After SIGTERM or SIGINT, when everything is saved.
         DivergenceError: If too many updates in a row were not finite.
+        PushError: On rank 0, if `recipe.run.push_to` cannot be reached, which is found out before the training, or if
+            a push has failed, after everything is saved.
     """
     output_dir = Path(output_dir)
     accelerator = make_accelerator(recipe.run, output_dir)
@@ -133,10 +137,10 @@ def train(
     for note in start.notes:
         run.console.say(note)
     try:
-        with _without_bars_of_libraries():
+        with _without_bars_of_libraries(), _pushing(run, data, command):
             run.run()
             report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
-        run.console.block("done", _summary(report, output_dir))
+            run.console.block("done", _summary(report, output_dir))
         return report
     except (TrainingInterruptedError, DivergenceError):
         # every rank is here
@@ -218,6 +222,26 @@ def _find_start(
         progress = saved.moved_to(setting)
         notes.append(f"NOT EXACT: the checkpoint is of another training: {'; '.join(differences)}")
     return _Start(progress, setting, loader, found.folder, notes)
+
+
+@contextmanager
+def _pushing(run: Run, data: Data, command: str | None) -> Iterator[None]:
+    """Push every new best model in the background, if the recipe says so; the end waits, and raises what failed."""
+    repo_id, accelerator = run.recipe.run.push_to, run.accelerator
+    if not repo_id:
+        yield
+        return
+    push = BackgroundPush(repo_id, run.run_dir, log=run.console.say)
+    on_rank_zero(push.check_access, accelerator)
+
+    def push_best() -> None:
+        report = report_of(run, data, command)
+        best = run.run_dir / BEST / report["chosen"]
+        push.submit(best, card_text_of_run(report, location=repo_id), title=f"epoch {report['epoch']}")
+
+    run.on_new_best = push_best
+    with push:
+        yield
 
 
 @contextmanager

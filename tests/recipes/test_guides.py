@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the guides to training, and of the recipes' docstrings, on a model and pictures of test size."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from svit_hf import SViTConfig, SViTForImageClassification, SViTImageProcessorPil, cli
+from svit_hf.recipes import RECIPES
+
+
+GUIDES = Path(__file__).parents[2] / "docs" / "guides"
+LABELS = ("cat", "dog")
+# the images of an update are fewer here, and so are epochs; nothing else is changed
+TEST_SIZE = {
+    "optimization.epochs": 1,
+    "optimization.warmup_epochs": 0,
+    "optimization.batch_size": 4,
+    "model.image_size": 64,
+    "data.num_workers": 0,
+}
+
+
+def commands_of(text):
+    """Return the arguments of every `svit-hf train`, whatever starts it."""
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^.*(?:svit-hf|-m svit_hf|slurm_train\.sh) .*--recipe.*$", joined, re.MULTILINE)
+    lines = [line.strip() for line in lines if not line.rstrip().endswith("...")]
+    return [shlex.split(line[line.index("--recipe") :]) for line in lines if "`" not in line]
+
+
+GUIDE_COMMANDS = [
+    pytest.param(arguments, id=f"{name}-{number}")
+    for name in ("pretrain.md", "finetune.md")
+    for number, arguments in enumerate(commands_of((GUIDES / name).read_text(encoding="utf-8")))
+]
+RECIPE_COMMANDS = [
+    pytest.param(arguments, id=name)
+    for name, recipe in RECIPES.items()
+    for arguments in commands_of(recipe.__doc__ or "")
+]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Return a folder with what the commands name: pictures, and models of these classes."""
+    folder = tmp_path_factory.mktemp("given")
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for number in range(6):
+            file = folder / "pictures" / split / LABELS[number % 2] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
+    names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+    for name in ("svit-small-224", "svit-base-224", "svit-large-224", "runs/pictures/model"):
+        SViTForImageClassification(tiny_config(num_labels=len(LABELS), **names)).save_pretrained(folder / name)
+        SViTImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(folder / name)
+    return folder
+
+
+def test_commands_are_found():
+    assert len(GUIDE_COMMANDS) == 6
+    assert len(RECIPE_COMMANDS) >= len(RECIPES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [*GUIDE_COMMANDS, *RECIPE_COMMANDS])
+def test_command_runs(arguments, given, tmp_path, monkeypatch):
+    # the published layouts with a tiny model's fields
+    for layout in ("small", "base", "large"):
+        monkeypatch.setattr(SViTConfig, layout, lambda **fields: tiny_config(num_labels=len(LABELS), **fields))
+    monkeypatch.chdir(given)
+    arguments = list(arguments)
+    arguments[arguments.index("--output-dir") + 1] = str(tmp_path / "run")
+    values = {"data.path": "pictures", **TEST_SIZE}
+    for name, value in values.items():
+        arguments += ["--set", f"{name}={value}"]
+    assert cli.main(["train", *arguments]) == 0
+    assert (tmp_path / "run" / "model" / "README.md").is_file()
