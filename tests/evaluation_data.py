@@ -29,10 +29,12 @@ def labels(num_images=NUM_IMAGES):
 
 
 def write_parquet(path, num_images=NUM_IMAGES, *, names=NAMES, broken=(), rows_per_group=23):
-    """Write pictures with labels; those whose numbers are in `broken` end too early."""
+    """Write pictures with labels, or without if these have no names; pictures in `broken` end too early."""
     images = [picture(number)[: 60 if number in broken else None] for number in range(num_images)]
-    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=names)})
-    columns = {"image": [{"bytes": image, "path": None} for image in images], "label": labels(num_images)}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    columns = {"image": [{"bytes": image, "path": None} for image in images]}
+    if names:
+        features["label"], columns["label"] = datasets.ClassLabel(names=names), labels(num_images)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = datasets.Dataset.from_dict(columns, features=features).cast_column("image", datasets.Image())
     data.to_parquet(path, batch_size=rows_per_group)

@@ -22,11 +22,12 @@ def picture(number, format="PNG", size=(12, 10)):
 def write_parquet(file, numbers, rows_per_group=1000, names=("even", "odd"), broken=(), **columns):
     """Write pictures of numbers, labelled by their remainder, or with what `columns` holds.
 
-    `broken` numbers have half a picture.
+    `broken` numbers have half a picture. Without `names` there are no labels.
     """
     images = [{"bytes": picture(n)[: 30 if n in broken else None], "path": None} for n in numbers]
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
-    values = {"image": images, "label": [n % len(names) for n in numbers]}
+    features, values = {"image": datasets.Image()}, {"image": images}
+    if names:
+        features["label"], values["label"] = datasets.ClassLabel(names=list(names)), [n % len(names) for n in numbers]
     for name, column in columns.items():
         values[name] = column
         features[name] = datasets.Value(pa.array(column).type.__str__())
@@ -36,11 +37,14 @@ def write_parquet(file, numbers, rows_per_group=1000, names=("even", "odd"), bro
 
 
 def write_tar(file, numbers, num_classes=3):
-    """Write pictures of numbers with their remainders as webdataset samples."""
+    """Write pictures of numbers with their remainders as webdataset samples; without classes, pictures alone."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as archive:
         for number in numbers:
-            for suffix, data in (("png", picture(number)), ("cls", str(number % num_classes).encode())):
+            files = [("png", picture(number))]
+            if num_classes:
+                files.append(("cls", str(number % num_classes).encode()))
+            for suffix, data in files:
                 member = tarfile.TarInfo(f"part.1/sample{number:05d}.{suffix}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches over ranks and workers, against what they have to add up to."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from picture_data import write_parquet
 
-from svit_hf.data.loading import EvaluationLoader, TrainingLoader
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import open_source
 from svit_hf.errors import DataError, SViTError
@@ -201,3 +203,15 @@ def test_batch_of_nothing_but_broken_images(broken_folder):
     (loader,) = loaders(source, batch_size=4)
     with pytest.raises(DataError, match="all 4 images of a batch are broken"):
         next(loader.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("num_cpus", "num_local_ranks", "wanted", "expected"),
+    [(6, None, None, 6), (6, 4, None, 1), (2, 4, None, 1), (64, 2, None, 8), (64, 2, 12, 12), (6, None, 0, 0)],
+)
+def test_ranks_of_a_machine_share_its_cpus(monkeypatch, num_cpus, num_local_ranks, wanted, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(num_cpus)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if num_local_ranks is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_ranks))
+    assert workers_per_rank(DataOptions(num_workers=wanted)) == expected

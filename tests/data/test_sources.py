@@ -18,7 +18,7 @@ from svit_hf.data.decoding import decode_image
 from svit_hf.data.loading import EvaluationLoader
 from svit_hf.data.options import DataOptions
 from svit_hf.data.row_counts import SourceIndex, SplitIndex
-from svit_hf.data.sources import open_source
+from svit_hf.data.sources import UNLABELLED, open_source
 from svit_hf.errors import DataError, SViTError
 
 
@@ -28,6 +28,13 @@ def numbers_of(source):
     assert [row.sample_id for row in rows] == list(range(source.num_samples))
     reds = [decode_image(row.image).getpixel((0, 0))[0] for row in rows]
     return [(red, source.label_names[row.label]) for red, row in zip(reds, rows, strict=True)]
+
+
+def unlabelled_numbers_of(source):
+    """Return the number that each picture shows, in the order of the source."""
+    rows = [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
+    assert {row.label for row in rows} == {UNLABELLED}
+    return [decode_image(row.image).getpixel((0, 0))[0] for row in rows]
 
 
 def expected(numbers, names):
@@ -165,6 +172,32 @@ def test_label_that_training_does_not_know_is_named(tmp_path):
     source = open_source(DataOptions(str(tmp_path), label_column="name"), "eval")
     with pytest.raises(DataError, match=r"row 1 of .* is 'c', which is none of the 2 classes"):
         numbers_of(source)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_images_without_labels(tmp_path, format, streaming):
+    if format == "parquet":
+        write_parquet(tmp_path / "train.parquet", range(7), rows_per_group=4, names=())
+    else:
+        write_tar(tmp_path / "train.tar", range(7), num_classes=0)
+    options = DataOptions(str(tmp_path), streaming=streaming)
+    source = open_source(options, "train", labelled=False)
+    assert source.is_streaming is streaming
+    assert source.label_names == ()
+    assert "7 images, unlabelled" in source.description
+    assert unlabelled_numbers_of(source) == list(range(7))
+    with pytest.raises(SViTError, match="`label_column` is none of"):
+        open_source(options, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_labels_that_are_not_wanted_are_not_read(tmp_path, streaming):
+    # two columns of labels, one of which would need an index of its names
+    write_parquet(tmp_path / "train.parquet", range(5), names=(), label=["a"] * 5, category=[None, *"abcd"])
+    source = open_source(DataOptions(str(tmp_path), streaming=streaming), "train", labelled=False)
+    assert set(source.dataset.features) == {"image"}
+    assert unlabelled_numbers_of(source) == list(range(5))
 
 
 def test_ambiguous_and_missing_columns_are_listed(tmp_path):

@@ -146,9 +146,10 @@ def test_size_of_batches_and_workers_may_change(model, pictures, predict):
     assert predict(pictures, "--batch-size", "5", "--data.num-workers", "1")[0] == before
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_data_set_is_told_by_its_rows(model, predict, tmp_path, streaming):
-    write_parquet(tmp_path / "data" / "test.parquet", NUM_IMAGES, rows_per_group=10)
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+@pytest.mark.parametrize("names", [NAMES, []], ids=["labelled", "unlabelled"])
+def test_data_set_is_told_by_its_rows(model, predict, tmp_path, names, streaming):
+    write_parquet(tmp_path / "data" / "test.parquet", NUM_IMAGES, names=names, rows_per_group=10)
     rows, _ = predict(tmp_path / "data", "--data.streaming", streaming)
 
     assert [row["top_ids"] for row in rows] == logits_of(model, range(NUM_IMAGES)).topk(5).indices.tolist()

@@ -63,6 +63,7 @@ def test_run_leaves_what_others_read(finished, toy_recipe):
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert report["data"]["num_train"] == 163
     assert report["data"]["eval_split"] == "test"
+    assert report["versions"]["torch"] == torch.__version__
     assert report["update"] == 10
     assert report["images"] == 160
     for weights in ("raw", "ema"):
@@ -313,6 +314,7 @@ def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_pat
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     recipe = override(toy_recipe, ["model.compile=true", "run.evaluate_every_epochs=0"])
     report = train(recipe, tmp_path / "run")
+    assert report["versions"]["torch"] == torch.__version__
     assert report["update"] == 10
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "model")
     assert model.state_dict().keys() == weights_of(tmp_path / "run").keys()

@@ -30,7 +30,7 @@ class Shard(NamedTuple):
 
     stream: Any
     number: int
-    columns: tuple[str, str]
+    columns: tuple[str, ...]
     name: str
 
 
@@ -79,7 +79,7 @@ class SplitInspection:
 
     files: dict[str, tuple[int, ...]]
     findings: Findings
-    columns: tuple[str, str]
+    columns: tuple[str, ...]
 
 
 @dataclass

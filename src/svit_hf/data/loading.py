@@ -5,6 +5,7 @@ Sharding happens here and nowhere else: a loader belongs to one rank, and is nev
 which would divide it once more.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from svit_hf.data.decoding import BadImage, DecodingError, decode_image
+from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import MapPlan, SampleKey, Segment, StreamPlan, segments, share
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
@@ -39,6 +41,8 @@ class Batch(TypedDict):
 
 
 Transform = Callable[[Image.Image, SampleKey], torch.Tensor]
+
+MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -333,6 +337,14 @@ def read_rows(source: ImageSource, places: Iterable[Segment]) -> Iterator[Row]:
     """Yield the rows of a source that lie in the given places."""
     for shard, first, stop in places:
         yield from source.rows(shard, first, stop)
+
+
+def workers_per_rank(options: DataOptions) -> int:
+    """Return how many processes read and decode for a rank: as many as asked for, or what there are CPUs for."""
+    if options.num_workers is not None:
+        return options.num_workers
+    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
 def _loader(batches: Dataset[Batch], num_workers: int) -> DataLoader[Batch]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with labels, wherever they are: the Hub, parquet, webdataset tars, a folder; indexed, or as a stream."""
+"""Images, labelled or not, wherever they are: the Hub, parquet, webdataset tars, a folder; indexed, or as a stream."""
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -30,15 +30,17 @@ MAX_INDEXED_BYTES = 2 << 30
 # a stream of days outlives a server's bad hours: seconds between attempts, and how many there are
 READ_RETRIES = 60
 READ_RETRY_SECONDS = 5
+# the label of an image that has none
+UNLABELLED = -1
 
 
 class Row(NamedTuple):
-    """Hold an image as it is stored, with its label.
+    """Hold an image as it is stored, with its label if it has one.
 
     Attributes:
         sample_id: Its place in the source.
         image: Encoded bytes, or the path of a file with them.
-        label: Number of the class.
+        label: Number of the class; `UNLABELLED` for none.
     """
 
     sample_id: int
@@ -51,7 +53,7 @@ class ImageSource(ABC):
 
     Attributes:
         num_samples: Images, broken ones included.
-        label_names: Names of the classes, in order.
+        label_names: Names of the classes, in order; none if the images are unlabelled.
         is_streaming: Whether images can only be read in passing, shard by shard.
         description: What this is, in a line.
         split: Name of the split, if it was opened by `open_source`.
@@ -68,7 +70,8 @@ class ImageSource(ABC):
         self.shard_sizes = tuple(shards.values())
         self.num_samples = sum(self.shard_sizes)
         self.first_rows = tuple(accumulate(self.shard_sizes, initial=0))
-        self.description = f"{description}, {self.num_samples} images, {len(label_names)} classes"
+        classes = f"{len(label_names)} classes" if label_names else "unlabelled"
+        self.description = f"{description}, {self.num_samples} images, {classes}"
         self.label_ids = LabelIds(label_names)
 
     def locate(self, sample_id: int) -> tuple[str, int]:
@@ -80,36 +83,38 @@ class ImageSource(ABC):
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield rows of a shard, from `first` up to and without `stop`."""
 
+    def _row(self, sample_id: int, image: Any, *labels: Any) -> Row:
+        """Return what is stored as a row; unlabelled if no label is given."""
+        label = self.label_ids(labels[0], *self.locate(sample_id)) if labels else UNLABELLED
+        return Row(sample_id, stored_image(image), label)
+
 
 class IndexedSource(ImageSource):
     """Give any image at any time.
 
     Args:
         dataset: The images, not decoded.
-        columns: Columns of the images and labels.
-        label_names: Names of the classes, in order.
+        columns: Column of the images and, if there are labels, theirs.
+        label_names: Names of the classes, in order; none without labels.
         name: What to call the data.
     """
 
     is_streaming = False
 
-    def __init__(self, dataset: datasets.Dataset, columns: tuple[str, str], label_names: tuple[str, ...], name: str):
+    def __init__(self, dataset: datasets.Dataset, columns: tuple[str, ...], label_names: tuple[str, ...], name: str):
         super().__init__(f"{name}, indexed", label_names, {name: len(dataset)})
         self.dataset = dataset
         self.columns = columns
 
     def row(self, sample_id: int) -> Row:
         """Return an image."""
-        return self._row(self.dataset[sample_id], sample_id)
+        example = self.dataset[sample_id]
+        return self._row(sample_id, *(field_of(example, column) for column in self.columns))
 
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield images that lie side by side."""
         for sample_id in range(first, stop):
             yield self.row(sample_id)
-
-    def _row(self, example: dict[str, Any], sample_id: int) -> Row:
-        image, label = (field_of(example, column) for column in self.columns)
-        return Row(sample_id, stored_image(image), self.label_ids(label, self.shard_names[0], sample_id))
 
 
 class StreamingSource(ImageSource):
@@ -117,8 +122,8 @@ class StreamingSource(ImageSource):
 
     Args:
         dataset: The stream of all files, not decoded.
-        columns: Columns of the images and labels.
-        label_names: Names of the classes, in order.
+        columns: Column of the images and, if there are labels, theirs.
+        label_names: Names of the classes, in order; none without labels.
         counts: Rows of the shards of each file, by the file's name.
         name: What to call the data.
     """
@@ -128,7 +133,7 @@ class StreamingSource(ImageSource):
     def __init__(
         self,
         dataset: datasets.IterableDataset,
-        columns: tuple[str, str],
+        columns: tuple[str, ...],
         label_names: tuple[str, ...],
         counts: dict[str, FileCounts],
         name: str,
@@ -158,9 +163,8 @@ class StreamingSource(ImageSource):
         sample_id = self.first_rows[shard] + first
         found = 0
         for found, batch in enumerate(islice(batches, stop - first), 1):
-            image, label = (field_of({key: value[0] for key, value in batch.items()}, name) for name in self.columns)
-            label = self.label_ids(label, self.shard_names[shard], first + found - 1)
-            yield Row(sample_id + found - 1, stored_image(image), label)
+            example = {key: value[0] for key, value in batch.items()}
+            yield self._row(sample_id + found - 1, *(field_of(example, column) for column in self.columns))
         if found != stop - first:
             raise SViTError(
                 f"{self.shard_names[shard]} ends after {first + found} rows, but {self.shard_sizes[shard]} were "
@@ -168,12 +172,13 @@ class StreamingSource(ImageSource):
             )
 
 
-def open_source(options: DataOptions, split: str) -> ImageSource:
+def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> ImageSource:
     """Find the images and labels of a split, and count them.
 
     Args:
         options: Where they are.
         split: `train` or `eval`, for the split that `options` name as such.
+        labelled: Whether labels are wanted; if not, there need not be any, and none are read.
 
     Raises:
         SViTError: If something is not there, not clear, or too expensive to find out.
@@ -181,7 +186,7 @@ def open_source(options: DataOptions, split: str) -> ImageSource:
     location = find_location(options)
     name = _split_name(options, location, split)
     opener = _open_counted_stream if _is_streamed(options, location) else _open_indexed
-    source: ImageSource = opener(options, location, name)
+    source: ImageSource = opener(options, location, name, labelled)
     source.split = name
     return source
 
@@ -213,33 +218,42 @@ def _is_streamed(options: DataOptions, location: Location) -> bool:
     return location.num_bytes() > MAX_INDEXED_BYTES
 
 
-def _open_indexed(options: DataOptions, location: Location, split: str) -> IndexedSource:
+def _open_indexed(options: DataOptions, location: Location, split: str, labelled: bool) -> IndexedSource:
     try:
         location.builder.download_and_prepare()
     except datasets.exceptions.DatasetGenerationError as error:
         raise SViTError(f"{options.path!r} cannot be read: {error.__cause__ or error}") from error
     dataset = location.builder.as_dataset(split)
-    image_column, label_column = find_columns(options, dataset.features)
-    names = names_in_features(dataset.features, label_column)
+    columns = find_columns(options, dataset.features, labelled)
+    names = _names_of_indexed(options, location, split, dataset.features, columns[1]) if labelled else ()
+    return IndexedSource(_bare(dataset, *columns), columns, names, f"{options.path}, split {split}")
+
+
+def _names_of_indexed(
+    options: DataOptions, location: Location, split: str, features: datasets.Features, label_column: str
+) -> tuple[str, ...]:
+    names = names_in_features(features, label_column)
     if names is None:
         labels = location.builder.as_dataset(reference_split(options, location, split))
         labels = labels.select_columns(_top_columns(label_column))
         names = names_of_labels((field_of(row, label_column) for row in labels), options.path)
-    dataset = _bare(dataset, image_column, label_column)
-    return IndexedSource(dataset, (image_column, label_column), names, f"{options.path}, split {split}")
+    return names
 
 
-def open_stream(options: DataOptions, location: Location, split: str) -> tuple[Any, tuple[str, str]]:
-    """Return the files of a split as a stream of the two columns that count, and what these are called.
+def open_stream(
+    options: DataOptions, location: Location, split: str, labelled: bool = True
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the files of a split as a stream of the columns that count, and what these are called.
 
-    Nothing is counted, and labels are as they are stored.
+    These are the column of the images and, if labels are wanted, theirs. Nothing is counted, and labels are as they
+    are stored.
     """
     be_patient()
     builder = location.builder
     stream = builder.as_streaming_dataset(split)
     if stream.features is None:
         stream = stream._resolve_features()
-    columns = find_columns(options, stream.features)
+    columns = find_columns(options, stream.features, labelled)
     if isinstance(builder, Parquet):
         # read nothing else
         builder.config.columns = _top_columns(*columns)
@@ -252,16 +266,10 @@ def reference_split(options: DataOptions, location: Location, split: str) -> str
     return options.train_split if options.train_split in location.splits else split
 
 
-def _open_counted_stream(options: DataOptions, location: Location, split: str) -> StreamingSource:
-    stream, (image_column, label_column) = open_stream(options, location, split)
+def _open_counted_stream(options: DataOptions, location: Location, split: str, labelled: bool) -> StreamingSource:
+    stream, columns = open_stream(options, location, split, labelled)
     index = SourceIndex.read(options.index) if options.index else None
-    names = names_in_features(stream.features, label_column) or (index.label_names if index else None)
-    if names is None:
-        raise SViTError(
-            f"the column {label_column!r} of {options.path!r} does not say which classes there are, and a stream is "
-            f"not searched for them. `svit-hf data inspect {options.path} --write-index FILE` does that once; give "
-            "FILE as `index`. Or set `streaming` to False."
-        )
+    names = _names_of_stream(options, stream.features, columns[1], index) if labelled else ()
     files = location.files(split)
     if stream.num_shards != len(files):
         raise SViTError(
@@ -269,7 +277,20 @@ def _open_counted_stream(options: DataOptions, location: Location, split: str) -
             "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
         )
     counted = dict(zip(names_of(files), _count(options, index, files, split), strict=True))
-    return StreamingSource(stream, (image_column, label_column), names, counted, f"{options.path}, split {split}")
+    return StreamingSource(stream, columns, names, counted, f"{options.path}, split {split}")
+
+
+def _names_of_stream(
+    options: DataOptions, features: datasets.Features, label_column: str, index: SourceIndex | None
+) -> tuple[str, ...]:
+    names = names_in_features(features, label_column) or (index.label_names if index else None)
+    if names is None:
+        raise SViTError(
+            f"the column {label_column!r} of {options.path!r} does not say which classes there are, and a stream is "
+            f"not searched for them. `svit-hf data inspect {options.path} --write-index FILE` does that once; give "
+            "FILE as `index`. Or set `streaming` to False."
+        )
+    return names
 
 
 def _count(options: DataOptions, index: SourceIndex | None, files: list[str], split: str) -> list[FileCounts]:
@@ -288,14 +309,15 @@ def _count(options: DataOptions, index: SourceIndex | None, files: list[str], sp
     )
 
 
-def find_columns(options: DataOptions, features: datasets.Features) -> tuple[str, str]:
-    """Return the columns of the images and labels."""
-    return find_image_column(features, options.image_column), find_label_column(features, options.label_column)
+def find_columns(options: DataOptions, features: datasets.Features, labelled: bool) -> tuple[str, ...]:
+    """Return the column of the images and, if labels are wanted, theirs."""
+    image_column = find_image_column(features, options.image_column)
+    return (image_column, find_label_column(features, options.label_column)) if labelled else (image_column,)
 
 
-def _bare(dataset: Any, image_column: str, label_column: str) -> Any:
+def _bare(dataset: Any, image_column: str, *label_columns: str) -> Any:
     """Leave the other columns out, and images as they are stored."""
-    dataset = dataset.select_columns(_top_columns(image_column, label_column))
+    dataset = dataset.select_columns(_top_columns(image_column, *label_columns))
     if isinstance(dataset.features[image_column], datasets.Image):
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
     return dataset

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 
 from svit_hf.data.decoding import BadImageTally
-from svit_hf.data.loading import Batch, EvaluationLoader
+from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
 from svit_hf.data.sources import ImageSource, IndexedSource, open_source
 from svit_hf.evaluation.checkpoints import find_weights
 from svit_hf.evaluation.classification import evaluate_batches
@@ -26,7 +26,6 @@ from svit_hf.evaluation.report import ClassificationReport
 from svit_hf.evaluation.session import (
     AUTOCAST_DTYPES,
     Classifier,
-    num_workers,
     open_classifier,
     processes,
     with_progress,
@@ -90,7 +89,7 @@ def _evaluate(
         batch_size=command.batch_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        num_workers=num_workers(command),
+        num_workers=workers_per_rank(command.data),
     )
 
     def noted(batches: Iterable[Batch]) -> Iterator[Batch]:

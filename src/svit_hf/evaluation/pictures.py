@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sources import ImageSource, Row, open_source
+from svit_hf.data.sources import UNLABELLED, ImageSource, Row, open_source
 from svit_hf.errors import SViTError
 
 
@@ -23,7 +23,7 @@ class PictureFiles(ImageSource):
     is_streaming = False
 
     def __init__(self, files: Sequence[str]):
-        super().__init__("picture files", ("",), {"files": len(files)})
+        super().__init__("picture files", (), {"files": len(files)})
         self.description = f"{len(files)} picture files"
         self.files = tuple(files)
 
@@ -34,11 +34,11 @@ class PictureFiles(ImageSource):
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield pictures that follow each other."""
         for sample_id in range(first, stop):
-            yield Row(sample_id, self.files[sample_id], 0)
+            yield Row(sample_id, self.files[sample_id], UNLABELLED)
 
 
 def open_images(sources: Sequence[str], options: DataOptions) -> ImageSource:
-    """Find images.
+    """Find images; labels are not read, and need not be there.
 
     Args:
         sources: Picture files, folders that have pictures somewhere in them, globs; or one data set, as `data.path`
@@ -54,7 +54,7 @@ def open_images(sources: Sequence[str], options: DataOptions) -> ImageSource:
         if found:
             files += found
         elif len(sources) == 1:
-            return open_source(replace(options, path=source), "eval")
+            return open_source(replace(options, path=source), "eval", labelled=False)
         else:
             raise SViTError(
                 f"`sources` has {source!r}, where there are no pictures; a data set has to be the only one."

@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from svit_hf.data.decoding import DecodingError, decode_image
+from svit_hf.data.loading import workers_per_rank
 from svit_hf.data.sharding import segments
 from svit_hf.data.sources import ImageSource, Row
 from svit_hf.errors import SViTError
@@ -34,7 +35,6 @@ from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.evaluation.session import (
     AUTOCAST_DTYPES,
     Classifier,
-    num_workers,
     open_classifier,
     processes,
     with_progress,
@@ -162,7 +162,7 @@ def _predict(
 ) -> Iterator[tuple[Part, list[dict[str, Any]]]]:
     """Yield each part with its rows when all of them are there."""
     images = _ImagesOfParts(source, classifier.preprocessing, parts, command.batch_size)
-    workers = min(num_workers(command), len(parts))
+    workers = min(workers_per_rank(command.data), len(parts))
     # batches come whole out of the workers
     loader: Any = DataLoader(images, batch_size=None, num_workers=workers, pin_memory=state.device.type == "cuda")
     total = sum(len(part.images) for part in parts)

@@ -19,10 +19,15 @@ def provenance(device: torch.device) -> dict[str, Any]:
     """Return what has to be known to get the same numbers again."""
     return {
         "command": shlex.join(["svit-hf", *sys.argv[1:]]),
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(device),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that numbers depend on, and of Python."""
+    return {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()}
 
 
 def device_name(device: torch.device) -> str:

@@ -2,7 +2,6 @@
 """What the commands of this folder have in common: processes, a model that takes images, progress."""
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,6 @@ from svit_hf.evaluation.preprocessing import Preprocessing
 
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_WORKERS = 8
 
 Item = TypeVar("Item")
 
@@ -76,14 +74,6 @@ def quiet_libraries() -> Iterator[None]:
             logging.enable_progress_bar()
         if datasets_draws:
             datasets.enable_progress_bars()
-
-
-def num_workers(options: ClassifierOptions) -> int:
-    """Return how many processes read and decode for this one."""
-    if options.data.num_workers is not None:
-        return options.data.num_workers
-    num_local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
 def with_progress(batches: Iterable[Item], size: Callable[[Item], int], total: int, is_shown: bool) -> Iterator[Item]:

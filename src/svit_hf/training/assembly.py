@@ -14,14 +14,13 @@ from torch import nn
 
 from svit_hf.data.augmentation import TrainingTransform
 from svit_hf.data.evaluation_transform import EvaluationTransform
-from svit_hf.data.loading import EvaluationLoader, TrainingLoader
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
 from svit_hf.data.sources import ImageSource, open_source
 from svit_hf.errors import SViTError
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.training.config import OptimizationOptions, RunOptions, TrainingRecipe
 
 
-MAX_WORKERS = 8
 Result = TypeVar("Result")
 
 
@@ -93,11 +92,7 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
             f"the training split has the classes {list(train.label_names)}, the evaluation split "
             f"{list(evaluation.label_names)}; they have to be the same."
         )
-    num_workers = recipe.data.num_workers
-    if num_workers is None:
-        local_ranks = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        num_workers = max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // local_ranks))
-    return Data(train, evaluation, num_workers)
+    return Data(train, evaluation, workers_per_rank(recipe.data))
 
 
 def steps_per_update(options: OptimizationOptions, world_size: int) -> int:

@@ -2,15 +2,10 @@
 """What a run reports, and what is left of it when it is over: the model folder with its card, and report.json."""
 
 import json
-import platform
 import shutil
-import subprocess
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import torch
-
+from svit_hf.evaluation.provenance import commit_of_source, device_name, versions
 from svit_hf.hub.model_card import build_model_card
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run
@@ -23,7 +18,6 @@ from svit_hf.training.starting_model import load_weights, save_model_folder
 
 
 MODEL, CARD, REPORT = "model", "README.md", "report.json"
-PACKAGES = ("svit-hf", "torch", "transformers", "accelerate", "datasets")
 
 
 def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
@@ -83,7 +77,7 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         "epoch": best["epoch"] if best else run.recipe.optimization.epochs,
         "update": best["update"] if best else progress.update,
         "num_parameters": sum(parameter.numel() for parameter in run.weights.model.parameters()),
-        "versions": {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()},
+        "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(run.accelerator.device),
         "world_size": run.setting.world_size,
@@ -92,18 +86,3 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         "bad_images": progress.num_bad_images,
         "skipped_updates": progress.skipped_updates,
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return what to call a device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def commit_of_source() -> str | None:
-    """Return the commit of the checkout that this file is in; none if it is installed, or git is not there."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()

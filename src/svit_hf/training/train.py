@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
+from svit_hf.evaluation.provenance import device_name
 from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
@@ -37,7 +38,7 @@ from svit_hf.training.console import Console, duration
 from svit_hf.training.loop import Run
 from svit_hf.training.losses import make_criterion
 from svit_hf.training.optimization import make_optimizer
-from svit_hf.training.outcome import MODEL, REPORT, device_name, report_of, write_outcome
+from svit_hf.training.outcome import MODEL, REPORT, report_of, write_outcome
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
 from svit_hf.training.run_log import RunLog
