@@ -33,7 +33,7 @@ def test_every_pipeline_is_measured_in_every_round(num_workers):
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in measured.values())
 
 
-def test_first_batch_of_each_worker_does_not_count(monkeypatch):
+def test_first_batch_and_the_end_of_workers_do_not_count(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
 
@@ -41,6 +41,7 @@ def test_first_batch_of_each_worker_does_not_count(monkeypatch):
         for seconds in (100, 100, 1, 2, 1, 2):
             clock[0] += seconds
             yield None
+        clock[0] += 100
 
     assert throughput._seconds_per_batch(batches(), 2) == 2 * 6 / 4
 

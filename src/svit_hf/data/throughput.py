@@ -77,7 +77,7 @@ def measure_loading(
 
     Returns:
         Seconds that one worker takes per image, one entry per round, by pipeline. The first batch of each worker does
-        not count, so that its start does not either.
+        not count, nor do its start and end.
 
     Raises:
         SViTError: If there are too few images, or `augmentation` needs torchvision and it is missing.
@@ -113,12 +113,9 @@ def measure_loading(
 
 
 def _seconds_per_batch(batches: Iterator[object], num_processes: int) -> float:
-    """Return the seconds of one process, its first batch apart."""
-    for _ in range(num_processes):
-        next(batches)
-    start = time.perf_counter()
-    num_batches = sum(1 for _ in batches)
-    return (time.perf_counter() - start) * num_processes / num_batches
+    """Return the seconds of one process, from its first batch to its last: how it starts and ends does not count."""
+    times = [time.perf_counter() for _ in batches][num_processes - 1 :]
+    return (times[-1] - times[0]) * num_processes / (len(times) - 1)
 
 
 def _encoded(rows: Iterator[Row]) -> Iterator[bytes]:
