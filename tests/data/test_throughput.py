@@ -57,3 +57,12 @@ def test_peer_draws_from_the_global_generator_alone():
     assert made[0].dtype == torch.float32
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize(("name", "changes"), [("crop and flip", False), ("crop, flip, RandAugment, erasing", True)])
+def test_peer_does_what_the_augmentation_says(name, changes):
+    transform = TrainingTransform((8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), throughput.AUGMENTATIONS[name])
+    # a plain colour, which crop and flip leave as it is
+    images = throughput._InMemory([picture(7)] * 20, throughput._torchvision_transform(transform))
+    colours = torch.cat([images[index].flatten(1) for index in range(20)], dim=1).unique(dim=1)
+    assert (colours.shape[1] > 1) == changes
