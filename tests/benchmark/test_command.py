@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from picture_data import write_folder
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
@@ -111,6 +112,40 @@ def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(benchmark, tmp
     assert "inference: ns per pixel by edge of the image" in capsys.readouterr().out
 
 
+def test_loading_is_measured_beside_torchvision_with_the_same_augmentation(benchmark, tmp_path, capsys):
+    write_folder(tmp_path / "images" / "train", range(9))
+    images = ["--data", tmp_path / "images", "--num-images", "8"]
+    output = [tmp_path / name for name in ("run.json", "run.md", "run.png")]
+    benchmark("--part", "data", *images, "--num-workers", "0", "1", "--output", *output)
+    cases = read_results(output[:1]).cases
+    kinds = ["crop, flip, RandAugment, erasing", "crop and flip"]
+    assert [case.title for case in cases] == [
+        f"image of a worker, {kind}: num_workers {num_workers}, batch 2, 64 pixels"
+        for num_workers in (0, 1)
+        for kind in kinds
+    ]
+    for case in cases:
+        assert [row.name for row in case.rows] == ["torchvision", "svit-hf", "decoding alone"]
+        for row in case.rows:
+            assert len(row.seconds) == 2
+            assert row.images_per_second == pytest.approx(1 / row.median_seconds)
+            assert row.quartile_ratios[0] <= row.ratio <= row.quartile_ratios[1]
+        assert case.rows[0].ratio == 1
+    assert "images/s" in capsys.readouterr().out
+
+
+def test_what_needs_torchvision_is_left_out_where_it_is_missing(benchmark, tmp_path, monkeypatch):
+    for module in ("svit_hf.benchmark.loading", "svit_hf.data.throughput"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    # of the photographs
+    benchmark("--part", "data", "--num-images", "4", "--output", tmp_path / "run.json")
+    results = read_results([tmp_path / "run.json"])
+    (case,) = results.cases
+    assert [row.name for row in case.rows] == ["svit-hf", "decoding alone"]
+    assert "crop and flip" in case.title
+    assert results.machines[0]["left_out"][-1].endswith("RandAugment, erasing: torchvision is not installed")
+
+
 @pytest.mark.parametrize("task", ["inference", "training"])
 def test_wrong_results_show_no_times(benchmark, tmp_path, monkeypatch, capsys, task):
     def prepare(model, situation):
@@ -154,6 +189,9 @@ def test_rendering_puts_runs_together(benchmark, tmp_path, capsys):
         (["--image-size", "16"], r"`image_size` is \(16,\); it has to be at least 32"),
         (["--batch-size"], "`batch_size` is empty"),
         (["--dtype", "bf16"], "`dtype` is bf16, which this device only emulates"),
+        (["--num-workers"], "`num_workers` is empty"),
+        (["--num-workers", "-1"], r"`num_workers` is \(-1,\); it has to be at least 0"),
+        (["--part", "data", "--num-images", "3"], "gives 3 images; two batches of 2 for each worker need 4"),
         (["--device", "abacus"], "`device` is 'abacus', which cannot be used"),
         (["--output", "run.txt"], "'run.txt'; its suffix has to be one of .json, .md, .png"),
         (["--output", "nowhere/run.json"], "whose folder does not exist"),

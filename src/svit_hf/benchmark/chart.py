@@ -95,6 +95,8 @@ def _draw_growth(cases: Sequence[Case], frame: Any) -> None:
 def _colour(name: str, case: Case) -> str:
     if "official" in name:
         return OFFICIAL
+    if case.part == "data":
+        return OURS if name == "svit-hf" else PEER
     if case.part in ("model", "growth"):
         return OURS if name.split()[0] == case.rows[0].name.split()[0] else PEER
     return OURS

@@ -23,8 +23,8 @@ class BenchmarkCommand:
     same weights. Results are checked first: if one is wrong, no time is shown, and the exit status is not 0.
 
     Args:
-        part: What to measure: whole models, sampling and upsampling of super tokens alone, single operators, or how
-            cost grows with the image.
+        part: What to measure: whole models, sampling and upsampling of super tokens alone, single operators, how cost
+            grows with the image, or how fast images are decoded and augmented.
         task: Forward in inference mode, or a training step: forward, backward, AdamW.
         model: A published layout, small, base or large, or a folder that save_pretrained wrote.
         image_size: Edges of the images in pixels, one case each; 224 to 1024 for growth unless given, 224 otherwise.
@@ -34,13 +34,17 @@ class BenchmarkCommand:
         baseline: A Python file with the official operators, to compare with.
         peers: Peers of Transformers, or of timm where it is installed; none if no name follows.
         compile: Add forms that torch.compile makes. Takes a minute per form on a small CPU.
+        data: For the part data: a Hub data set, parquet files, webdataset tars or a folder of images, as for training;
+            two photographs, over and over, unless given.
+        num_images: For the part data: images to read, and to go through in each round.
+        num_workers: For the part data: processes that decode and augment, one case each; 0 for none but this one.
         repeats: Rounds.
         device: cpu, cuda, cuda:1, ...; the fastest there is unless given.
         output: Files to write: .json for everything that was measured, .md for tables, .png for a chart.
         render: Read these .json files instead of measuring.
     """
 
-    part: Literal["model", "super-tokens", "operators", "growth"] = "model"
+    part: Literal["model", "super-tokens", "operators", "growth", "data"] = "model"
     task: Literal["inference", "training"] = "inference"
     model: str = "small"
     image_size: tuple[int, ...] = ()
@@ -49,6 +53,9 @@ class BenchmarkCommand:
     baseline: Path | None = None
     peers: tuple[str, ...] = ("swin-t", "convnext-t", "pvt-v2-b2", "dinov3-convnext-t", "hiera-t")
     compile: bool = False
+    data: str = ""
+    num_images: int = 256
+    num_workers: tuple[int, ...] = (0,)
     repeats: int = 6
     device: str | None = None
     output: tuple[Path, ...] = ()
@@ -81,14 +88,16 @@ class BenchmarkCommand:
         return 0
 
     def _check(self) -> None:
-        limits = {"image_size": 32, "batch_size": 1, "repeats": 1}
+        limits = {"image_size": 32, "batch_size": 1, "num_images": 1, "num_workers": 0, "repeats": 1}
         for name, smallest in limits.items():
             value = getattr(self, name)
             if any(entry < smallest for entry in (value if isinstance(value, tuple) else (value,))):
                 raise SViTError(f"`{name}` is {value}; it has to be at least {smallest}.")
-        for name in ("batch_size", "dtype"):
+        for name in ("batch_size", "dtype", "num_workers"):
             if not getattr(self, name):
                 raise SViTError(f"`{name}` is empty; give at least one.")
+        if self.part == "data":
+            require_extra("train", "benchmark --part data")
         for path in self.output:
             if path.suffix not in SUFFIXES:
                 raise SViTError(f"`output` has {str(path)!r}; its suffix has to be one of {', '.join(SUFFIXES)}.")

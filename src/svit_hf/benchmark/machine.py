@@ -17,7 +17,7 @@ from svit_hf.memory_allocator import keep_freed_memory
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PACKAGES = ("svit-hf", "torch", "transformers", "triton", "timm")
+PACKAGES = ("svit-hf", "torch", "transformers", "triton", "timm", "torchvision", "pillow")
 
 # a dtype that multiplies at less than this share of fp32's speed is emulated: models would take minutes per batch
 EMULATED_SHARE = 0.25

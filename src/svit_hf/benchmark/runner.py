@@ -100,6 +100,20 @@ def _measure(options: "BenchmarkCommand", situation: Situation, session: Session
                 image_sizes=options.image_size or GROWTH_SIZES,
             )
         ]
+    if options.part == "data":
+        # needs optional packages
+        from svit_hf.benchmark.loading import load_images, measure_data
+
+        images = load_images(options.data, options.num_images)
+        return [
+            case
+            for image_size in options.image_size or DEFAULT_SIZES
+            for batch_size in options.batch_size
+            for num_workers in options.num_workers
+            for case in measure_data(
+                images, session, num_workers=num_workers, batch_size=batch_size, image_size=image_size
+            )
+        ]
     cases = []
     for image_size in options.image_size or DEFAULT_SIZES:
         for batch_size in options.batch_size:

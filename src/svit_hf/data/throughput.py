@@ -1,91 +1,139 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images a second one worker decodes and augments, next to what torchvision's own pipeline does."""
+"""How long one worker takes to decode and augment an image, next to torchvision's own pipeline."""
 
 import io
-import statistics
 import time
-from collections.abc import Callable
-from itertools import islice
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
+from importlib.util import find_spec
+from itertools import chain, cycle, islice
+from pathlib import Path
 
+import datasets
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from svit_hf.data.augmentation import RESAMPLING, TrainingTransform, require_torchvision
-from svit_hf.data.decoding import decode_image
+from svit_hf.data.augmentation import RESAMPLING, TrainingTransform
+from svit_hf.data.decoding import DecodingError, decode_image
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.data.options import AugmentationOptions
-from svit_hf.data.sources import ImageSource
+from svit_hf.data.sharding import SampleKey
+from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import SViTError
 
 
-class LoadingRate(NamedTuple):
-    """Hold a measurement.
+# what is measured: the official augmentation, and what of it needs no torchvision
+AUGMENTATIONS = {
+    "crop, flip, RandAugment, erasing": AugmentationOptions(),
+    "crop and flip": AugmentationOptions(randaugment="", color_jitter=0, random_erasing=0),
+}
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
-    Attributes:
-        what: What was measured.
-        images_per_second: Of one process; median over the repeats.
-        ratio: The same as a multiple of what torchvision's pipeline does.
+
+def photographs(num_images: int) -> list[bytes]:
+    """Return two photographs of 640x427 pixels as JPEG, over and over; scikit-learn's wheel has them."""
+    folder = files("sklearn.datasets.images")
+    return list(islice(cycle([(folder / name).read_bytes() for name in PHOTOGRAPHS]), num_images))
+
+
+def pick_images(source: ImageSource, num_images: int) -> list[bytes]:
+    """Return encoded images, all of which can be decoded: any ones of an index, the first ones of a stream.
+
+    No more than these is read, except for broken ones. A source that has fewer gives all that it has.
     """
-
-    what: str
-    images_per_second: float
-    ratio: float
+    rows: Iterator[Row]
+    if isinstance(source, IndexedSource):
+        order = torch.randperm(source.num_samples, generator=torch.Generator().manual_seed(0))
+        rows = (source.row(int(sample_id)) for sample_id in order)
+    else:
+        rows = chain.from_iterable(source.rows(shard, 0, size) for shard, size in enumerate(source.shard_sizes))
+    return list(islice(_encoded(rows), num_images))
 
 
 def measure_loading(
-    source: ImageSource, transform: TrainingTransform, *, num_images: int = 256, batch_size: int = 32, repeats: int = 5
-) -> list[LoadingRate]:
-    """Measure what one process does, without workers; what is compared takes turns.
+    images: Sequence[bytes],
+    augmentation: AugmentationOptions,
+    *,
+    image_size: int,
+    batch_size: int,
+    num_workers: int,
+    repeats: int,
+) -> dict[str, tuple[float, ...]]:
+    """Measure pipelines from the same encoded images in memory to batches; they take turns.
 
-    Torchvision's pipeline decodes with Pillow, and crops, flips and normalises with `transforms.v2`, out of the bytes
-    of the same images in memory, under the global generator. RandAugment, colour jitter and erasing are ours in both:
-    torchvision's differ from those of the official training.
+    Torchvision's decodes with Pillow, and augments with `transforms.v2` under the global generator. Its RandAugment
+    applies both operations that it draws; ours, the official one, each of them half of the time. Where torchvision is
+    missing, so is its pipeline.
 
     Args:
-        source: The images.
-        transform: The augmentation.
-        num_images: Images to read, the first ones of the source in the order of an epoch.
+        images: Encoded images.
+        augmentation: What to do with them.
+        image_size: Edge of the results, in pixels.
         batch_size: Images in a batch.
-        repeats: Measurements of each; the median counts.
+        num_workers: Processes; 0 for this one.
+        repeats: Rounds.
 
     Returns:
-        Decoding alone; decoding and augmentation, through `TrainingLoader` from where the source lies; torchvision's
-        pipeline.
+        Seconds that one worker takes per image, one entry per round, by pipeline. The first batch of each worker does
+        not count, nor do its start and end.
 
     Raises:
-        SViTError: If torchvision is missing, or the source has too few images.
+        SViTError: If there are too few images, or `augmentation` needs torchvision and it is missing.
     """
-    require_torchvision("part", "data", "another part")
-    num_batches = min(num_images, source.num_samples) // batch_size
-    if num_batches == 0 or repeats < 1:
+    needed = 2 * max(1, num_workers) * batch_size
+    if len(images) < needed:
         raise SViTError(
-            f"`num_images` is {num_images} of {source.num_samples}, `batch_size` {batch_size}, `repeats` {repeats}; "
-            "there has to be at least one batch and one repeat."
+            f"`num_images` gives {len(images)} images; two batches of {batch_size} for each worker need {needed}."
         )
-    encoded = [row.image for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)][
-        : num_batches * batch_size
-    ]
-    loader = TrainingLoader(source, transform, batch_size=batch_size)
-    plain = DataLoader(_InMemory(encoded, _torchvision_transform(transform)), batch_size, shuffle=True)
-    measured: dict[str, Callable[[], object]] = {
-        "decode": lambda: [decode_image(image) for image in encoded],
-        "decode and augment": lambda: [None for _ in islice(loader.epoch(0), num_batches)],
-        "torchvision's pipeline": lambda: [None for _ in plain],
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(repeats):
-        for name, work in measured.items():
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: len(encoded) / statistics.median(times) for name, times in seconds.items()}
-    return [LoadingRate(name, rate, rate / rates["torchvision's pipeline"]) for name, rate in rates.items()]
+    stored = datasets.Dataset.from_dict({"image": images, "label": [0] * len(images)})
+    source = IndexedSource(stored, ("image", "label"), ("any",), "in memory")
+    transform = TrainingTransform(
+        (image_size, image_size), tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD), augmentation
+    )
+    ours = TrainingLoader(source, transform, batch_size=batch_size, num_workers=num_workers)
+    decoding = TrainingLoader(source, _without_pixels, batch_size=batch_size, num_workers=num_workers)
+    pipelines: dict[str, Callable[[int], Iterator[object]]] = {"svit-hf": ours.epoch, "decoding alone": decoding.epoch}
+    if find_spec("torchvision"):
+        plain = DataLoader(
+            _InMemory(images, _torchvision_transform(transform)),
+            batch_size,
+            shuffle=True,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=True,
+        )
+        pipelines = {"torchvision": lambda epoch: iter(plain)} | pipelines
+    seconds: dict[str, list[float]] = {name: [] for name in pipelines}
+    for epoch in range(repeats):
+        for name, pipeline in pipelines.items():
+            seconds[name].append(_seconds_per_batch(pipeline(epoch), max(1, num_workers)) / batch_size)
+    return {name: tuple(measured) for name, measured in seconds.items()}
 
 
-class _InMemory(torch.utils.data.Dataset[torch.Tensor]):
-    def __init__(self, encoded: list[Any], transform: Callable[[Image.Image], torch.Tensor]):
+def _seconds_per_batch(batches: Iterator[object], num_processes: int) -> float:
+    """Return the seconds of one process, from its first batch to its last: how it starts and ends does not count."""
+    times = [time.perf_counter() for _ in batches][num_processes - 1 :]
+    return (times[-1] - times[0]) * num_processes / (len(times) - 1)
+
+
+def _encoded(rows: Iterator[Row]) -> Iterator[bytes]:
+    for row in rows:
+        try:
+            decode_image(row.image)
+        except DecodingError:
+            continue
+        assert row.image is not None
+        yield row.image if isinstance(row.image, bytes) else Path(row.image).read_bytes()
+
+
+def _without_pixels(image: Image.Image, sample: SampleKey) -> torch.Tensor:
+    return torch.empty(0)
+
+
+class _InMemory(Dataset[torch.Tensor]):
+    def __init__(self, encoded: Sequence[bytes], transform: Callable[[Image.Image], torch.Tensor]):
         self.encoded = encoded
         self.transform = transform
 
@@ -93,24 +141,23 @@ class _InMemory(torch.utils.data.Dataset[torch.Tensor]):
         return len(self.encoded)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        stored = self.encoded[index]
-        with Image.open(io.BytesIO(stored) if isinstance(stored, bytes) else stored) as image:
+        with Image.open(io.BytesIO(self.encoded[index])) as image:
             return self.transform(image.convert("RGB"))
 
 
 def _torchvision_transform(ours: TrainingTransform) -> Callable[[Image.Image], torch.Tensor]:
     from torchvision.transforms import v2
 
-    options: AugmentationOptions = ours.options
+    options = ours.options
     transform: Callable[[Image.Image], torch.Tensor] = v2.Compose(
         [
             v2.RandomResizedCrop(ours.size, options.scale, options.ratio, RESAMPLING[options.interpolation]),
             v2.RandomHorizontalFlip(options.horizontal_flip),
-            ours.recolor,
+            *([v2.RandAugment(2, 9)] if options.randaugment else []),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(ours.mean.flatten().tolist(), ours.std.flatten().tolist(), inplace=True),
-            ours.erase,
+            *([v2.RandomErasing(options.random_erasing, value="random")] if options.random_erasing else []),
         ]
     )
     return transform
