@@ -34,8 +34,9 @@ measure cpu-super-tokens --device cpu --part super-tokens
 measure cpu-operators --device cpu --part operators
 measure cpu-growth --device cpu --part growth --dtype fp32 --batch-size 4 --repeats 3 --image-size 224 512 1024 \
     --peers swin-t convnext-t
+measure cpu-data --device cpu --part data --batch-size 32 --num-workers 0 2
 cd "$output"
-render cpu cpu-inference cpu-training cpu-super-tokens cpu-operators cpu-growth
+render cpu cpu-inference cpu-training cpu-super-tokens cpu-operators cpu-growth cpu-data
 cd - >/dev/null
 
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

@@ -87,7 +87,8 @@ class TrainingTransform:
             if torch.rand(()) < self.options.horizontal_flip:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             image = self.recolor(image)
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+            # contiguous: what follows, and stacking images to a batch, is twice as fast so
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
             return self.erase(pixels.sub_(self.mean).div_(self.std))
 
 
