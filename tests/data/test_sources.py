@@ -191,6 +191,14 @@ def test_images_without_labels(tmp_path, format, streaming):
         open_source(options, "train")
 
 
+def test_only_split_will_do_for_images_without_labels_alone(tmp_path):
+    write_parquet(tmp_path / "holiday.parquet", range(3))
+    options = DataOptions(str(tmp_path))
+    assert open_source(options, "eval", labelled=False).num_samples == 3
+    with pytest.raises(SViTError, match="no split validation or valid or val or test, only train"):
+        open_source(options, "eval")
+
+
 @pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
 def test_labels_that_are_not_wanted_are_not_read(tmp_path, streaming):
     # two columns of labels, one of which would need an index of its names

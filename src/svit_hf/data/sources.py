@@ -178,23 +178,27 @@ def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> I
     Args:
         options: Where they are.
         split: `train` or `eval`, for the split that `options` name as such.
-        labelled: Whether labels are wanted; if not, there need not be any, and none are read.
+        labelled: Whether labels are wanted; if not, there need not be any, none are read, and the only split that
+            there is will do, whatever it is called.
 
     Raises:
         SViTError: If something is not there, not clear, or too expensive to find out.
     """
     location = find_location(options)
-    name = _split_name(options, location, split)
+    name = _split_name(options, location, split, labelled)
     opener = _open_counted_stream if _is_streamed(options, location) else _open_indexed
     source: ImageSource = opener(options, location, name, labelled)
     source.split = name
     return source
 
 
-def _split_name(options: DataOptions, location: Location, split: str) -> str:
+def _split_name(options: DataOptions, location: Location, split: str, labelled: bool) -> str:
     wanted = [options.train_split] if split == "train" else [options.eval_split or ""]
     if split == "eval" and options.eval_split is None:
         wanted = list(EVALUATION_SPLITS)
+        if not labelled and len(location.splits) == 1:
+            # a model that is evaluated on what it was trained on should be told so; images to predict just lie there
+            wanted += location.splits
     for name in wanted:
         if name in location.splits:
             return name
