@@ -147,8 +147,8 @@ package.__path__ = [{str(Path(svit_hf.__file__).parent)!r}]
 sys.modules["svit_hf"] = package
 from svit_hf.cli import main
 main(["--help"])
-print(*sys.modules, sep="\\n")
+print("LOADED", *sys.modules)
 """
-    loaded = {name.partition(".")[0] for name in fresh_python("-c", code).split()}
+    loaded = {name.partition(".")[0] for name in fresh_python("-c", code).rpartition("LOADED")[2].split()}
     assert "tyro" in loaded
     assert not loaded & {"torch", "transformers", "datasets", "numpy"}
