@@ -75,7 +75,7 @@ def test_run_leaves_what_others_read(finished, toy_recipe):
     rows = log_of(run_dir)
     assert [row["update"] for row in rows if row["kind"] == "update"] == [2, 4, 6, 8, 10]
     assert {row["weights"] for row in rows if row["kind"] == "evaluation"} == {"raw", "ema"}
-    for words in ("160 of 163 images", "GMACs", "16 images per update", "fp32", "top-1", "update 4/10"):
+    for words in ("160 of 163 images", "GMACs", "16 images per update", "fp32", "top-1", "update 4/10", " mem "):
         assert words in shown
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -51,11 +52,10 @@ class Console:
     def progress(self, row: Mapping[str, Any], seconds_left: float) -> None:
         """Show a row of the log."""
         loss = "none" if row["loss"] is None else f"{row['loss']:.3f}"
-        memory = f" mem {row['memory_gib']:.1f}G" if row["memory_gib"] else ""
         skipped = f" SKIPPED {row['skipped_updates']}" if row["skipped_updates"] else ""
         text = (
             f"loss {loss} lr {row['learning_rate']:.2e} {row['images_per_second']:.0f} img/s "
-            f"wait {row['data_wait_share']:.0%}{memory}{skipped}"
+            f"wait {row['data_wait_share']:.0%} mem {row['memory_gib']:.1f}G{skipped}"
         )
         if self._bar is not None:
             self._bar.set_postfix_str(text)
@@ -84,15 +84,21 @@ class Stopwatch:
     def timing(self) -> dict[str, float]:
         """Return the timing fields of a row, and start the next interval."""
         seconds = time.perf_counter() - self.started
-        memory = torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else 0.0
         fields = {
             "time_seconds": round(seconds, 3),
             "images_per_second": round(self.num_images / seconds, 1),
             "data_wait_share": round(self.waited / seconds, 4),
-            "memory_gib": round(memory, 2),
+            "memory_gib": round(self._used_bytes() / 2**30, 2),
         }
         self.restart()
         return fields
+
+    def _used_bytes(self) -> int:
+        """Return the most that was allocated on a GPU so far, or what this process occupies on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        occupied: int = psutil.Process().memory_info().rss
+        return occupied
 
 
 def duration(seconds: float) -> str:
