@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_config
 
 from svit_hf import SuperTokenAttention, SViTModel, kernels
+from svit_hf.kernels import triton as triton_kernels
 from svit_hf.model.implementation_svit import find_kernels
 
 
@@ -33,23 +34,32 @@ def gpu(monkeypatch):
 
 
 @pytest.fixture
+def preferred(monkeypatch):
+    """Let `auto` prefer these kernels on GPUs."""
+    monkeypatch.setattr(triton_kernels, "AUTO_DEVICES", ("cuda",))
+
+
+@pytest.fixture
 def without_triton(monkeypatch):
     monkeypatch.setattr("svit_hf.kernels.triton.find_spec", lambda name: None)
 
 
 class TestAuto:
-    def test_takes_triton_on_a_gpu_and_says_so_once(self, gpu, caplog):
+    def test_takes_triton_where_it_is_preferred_and_says_so_once(self, gpu, preferred, caplog):
         with caplog.at_level(logging.INFO, "svit_hf.kernels"):
             chosen = [kernels.resolve("auto", GPU, torch.bfloat16, "soft") for _ in range(2)]
         assert chosen == ["triton", "triton"]
         assert caplog.messages == ["triton runs the super-token operations on cuda:0 in torch.bfloat16."]
 
-    def test_stays_silently_with_pytorch_on_a_cpu(self, caplog):
+    def test_does_not_prefer_kernels_that_were_never_timed(self, gpu):
+        assert kernels.resolve("auto", GPU, torch.bfloat16, "soft") == "eager"
+
+    def test_stays_silently_with_pytorch_on_a_cpu(self, preferred, caplog):
         with caplog.at_level(logging.INFO, "svit_hf.kernels"):
             assert kernels.resolve("auto", torch.device("cpu"), torch.float32, "soft") == "eager"
         assert caplog.messages == []
 
-    def test_falls_back_on_a_gpu_and_says_why_once(self, gpu, without_triton, caplog):
+    def test_falls_back_on_a_gpu_and_says_why_once(self, gpu, preferred, without_triton, caplog):
         chosen = [kernels.resolve("auto", GPU, torch.bfloat16, "soft") for _ in range(2)]
         assert chosen == ["eager", "eager"]
         (message,) = caplog.messages
@@ -88,7 +98,7 @@ class TestRequest:
         with pytest.raises(ValueError, match="the tokens are on cpu"):
             kernels.resolve("triton", torch.device("cpu"), torch.float32)
 
-    def test_is_refused_by_the_kill_switch(self, gpu, monkeypatch, caplog):
+    def test_is_refused_by_the_kill_switch(self, gpu, preferred, monkeypatch, caplog):
         monkeypatch.setenv(kernels.KILL_SWITCH, "1")
         with pytest.raises(ValueError, match="SVIT_DISABLE_KERNELS is 1"):
             kernels.resolve("triton", GPU, torch.float16)

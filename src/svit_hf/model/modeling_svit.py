@@ -121,8 +121,8 @@ class SViTPreTrainedModel(PreTrainedModel):
         """Choose what runs the super-token operations of this object; `config` and saved files do not know of it.
 
         Args:
-            implementation: "auto" (what every model starts with) for the fastest that can run on the tokens at hand,
-                which is said once; "eager" for PyTorch's own operators; or the name of kernels, such as "triton".
+            implementation: "auto" (what every model starts with) for kernels that were measured to be faster and can
+                run on the tokens at hand, which is said once, and PyTorch's own operators otherwise; "eager" for PyTorch's own operators; or the name of kernels, such as "triton".
 
         Raises:
             ValueError: If `implementation` is unknown, or what it needs is missing; the message says what. What

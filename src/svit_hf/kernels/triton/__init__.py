@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import torch
 
 
-AUTO_DEVICES = ("cuda",)
+# none before the kernels have run and been timed on a GPU: so far they were interpreted and compiled alone
+AUTO_DEVICES: tuple[str, ...] = ()
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SAMPLERS = ("soft", "soft_masked")
 # of NVIDIA's Ampere, the first whose tensor cores multiply bfloat16 and parts of float32
