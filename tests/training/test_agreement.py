@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One rank here; `test_two_ranks.py` has two."""
+"""One rank here; `test_several_ranks.py` has two."""
 
 import torch
 from torch import nn

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole runs of a tiny model in this process; `test_two_ranks.py` starts several."""
+"""Whole runs of a tiny model in this process; `test_several_ranks.py` starts several."""
 
 import io
 import json
@@ -259,7 +259,6 @@ def test_teacher_with_other_classes_is_refused(finished, toy_recipe, tmp_path):
     ("assignment", "message"),
     [
         ("run.precision=fp16", "needs a GPU"),
-        ("run.parallelism=fsdp2", "run.parallelism"),
         ("model.name_or_path=nowhere", "cannot be loaded"),
         ("model.config.depths=[1]", "does not describe a model"),
         ("optimization.batch_size=1024", "too few for one update"),

@@ -66,16 +66,15 @@ def test_warm_up_lets_the_decay_grow():
     assert WeightAverage(network(), 0.99).decay_at(0) == 0.99
 
 
-def test_start_here_and_give_to_model():
+def test_starts_anew_at_the_present_values():
     model = network()
     average = WeightAverage(model, 0.9)
     first = values_of(model)
     change(model)
     second = values_of(model)
-    average.give_to_model()
-    torch.testing.assert_close(values_of(model), first, rtol=0, atol=0)
-    model.load_state_dict(second)
+    with average.in_place():
+        torch.testing.assert_close(values_of(model), first, rtol=0, atol=0)
     average.start_here()
     model.load_state_dict(first)
-    average.give_to_model()
-    torch.testing.assert_close(values_of(model), second, rtol=0, atol=0)
+    with average.in_place():
+        torch.testing.assert_close(values_of(model), second, rtol=0, atol=0)

@@ -122,7 +122,8 @@ class SViTPreTrainedModel(PreTrainedModel):
 
         Args:
             implementation: "auto" (what every model starts with) for kernels that were measured to be faster and can
-                run on the tokens at hand, which is said once, and PyTorch's own operators otherwise; "eager" for PyTorch's own operators; or the name of kernels, such as "triton".
+                run on the tokens at hand, which is said once, and PyTorch's own operators otherwise; "eager" for these
+                alone; or the name of kernels, such as "triton".
 
         Raises:
             ValueError: If `implementation` is unknown, or what it needs is missing; the message says what. What

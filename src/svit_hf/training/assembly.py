@@ -48,17 +48,14 @@ def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
         # read when CUDA starts; without it, cuBLAS is not deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    if options.parallelism == "fsdp2":
-        raise SViTError(
-            "`run.parallelism` is 'fsdp2', which is not supported: batch norms keep statistics outside of the shards, "
-            "and the largest SViT needs 1.5 GB for weights, gradients and optimizer, which every GPU has. Use ddp."
-        )
     has_gpu = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "0").lower() not in ("1", "true")
     precision: str = options.precision
     if precision == "auto":
         precision = "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not has_gpu:
         raise SViTError("`run.precision` is 'fp16', which needs a GPU; use bf16 or fp32 here.")
+    if precision == "fp16" and options.parallelism == "fsdp2":
+        raise SViTError("`run.precision` is 'fp16', whose loss scale was not tried with fsdp2; use bf16, fp32 or ddp.")
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
         # batch norm statistics are averaged by `Agreement`

@@ -170,7 +170,8 @@ class RunOptions:
         seed: Fixes initial weights, order, augmentation and everything else that is random.
         precision: Arithmetic of the forward pass; auto is bf16 on a GPU that has it, fp32 elsewhere. Weights,
             optimizer and moving average are fp32.
-        parallelism: Copy the model to every rank (ddp), or divide weights, gradients and optimizer (fsdp2).
+        parallelism: Copy the model to every rank (ddp), or divide weights, gradients and optimizer among them (fsdp2,
+            in fp32 or bf16).
         sync_batch_norm: Normalise with statistics of all ranks instead of each rank's own.
         deterministic: Use deterministic algorithms only, which makes runs on GPUs repeat bit by bit, and slower.
         log_every_updates: Updates per row of the log and per line without a terminal.

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from svit_hf.data.decoding import BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
@@ -37,6 +38,7 @@ from svit_hf.training.checkpointing import (
 )
 from svit_hf.training.config import TrainingRecipe
 from svit_hf.training.console import Console, Stopwatch
+from svit_hf.training.fully_sharded import accumulating, whole
 from svit_hf.training.losses import Criterion, Teacher
 from svit_hf.training.optimization import learning_rate, set_learning_rate
 from svit_hf.training.progress import Progress, Setting
@@ -152,12 +154,14 @@ class Run:
             seed = self._seed_of(update, step)
             torch.manual_seed(seed)
             # ranks exchange gradients in the backward pass of the last step
-            with nullcontext() if step == steps - 1 else self.accelerator.no_sync(self.model):
+            with nullcontext() if step == steps - 1 else accumulating(self.model, self.accelerator):
                 step_loss = self._loss(batch, seed)
                 self.accelerator.backward(step_loss / steps)
             loss += step_loss.detach() * len(batch["labels"])
         # the norm is wanted without a limit, too
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_gradient_norm or float("inf"))
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         wants_save = self.accelerator.is_main_process and self._is_minute_to_save()
         is_finite, signals = self.agreement.exchange(
             loss, norm, (num_images, num_bad_images, float(self.stop.is_set), float(wants_save))
@@ -179,7 +183,8 @@ class Run:
             pixel_values, targets = mix_batch(
                 pixel_values, targets, mixing, self.num_labels, seed, self.progress.update
             )
-        output = self.model(pixel_values)
+        with self.accelerator.autocast():
+            output = self.model(pixel_values)
         logits = getattr(output, "logits", output)
         loss = self.criterion(logits, targets)
         if self.teacher is not None:
@@ -294,16 +299,18 @@ class Run:
         if self.saved_update == self.progress.update:
             return
         self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
-        if self.log is not None:
+        snapshot = self.weights.snapshot(keep=self.log is not None)
+        if self.log is not None and snapshot is not None:
             self.progress.log_size = self.log.size
-            write_checkpoint(checkpoint_folder(self.run_dir, self.progress.update), self._write)
+
+            def write(folder: Path) -> None:
+                snapshot.write(folder)
+                self.progress.save(folder, self.recipe, self.setting)
+
+            write_checkpoint(checkpoint_folder(self.run_dir, self.progress.update), write)
             remove_old_checkpoints(self.run_dir, self.recipe.run.keep_checkpoints)
         self.saved_update = self.progress.update
         self.accelerator.wait_for_everyone()
-
-    def _write(self, folder: Path) -> None:
-        self.weights.write(folder)
-        self.progress.save(folder, self.recipe, self.setting)
 
     # evaluation
 
@@ -319,7 +326,7 @@ class Run:
         metrics = {}
         try:
             for name, values in self.weights.variants():
-                with values:
+                with values, whole(self.weights.model):
                     metrics[name] = self._evaluate_once(name)
         except EvaluationInterruptedError:
             self._leave()

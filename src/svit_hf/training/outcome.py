@@ -11,10 +11,9 @@ from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.training.assembly import Data
-from svit_hf.training.checkpointing import BEST, EMA, RAW
+from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder
 from svit_hf.training.loop import Run
 from svit_hf.training.recipe_files import to_json
-from svit_hf.training.starting_model import load_weights, save_model_folder
 
 
 MODEL, CARD, REPORT = "model", "README.md", "report.json"
@@ -34,19 +33,17 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         The content of report.json.
     """
     report = report_of(run, data, command)
-    model, average = run.weights.model, run.weights.average
-    if run.progress.best is not None:
-        # nothing is trained any more, so that the model may take other weights
-        load_weights(model, run.run_dir / BEST / report["chosen"])
-    elif average is not None:
-        average.give_to_model()
+    best, last = run.run_dir / BEST, checkpoint_folder(run.run_dir, run.progress.update)
+    weights = (best if run.progress.best is not None else last) / report["chosen"]
     folder = run.run_dir / MODEL
     shutil.rmtree(folder, ignore_errors=True)
-    if isinstance(model, SViTForImageClassification):
+    if isinstance(run.weights.model, SViTForImageClassification):
+        # from the disk, where it is whole whatever the model here is
+        model = SViTForImageClassification.from_pretrained(weights)
         save_with_code(model, folder, run.weights.processor)
         build_model_card(model, card_text_of_run(report)).save(folder / CARD)
     else:
-        save_model_folder(model, folder, run.weights.processor)
+        shutil.copytree(weights, folder)
     (run.run_dir / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
@@ -20,6 +20,7 @@ from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.layers_svit import SViTDropPath
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.training.config import DistillationOptions, ModelOptions
+from svit_hf.training.fully_sharded import class_of, is_sharded, load_weights_into_shards
 from svit_hf.training.losses import Teacher
 
 
@@ -141,13 +142,25 @@ def make_teacher(
     return Teacher(model.to(device), options, scale=std / their_std, shift=(mean - their_mean) / their_std)
 
 
-def save_model_folder(model: nn.Module, folder: Path, processor: SViTImageProcessorPil) -> None:
-    """Save weights with what belongs to them; of a model that is not Transformers' the state dict alone."""
+def save_model_folder(
+    model: nn.Module, folder: Path, processor: SViTImageProcessorPil, weights: dict[str, torch.Tensor]
+) -> None:
+    """Save weights with what belongs to them; of a model that is not Transformers' the weights alone.
+
+    Args:
+        model: The model, for its class and config.
+        folder: The folder to write to.
+        processor: Image processor.
+        weights: Its weights and buffers, on the CPU.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PreTrainedModel):
-        model.save_pretrained(folder)
+        # an empty one of the class: what trains may be divided among ranks, and is of another class then
+        with torch.device("meta"):
+            empty: Any = class_of(model)(model.config)
+        empty.save_pretrained(folder, state_dict=weights)
     else:
-        save_model(model, str(folder / WEIGHTS))
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     processor.save_pretrained(folder)
 
 
@@ -158,7 +171,10 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         SViTError: If the weights are those of another model.
     """
     try:
-        load_model(model, str(folder / WEIGHTS), strict=True)
+        if is_sharded(model):
+            load_weights_into_shards(model, folder / WEIGHTS)
+        else:
+            load_model(model, str(folder / WEIGHTS), strict=True)
     except RuntimeError as error:
         raise SViTError(f"{str(folder / WEIGHTS)!r} does not belong to this model: {error}") from error
 

@@ -35,6 +35,7 @@ from svit_hf.training.assembly import (
 from svit_hf.training.checkpointing import BEST, FoundCheckpoint, find_checkpoint
 from svit_hf.training.config import TrainingRecipe
 from svit_hf.training.console import Console, duration
+from svit_hf.training.fully_sharded import shard
 from svit_hf.training.loop import Run
 from svit_hf.training.losses import make_criterion
 from svit_hf.training.optimization import make_optimizer
@@ -159,8 +160,9 @@ def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) 
     """Bring a model to its device, with the kind of batch norm that is wanted."""
     if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
         model = with_sync_batch_norm(model, accelerator)
-    if isinstance(model, SViTPreTrainedModel):
-        # the layout in which its activations are; in another one, DDP would have to copy every gradient
+    if isinstance(model, SViTPreTrainedModel) and recipe.run.parallelism == "ddp":
+        # the layout in which its activations are; in another one, DDP would have to copy every gradient;
+        # FSDP takes none but the other
         model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
     return model.to(accelerator.device)
 
@@ -173,11 +175,18 @@ def _prepare(
     if recipe.model.compile:
         # in place, so that names stay what they are
         model.compile()
-    wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, options))
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    if recipe.run.parallelism == "fsdp2" and accelerator.num_processes > 1:
+        shard(model)
+        wrapped, optimizer = model, make_optimizer(model, options)
+    else:
+        wrapped, prepared = accelerator.prepare(model, make_optimizer(model, options))
+        optimizer = prepared.optimizer
     if isinstance(wrapped, DistributedDataParallel):
         _settle_gradient_buckets(wrapped, recipe.model.image_size)
     average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
-    return wrapped, TrainedWeights(model, optimizer.optimizer, average, accelerator.scaler, processor)
+    return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, processor)
 
 
 def _settle_gradient_buckets(model: DistributedDataParallel, image_size: int) -> None:

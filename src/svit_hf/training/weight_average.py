@@ -51,12 +51,6 @@ class WeightAverage:
         for average, value in zip(self._averages, _tensors(self._model), strict=True):
             average.copy_(value)
 
-    @torch.no_grad()
-    def give_to_model(self) -> None:
-        """Give the model the averages for good."""
-        for average, value in zip(self._averages, _tensors(self._model), strict=True):
-            value.copy_(average)
-
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the model the averages, and its own values back at the end."""

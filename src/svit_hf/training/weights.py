@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training changes, weights, optimizer and moving average, and how it gets into a checkpoint and out again."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,32 @@ from torch.amp.grad_scaler import GradScaler
 
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.training.checkpointing import EMA, OPTIMIZER, RAW
+from svit_hf.training.fully_sharded import is_sharded, load_optimizer_state, optimizer_state_of, weights_of
 from svit_hf.training.starting_model import load_weights, save_model_folder
 from svit_hf.training.weight_average import WeightAverage
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Hold copies of what training changes, of one update.
+
+    Attributes:
+        model: The model, for what is not weights: class, config, names.
+        processor: Image processor that is saved beside the weights.
+        weights: Weights and buffers, by the name of the folder that they go into.
+        states: Of optimizer and loss scale.
+    """
+
+    model: nn.Module
+    processor: SViTImageProcessorPil
+    weights: Mapping[str, dict[str, torch.Tensor]]
+    states: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write everything into the folder of a checkpoint."""
+        for name, weights in self.weights.items():
+            save_model_folder(self.model, folder / name, self.processor, weights)
+        torch.save(dict(self.states), folder / OPTIMIZER)
 
 
 @dataclass
@@ -56,13 +81,21 @@ class TrainedWeights:
         if self.average is not None:
             yield EMA, self.average.in_place()
 
-    def write(self, folder: Path) -> None:
-        """Write everything into the folder of a checkpoint."""
+    def snapshot(self, keep: bool) -> "Snapshot | None":
+        """Copy everything that a checkpoint holds; every rank calls this.
+
+        Args:
+            keep: Whether this rank writes the checkpoint; others get nothing.
+        """
+        weights = {}
         for name, values in self.variants():
             with values:
-                save_model_folder(self.model, folder / name, self.processor)
+                weights[name] = weights_of(self.model, keep)
+        if not (keep or is_sharded(self.model)):
+            return None
+        optimizer = optimizer_state_of(self.model, self.optimizer)
         scaler = {} if self.scaler is None else self.scaler.state_dict()
-        torch.save({"optimizer": self.optimizer.state_dict(), "scaler": scaler}, folder / OPTIMIZER)
+        return Snapshot(self.model, self.processor, weights, {"optimizer": optimizer, "scaler": scaler})
 
     def load(self, folder: Path) -> None:
         """Read everything from the folder of a checkpoint.
@@ -77,6 +110,6 @@ class TrainedWeights:
         if self.average is not None and not (folder / EMA).is_dir():
             self.average.start_here()
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
