@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -146,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             for pattern, method in _ROUTES:
                 if match := re.fullmatch(pattern, request):
-                    return method(self, body, **{name: unquote(part) for name, part in match.groupdict().items()})
+                    return method(self, body, **{name: unquote(part) for name, part in match.groupdict("").items()})
             raise RefusalError(404, "NotFound")
         except RefusalError as refusal:
             headers = {"X-Error-Code": refusal.code, "X-Error-Message": refusal.code}
@@ -197,6 +198,18 @@ class _Handler(BaseHTTPRequestHandler):
                 (entry.get("lfs") or entry)["oid"] = "0" * len((entry.get("lfs") or entry)["oid"])
         return Answer(200, entries)
 
+    def _list_folder(self, body, repo, revision, folder):
+        """List a folder, and what is in its folders if that is asked for; without tampering."""
+        repository, head = self._repository(repo, revision)
+        inside = {path: file for path, file in repository.commits[head].files.items() if path.startswith(folder)}
+        folders = {parent.as_posix() for path in inside for parent in PurePosixPath(path).parents} - {".", folder}
+        entries = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(folders)]
+        entries += [file.entry(path) for path, file in sorted(inside.items())]
+        if "recursive=true" not in urlsplit(self.path).query.lower():
+            here = PurePosixPath(folder)
+            entries = [entry for entry in entries if PurePosixPath(entry["path"]).parent == here]
+        return Answer(200, entries)
+
     def _choose_upload(self, body, repo, revision):
         repository, head = self._repository(repo, revision)
         stored = repository.commits[head].files
@@ -238,13 +251,20 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in repository.commits[head].files:
             raise RefusalError(404, "EntryNotFound")
         file = repository.commits[head].files[path]
-        headers = {"X-Repo-Commit": head, "ETag": f'"{file.oid}"'}
+        headers = {"X-Repo-Commit": head, "ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
         if file.is_lfs:
             headers |= {"X-Linked-Etag": f'"{file.oid}"', "X-Linked-Size": len(file.data)}
-        return Answer(200, file.data, headers)
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            return Answer(200, file.data, headers)
+        first, last = int(wanted[1]), min(int(wanted[2] or len(file.data)), len(file.data) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(file.data)}"
+        return Answer(206, file.data[first : last + 1], headers)
 
 
 _REPO = "(?P<repo>[^/]+/[^/]+)"
+# a data set is kept under a name that begins so
+_DATA_SET = "(?P<repo>datasets/[^/]+/[^/]+)"
 _REVISION = "(?P<revision>[^/]+)"
 _ROUTES = [
     ("POST /api/repos/create", _Handler._create),
@@ -257,5 +277,9 @@ _ROUTES = [
     (f"GET /api/models/{_REPO}", _Handler._describe),
     (f"GET /api/models/{_REPO}/revision/{_REVISION}", _Handler._describe),
     (f"GET /api/models/{_REPO}/tree/{_REVISION}", _Handler._list),
+    (f"GET /api/{_DATA_SET}", _Handler._describe),
+    (f"GET /api/{_DATA_SET}/revision/{_REVISION}", _Handler._describe),
+    (f"GET /api/{_DATA_SET}/tree/{_REVISION}(?:/(?P<folder>.*))?", _Handler._list_folder),
+    (f"(?:GET|HEAD) /{_DATA_SET}/resolve/{_REVISION}/(?P<path>.+)", _Handler._read),
     (f"(?:GET|HEAD) /{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler._read),
 ]
