@@ -179,8 +179,9 @@ def test_gradient_accumulation_is_one_big_batch(toy_recipe, tmp_path):
     torch.testing.assert_close(delivered, weights_of(tmp_path / "one", "ema"), rtol=0, atol=0)
 
 
-def test_gradient_checkpointing_trains_as_well_and_updates_statistics_once(finished, toy_recipe, tmp_path):
-    recipe = override(toy_recipe, ["model.gradient_checkpointing=true"])
+@pytest.mark.parametrize("kind", ["full", "selective"])
+def test_gradient_checkpointing_trains_as_well_and_updates_statistics_once(finished, toy_recipe, tmp_path, kind):
+    recipe = override(toy_recipe, [f"model.gradient_checkpointing={kind}"])
     train(recipe, tmp_path / "run")
     torch.testing.assert_close(weights_of(finished[0]), weights_of(tmp_path / "run"), rtol=1e-3, atol=1e-4)
 

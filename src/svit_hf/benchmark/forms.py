@@ -18,6 +18,7 @@ from svit_hf.benchmark.official_operators import with_official_operators
 from svit_hf.inference.folding import fold_for_inference
 from svit_hf.model.layers_svit import SViTLayer
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.training.recomputation import selective_checkpointing
 
 
 Task = Literal["inference", "training"]
@@ -61,6 +62,12 @@ def _folded_on(implementation: str) -> Callable[[nn.Module, Situation], nn.Modul
         return _on(implementation)(fold_for_inference(model), situation)
 
     return prepare
+
+
+def _checkpointing(model: nn.Module, situation: Situation) -> nn.Module:
+    assert isinstance(model, SViTForImageClassification)
+    model.gradient_checkpointing_enable(selective_checkpointing())  # type: ignore[no-untyped-call]
+    return _on("eager")(model, situation)
 
 
 def _official(model: nn.Module, situation: Situation) -> nn.Module:
@@ -156,6 +163,7 @@ SVIT_FORMS = (
         memory_format=torch.contiguous_format,
     ),
     SVIT_REFERENCE,
+    Form("selective checkpointing", _checkpointing, tasks=("training",)),
     Form("triton", _on("triton"), needs_gpu=True),
     Form("compiled", _on("eager"), tasks=("training",), compiled="whole"),
     Form("layers compiled", _on("eager"), tasks=("training",), compiled="layers"),

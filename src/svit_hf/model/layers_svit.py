@@ -25,6 +25,11 @@ from .implementation_svit import check_implementation
 from .super_tokens_svit import super_token_attention
 
 
+# what a batch norm counts batches in while its own counter shall stay; made here, since selective checkpointing allows
+# no operation in the backward pass that was not in the forward pass
+_COUNTER_OF_NOTHING = torch.zeros((), dtype=torch.long)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -288,8 +293,12 @@ class SViTLayer(GradientCheckpointingLayer):
         if torch.compiler.is_compiling() or not _is_inside_backward():
             return norm(hidden_states)
         # gradient checkpointing runs the layer again in the backward pass: this batch is in the statistics already
-        scratch = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-        return torch.func.functional_call(norm, scratch, (hidden_states,))
+        kept = norm.momentum, norm.num_batches_tracked
+        norm.momentum, norm.num_batches_tracked = 0.0, _COUNTER_OF_NOTHING
+        try:
+            return norm(hidden_states)
+        finally:
+            norm.momentum, norm.num_batches_tracked = kept
 
 
 class SViTConvLayer(nn.Module):

@@ -37,7 +37,8 @@ class ModelOptions:
             dropout off.
         freeze_backbone: Train the classifier alone.
         freeze_batch_norm: Keep the batch norms on their running statistics.
-        gradient_checkpointing: Compute activations twice and store them once per layer.
+        gradient_checkpointing: Store less and compute again in the backward pass: everything within a layer (full), or
+            what is cheap, which leaves out projections and attention (selective).
         compile: Compile the model with `torch.compile`.
     """
 
@@ -50,7 +51,7 @@ class ModelOptions:
     eval_mode: bool = False
     freeze_backbone: bool = False
     freeze_batch_norm: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Literal["off", "full", "selective"] = "off"
     compile: bool = False
 
     def __post_init__(self) -> None:

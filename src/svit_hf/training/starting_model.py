@@ -22,6 +22,7 @@ from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.training.config import DistillationOptions, ModelOptions
 from svit_hf.training.fully_sharded import class_of, is_sharded, load_weights_into_shards
 from svit_hf.training.losses import Teacher
+from svit_hf.training.recomputation import selective_checkpointing
 
 
 WEIGHTS = "model.safetensors"
@@ -92,7 +93,7 @@ def freeze(model: nn.Module, options: ModelOptions) -> None:
     Raises:
         SViTError: If the model is no SViT and has to be frozen in part.
     """
-    if options.freeze_backbone or options.freeze_batch_norm or options.gradient_checkpointing:
+    if options.freeze_backbone or options.freeze_batch_norm or options.gradient_checkpointing != "off":
         if not isinstance(model, SViTForImageClassification):
             raise SViTError(
                 "`model.freeze_backbone`, `model.freeze_batch_norm` and `model.gradient_checkpointing` are for SViT "
@@ -102,8 +103,10 @@ def freeze(model: nn.Module, options: ModelOptions) -> None:
             model.svit.requires_grad_(False)
         if options.freeze_batch_norm:
             model.freeze_batch_norm()
-        if options.gradient_checkpointing:
-            model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+        if options.gradient_checkpointing != "off":
+            is_selective = options.gradient_checkpointing == "selective"
+            kwargs = selective_checkpointing() if is_selective else None
+            model.gradient_checkpointing_enable(kwargs)  # type: ignore[no-untyped-call]
     model.train(not options.eval_mode)
 
 
