@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+import torch._inductor.freezing
 from tiny import tiny_config
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -59,13 +60,19 @@ def test_recorded_outputs_come_out():
 
 
 @pytest.mark.slow
-def test_inductor_with_freezing():
+def test_inductor_freezes_weights(monkeypatch):
+    frozen = []
+    freeze = torch._inductor.freezing.freeze
+    monkeypatch.setattr(
+        "torch._inductor.freezing.freeze", lambda *arguments: frozen.append(None) or freeze(*arguments)
+    )
     torch.manual_seed(0)
     model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
     pixels = torch.randn(2, 3, 64, 64)
-    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-        compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        compiled = torch.compile(model, dynamic=False, fullgraph=True, options={"freezing": True})
         torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-4)
+    assert len(frozen) == 1
 
 
 def test_other_models_are_refused():

@@ -83,7 +83,7 @@ class Form:
         name: As in tables.
         prepare: Makes the form of a model of its own; it may change it or return another one.
         tasks: What the form can do.
-        compiled: The whole network, or each of its layers on its own.
+        compiled: The whole network, the same with its weights as constants, or each of its layers on its own.
         is_official: Whether it needs the file with the official operators.
         needs_gpu: Whether it is left out on CPUs.
         autocasts: Whether inference in half precision keeps float32 weights and casts as it goes.
@@ -94,7 +94,7 @@ class Form:
     name: str
     prepare: Callable[[nn.Module, Situation], nn.Module] = _unchanged
     tasks: tuple[Task, ...] = ("inference", "training")
-    compiled: Literal["no", "whole", "layers"] = "no"
+    compiled: Literal["no", "whole", "frozen", "layers"] = "no"
     is_official: bool = False
     needs_gpu: bool = False
     autocasts: bool = False
@@ -127,6 +127,8 @@ class Form:
         module = module.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.compiled == "whole":
             module.compile(dynamic=False)
+        elif self.compiled == "frozen":
+            module.compile(dynamic=False, options={"freezing": True})
         elif self.compiled == "layers":
             for layer in module.modules():
                 if isinstance(layer, SViTLayer):
@@ -171,6 +173,7 @@ SVIT_FORMS = (
     Form("folded", _folded_on("eager"), tasks=("inference",), shows_growth=True),
     Form("folded, triton", _folded_on("triton"), tasks=("inference",), needs_gpu=True, shows_growth=True),
     Form("folded, compiled", _folded_on("eager"), tasks=("inference",), compiled="whole"),
+    Form("folded, frozen", _folded_on("eager"), tasks=("inference",), compiled="frozen"),
     Form("folded, layers compiled", _folded_on("eager"), tasks=("inference",), compiled="layers"),
     Form("folded, triton, compiled", _folded_on("triton"), tasks=("inference",), compiled="whole", needs_gpu=True),
 )
