@@ -24,10 +24,10 @@ from svit_hf.model.super_tokens_svit import super_token_attention
 
 pytest.importorskip("triton")
 
-# relative, of float32: worst case measured in the interpreter over the comparisons of this file 7.6e-7
+# relative, of float32: worst case measured in the interpreter over `SMALL` 8.0e-7
 FLOAT32_TOLERANCE = 5e-6
-# of half precision, in its machine epsilons: worst case measured likewise 0.86
-HALF_TOLERANCE_EPSILONS = 2
+# of half precision, in its machine epsilons: worst case measured likewise 1.46
+HALF_TOLERANCE_EPSILONS = 3
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
