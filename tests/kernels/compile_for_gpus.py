@@ -16,25 +16,42 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svit_hf.kernels.triton import sampling, upsampling
+from svit_hf.kernels.triton import normalized_sampling, sampling, upsampling
 
 
 # by compute capability: channels, height and width, cell
-GRIDS = {90: [(96, 56, 8), (320, 14, 2)], 80: [(64, 56, 8)]}
+GRIDS = {90: [(192, 28, 4), (320, 14, 2)], 80: [(64, 56, 8)]}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
 def launches(channels, length, cell, dtype):
     """Return the launches of forward and backward as `(kernel, arguments, options)`, without doing them."""
     recorded = []
-    for module in (sampling, upsampling):
+    for module in (normalized_sampling, sampling, upsampling):
         module.launch = lambda kernel, grid, *arguments, **options: recorded.append((kernel, arguments, options))
     tokens = torch.empty(1, channels, length, length, dtype=dtype)
     super_tokens, association, mass = sampling.sample_super_tokens(tokens, (cell, cell), 1, "soft")
     upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length))
     upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length), mass)
     upsampling.aggregate_tokens(tokens, association, (cell, cell))
+    record_normalized(tokens, cell, dtype)
+    if dtype == torch.bfloat16:
+        # what LayerNorm gives under autocast
+        record_normalized(tokens, cell, torch.float32)
     return recorded
+
+
+def record_normalized(tokens, cell, dtype):
+    """Sample with LayerNorm, forward and backward, where one tile holds all channels."""
+    if tokens.shape[1] > sampling.MAX_CHANNELS:
+        return
+    weight = torch.empty(tokens.shape[1], dtype=dtype)
+    super_tokens, association, mass, mean, rstd = normalized_sampling.normalize_and_sample(
+        tokens, weight, weight, 1e-6, (cell, cell), 1, "soft", dtype
+    )
+    normalized_sampling.differentiate_normalize_and_sample(
+        super_tokens, tokens, weight, mean, rstd, association, mass, (cell, cell)
+    )
 
 
 def compile_launch(kernel, arguments, options, capability):

@@ -141,7 +141,8 @@ class SViTSelfAttention(nn.Module):
 class SViTSuperTokenAttention(nn.Module):
     """Super token attention (STA, section 3.2): sample super tokens, attend among them, upsample.
 
-    With a cell of 1 it is plain self-attention among all tokens, with the same weights.
+    With a cell of 1 it is plain self-attention among all tokens, with the same weights. A `norm` that is handed over
+    is applied to the tokens first, as `(B, H, W, C)`.
     """
 
     def __init__(
@@ -156,9 +157,11 @@ class SViTSuperTokenAttention(nn.Module):
         self.self_attention = SViTSelfAttention(config, channels, num_heads)
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self, hidden_states: torch.Tensor, norm: nn.Module | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         if self.cell_size == (1, 1):
+            if norm is not None:
+                hidden_states = norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             return self.self_attention(hidden_states, **kwargs)[0], None, None
         hidden_states, sampled = super_token_attention(
             hidden_states,
@@ -167,6 +170,7 @@ class SViTSuperTokenAttention(nn.Module):
             self.num_iterations,
             self.sampler,
             self.implementation,
+            norm,
         )
         return hidden_states, sampled.super_tokens, sampled.association
 
@@ -282,8 +286,8 @@ class SViTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = self.position_embedding(hidden_states)
-        normed = self.attention_norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        attended = self.attention(normed, **kwargs)[0]
+        # handed over rather than called, so that kernels can normalize while they sample
+        attended = self.attention(hidden_states, norm=self.attention_norm, **kwargs)[0]
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)))
         mixed = self.mlp(self._normalize_for_mlp(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(self.dropout(mixed)))

@@ -10,9 +10,10 @@ the behaviour of `StokenAttention` in hhb072/STViT@c9ed9a4, re-implemented from 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
+from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
@@ -43,6 +44,7 @@ def super_token_attention(
     num_iterations: int = 1,
     sampler: str = "soft",
     implementation: str = "eager",
+    norm: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, SuperTokens]:
     """Let all tokens attend to each other through super tokens.
 
@@ -53,6 +55,8 @@ def super_token_attention(
         num_iterations: Rounds of association and averaging, at least 1.
         sampler: A name in `SUPER_TOKEN_SAMPLERS`.
         implementation: "eager" for the functions of this file; "auto" or a name for kernels, see `find_kernels`.
+        norm: Applied to the tokens first, as `(B, H, W, C)`, if there is one. Kernels do the work of a plain
+            `nn.LayerNorm` themselves; any other module or function is called.
 
     Returns:
         The new tokens, shape `(B, C, H, W)`, and the sampled super tokens (before `attend`).
@@ -60,14 +64,23 @@ def super_token_attention(
     Source: section 3.2; `StokenAttention.forward` in hhb072/STViT@c9ed9a4.
     """
     kernels = find_kernels(implementation, hidden_states, sampler)
+    if norm is not None and (kernels is None or not _is_plain_layer_norm(norm)):
+        hidden_states = norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        norm = None
     size = hidden_states.shape[-2:]
-    if kernels is not None:
-        super_tokens, association, _ = kernels.sample_super_tokens(hidden_states, cell_size, num_iterations, sampler)
-        tokens = kernels.upsample_tokens(attend(super_tokens), association, cell_size, size)
-        return tokens, SuperTokens(super_tokens, association)
-    sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
-    attended = attend(sampled.super_tokens)
-    return upsample_tokens(attended, sampled.association, cell_size, size), sampled
+    if kernels is None:
+        sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
+        return upsample_tokens(attend(sampled.super_tokens), sampled.association, cell_size, size), sampled
+    if norm is None:
+        outputs = kernels.sample_super_tokens(hidden_states, cell_size, num_iterations, sampler)
+    else:
+        # autocast may make LayerNorm answer in float32: it is asked, with no token at all
+        dtype = norm(hidden_states.new_empty(0, hidden_states.shape[1])).dtype
+        outputs = kernels.normalize_and_sample(
+            hidden_states, norm.weight, norm.bias, norm.eps, cell_size, num_iterations, sampler, dtype
+        )
+    sampled = SuperTokens(*outputs[:2])
+    return kernels.upsample_tokens(attend(sampled.super_tokens), sampled.association, cell_size, size), sampled
 
 
 def sample_super_tokens(
@@ -172,6 +185,19 @@ def _assign(tokens: torch.Tensor, super_tokens: torch.Tensor, mask_outside: bool
     mass = _sum_over_neighbours(association.sum(dim=2).unsqueeze(-1), super_tokens.shape[1:3])  # (B, Gh, Gw, 1)
     # gathering the reciprocal gives weight 0, not 1e12, to the cells outside of the grid
     return association, association * _gather_neighbours((mass + 1e-12).reciprocal()).mT
+
+
+def _is_plain_layer_norm(norm: Callable[[torch.Tensor], torch.Tensor]) -> TypeGuard[nn.LayerNorm]:
+    """Whether a norm is nothing but LayerNorm over channels: no subclass, no hook, no `forward` put over its own."""
+    return (
+        type(norm) is nn.LayerNorm
+        and len(norm.normalized_shape) == 1
+        and norm.bias is not None
+        and "forward" not in vars(norm)
+        and not (norm._forward_pre_hooks or norm._forward_hooks)
+        and not (norm._backward_pre_hooks or norm._backward_hooks)
+        and not nn.modules.module._has_any_global_hook()
+    )
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:

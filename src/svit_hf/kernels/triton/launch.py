@@ -27,10 +27,14 @@ MAX_ELEMENTS = {torch.bfloat16: 8192, torch.float16: 2048, torch.float32: 2048}
 MIN_LENGTH = 16
 
 
-def tile_of(num_tokens: int, channels: int, dtype: torch.dtype, max_channels: int) -> Tile:
-    """Choose a tile for `num_tokens` tokens of a block of cells, with at most `max_channels` channels."""
+def tile_of(num_tokens: int, channels: int, dtype: torch.dtype, max_channels: int, num_parts: int = 1) -> Tile:
+    """Choose a tile for `num_tokens` tokens of a block of cells, with at most `max_channels` channels.
+
+    A kernel that holds more in registers takes one of `num_parts` of the elements that the dtype allows.
+    """
     block_channels = min(max(_next_power_of_2(channels), MIN_LENGTH), max_channels)
-    block_tokens = min(max(_next_power_of_2(num_tokens), MIN_LENGTH), 64, MAX_ELEMENTS[dtype] // block_channels)
+    max_elements = MAX_ELEMENTS[dtype] // num_parts
+    block_tokens = min(max(_next_power_of_2(num_tokens), MIN_LENGTH), 64, max_elements // block_channels)
     return Tile(max(block_tokens, MIN_LENGTH), block_channels, 8 if block_channels > 128 else 4)
 
 
@@ -43,9 +47,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         kernel[grid](*arguments, **options)
 
 
-def empty_channels_last(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    """Return an uninitialised `(B, C, H, W)` in the dtype and on the device of another tensor."""
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+def empty_channels_last(like: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return an uninitialised `(B, C, H, W)` on the device of another tensor, and in its dtype if none is given."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def count_cells(size: Sequence[int], cell_size: Sequence[int]) -> tuple[int, int]:

@@ -5,7 +5,7 @@ Shape letters are those of `windows.py`.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,18 @@ from torch.library import custom_op
 
 from .launch import ceil_div, count_cells, empty_channels_last, launch, tile_of
 from .upsampling import num_blocks, reduce_partial_sums, sum_partially, upsample_tokens
-from .windows import load_rows, locate_block, locate_tokens, locate_window, multiply, neighbour_of, store_rows
+from .windows import (
+    load_parameter,
+    load_rows,
+    locate_block,
+    locate_tokens,
+    locate_window,
+    multiply,
+    neighbour_of,
+    scale_and_shift,
+    standardize,
+    store_rows,
+)
 
 
 # instead of minus infinity, which a row without any member would turn into NaN
@@ -24,6 +35,18 @@ LOWEST = tl.constexpr(-3.0e38)
 MAX_CHANNELS = 256
 # of a tile where there are more, or where channels do not meet
 MAX_CHANNELS_OF_A_LOOP = 64
+
+# of a tile, one is processed where LayerNorm takes registers as well: halves spill
+NUM_PARTS_WITH_NORM = 4
+
+
+class Normalization(NamedTuple):
+    """Hold LayerNorm's weight and bias, `(C,)`, and the mean and `1 / deviation` of each token, `(B, H, W, 1)`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    rstd: torch.Tensor
 
 
 @triton.jit
@@ -62,6 +85,10 @@ def associate_kernel(
     association_ptr,
     partial_sums_ptr,
     partial_mass_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    rstd_ptr,
     H,
     W,
     Gh,
@@ -71,13 +98,15 @@ def associate_kernel(
     h: tl.constexpr,
     w: tl.constexpr,
     MASK_OUTSIDE: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Associate the tokens of a block of cells with its window, and sum them for each super token of it.
 
     Cells outside of the grid are zero vectors, which have affinity 0 and take part in the softmax (`MASK_OUTSIDE`
-    leaves them out). Where the channels do not fit into one tile, the sums are left to `aggregate_kernel`.
+    leaves them out). Where the channels do not fit into one tile, the sums are left to `aggregate_kernel`. `HAS_NORM`
+    takes tokens through LayerNorm first, and rounds them to their own dtype; it needs all channels in one tile.
     """
     block = tl.program_id(0)
     image, top, left = locate_block(block, Gh, Gw)
@@ -86,11 +115,22 @@ def associate_kernel(
     super_tokens = load_rows(super_tokens_ptr, window, is_there, channel, C)  # (16, BLOCK_C)
     mass = tl.zeros((16,), tl.float32)
     sums = tl.zeros((16, BLOCK_C), tl.float32)
+    if HAS_NORM:
+        weight = load_parameter(weight_ptr, channel, C)
+        bias = load_parameter(bias_ptr, channel, C)
     for start in range(0, 4 * h * w, BLOCK_T):
         cell, token_row, is_in_image, association_row, is_in_grid = locate_tokens(
             start, image, top, left, H, W, Gh, Gw, h, w, BLOCK_T
         )
         tokens = load_rows(tokens_ptr, token_row, is_in_image, channel, C)  # (BLOCK_T, BLOCK_C)
+        if HAS_NORM:
+            if BLOCK_C > 128 and tokens.dtype != tl.bfloat16:
+                # kept through the loop, and split as `multiply` does, they spill
+                super_tokens = load_rows(super_tokens_ptr, window, is_there, channel, C)
+                weight = load_parameter(weight_ptr, channel, C)
+                bias = load_parameter(bias_ptr, channel, C)
+            standardized, _ = standardize(tokens, token_row, is_in_image, mean_ptr, rstd_ptr)
+            tokens = scale_and_shift(standardized, is_in_image, weight, bias).to(tokens.dtype)
         affinity = multiply(tokens, tl.trans(super_tokens))  # (BLOCK_T, 16)
         for first in range(BLOCK_C, C, BLOCK_C):
             more = load_rows(tokens_ptr, token_row, is_in_image, first + channel, C)
@@ -129,15 +169,36 @@ def sample_super_tokens(
         mass, `(B, G)`, both float32 and constants for autograd.
     """
     tokens = tokens.contiguous(memory_format=torch.channels_last)
-    super_tokens, association, mass = _outputs(tokens, cell_size)
-    # what the tokens are compared with: float32 until the last round
-    reference = torch.empty_like(super_tokens, dtype=torch.float32)
-    _average_cells(tokens, cell_size, reference)
-    for iteration in range(num_iterations):
-        partial_sums, partial_mass = _associate(tokens, cell_size, sampler == "soft_masked", reference, association)
-        result = super_tokens if iteration == num_iterations - 1 else reference
-        reduce_partial_sums(partial_sums, partial_mass, mass, result)
+    super_tokens = empty_super_tokens(tokens, cell_size)
+    means = torch.empty_like(super_tokens, dtype=torch.float32)
+    _average_cells(tokens, cell_size, means)
+    association, mass = iterate(tokens, cell_size, num_iterations, sampler, means, super_tokens)
     return super_tokens, association, mass
+
+
+def iterate(
+    tokens: torch.Tensor,
+    cell_size: Sequence[int],
+    num_iterations: int,
+    sampler: str,
+    means: torch.Tensor,
+    super_tokens: torch.Tensor,
+    normalization: Normalization | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the super tokens that rounds of association and averaging lead to; return association and mass.
+
+    `means` are those of the cells, in float32, and are overwritten. With a `normalization`, tokens pass LayerNorm
+    before anything else.
+    """
+    association, mass = empty_association(tokens, cell_size)
+    for iteration in range(num_iterations):
+        # what the tokens are compared with is float32 until the last round
+        partial_sums, partial_mass = _associate(
+            tokens, cell_size, sampler == "soft_masked", means, association, normalization
+        )
+        result = super_tokens if iteration == num_iterations - 1 else means
+        reduce_partial_sums(partial_sums, partial_mass, mass, result)
+    return association, mass
 
 
 def _average_cells(tokens: torch.Tensor, cell_size: Sequence[int], super_tokens: torch.Tensor) -> None:
@@ -166,13 +227,20 @@ def _associate(
     mask_outside: bool,
     super_tokens: torch.Tensor,
     association: torch.Tensor,
+    normalization: Normalization | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write the association; return partial sums and partial mass."""
     batch_size, channels, rows, columns = super_tokens.shape
     blocks = num_blocks(batch_size, rows, columns)
     has_sums = channels <= MAX_CHANNELS
+    # kernels without normalization do not look at these
+    weight, bias, mean, rstd = normalization or (tokens, tokens, tokens, tokens)
     tile = tile_of(
-        4 * cell_size[0] * cell_size[1], channels, tokens.dtype, MAX_CHANNELS if has_sums else MAX_CHANNELS_OF_A_LOOP
+        4 * cell_size[0] * cell_size[1],
+        channels,
+        tokens.dtype,
+        MAX_CHANNELS if has_sums else MAX_CHANNELS_OF_A_LOOP,
+        NUM_PARTS_WITH_NORM if normalization else 1,
     )
     partial_mass = torch.empty(blocks, 16, dtype=torch.float32, device=tokens.device)
     partial_sums = torch.empty(blocks, 16, channels if has_sums else 0, dtype=torch.float32, device=tokens.device)
@@ -184,6 +252,10 @@ def _associate(
         association,
         partial_sums,
         partial_mass,
+        weight,
+        bias,
+        mean,
+        rstd,
         *tokens.shape[2:],
         rows,
         columns,
@@ -192,6 +264,7 @@ def _associate(
         h=cell_size[0],
         w=cell_size[1],
         MASK_OUTSIDE=mask_outside,
+        HAS_NORM=normalization is not None,
         BLOCK_T=tile.tokens,
         BLOCK_C=tile.channels,
         num_warps=tile.num_warps,
@@ -199,20 +272,24 @@ def _associate(
     return partial_sums if has_sums else sum_partially(tokens, association, cell_size), partial_mass
 
 
-def _outputs(tokens: torch.Tensor, cell_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    batch_size, channels, *size = tokens.shape
-    rows, columns = count_cells(size, cell_size)
-    super_tokens = empty_channels_last(tokens, batch_size, channels, rows, columns)
-    association = torch.empty(
-        batch_size, rows * columns, cell_size[0] * cell_size[1], 9, dtype=torch.float32, device=tokens.device
-    )
-    mass = torch.empty(batch_size, rows * columns, dtype=torch.float32, device=tokens.device)
-    return super_tokens, association, mass
+def empty_super_tokens(
+    tokens: torch.Tensor, cell_size: Sequence[int], dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Return uninitialised super tokens for a token grid, in its dtype if none is given."""
+    return empty_channels_last(tokens, *tokens.shape[:2], *count_cells(tokens.shape[2:], cell_size), dtype=dtype)
+
+
+def empty_association(tokens: torch.Tensor, cell_size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an uninitialised association, `(B, G, P, 9)`, and mass, `(B, G)`, for a token grid."""
+    rows, columns = count_cells(tokens.shape[2:], cell_size)
+    shape = tokens.shape[0], rows * columns
+    association = torch.empty(*shape, cell_size[0] * cell_size[1], 9, dtype=torch.float32, device=tokens.device)
+    return association, torch.empty(shape, dtype=torch.float32, device=tokens.device)
 
 
 @sample_super_tokens.register_fake
 def _(tokens, cell_size, num_iterations, sampler):
-    return _outputs(tokens, cell_size)
+    return empty_super_tokens(tokens, cell_size), *empty_association(tokens, cell_size)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:

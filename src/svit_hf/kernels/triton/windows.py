@@ -86,6 +86,26 @@ def store_rows(pointer, row, is_there, channel, values, C: tl.constexpr):
 
 
 @triton.jit
+def load_parameter(pointer, channel, C: tl.constexpr):
+    """Load weight or bias of LayerNorm as float32, `(len(channel),)`, zeros where there is none."""
+    return tl.load(pointer + channel, mask=channel < C, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def standardize(tokens, token_row, is_in_image, mean_ptr, rstd_ptr):
+    """Return tokens less their mean, divided by their deviation, `(BLOCK_T, BLOCK_C)`, and one over the deviation."""
+    mean = tl.load(mean_ptr + token_row, mask=is_in_image, other=0.0)
+    rstd = tl.load(rstd_ptr + token_row, mask=is_in_image, other=0.0)
+    return (tokens.to(tl.float32) - mean[:, None]) * rstd[:, None], rstd
+
+
+@triton.jit
+def scale_and_shift(standardized, is_in_image, weight, bias):
+    """Finish LayerNorm in float32; padding, which is added afterwards, stays zero."""
+    return tl.where(is_in_image[:, None], standardized * weight[None, :] + bias[None, :], 0.0)
+
+
+@triton.jit
 def multiply(a, b):
     """Multiply matrices, one of them float32, with the precision of float32.
 
