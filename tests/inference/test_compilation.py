@@ -2,6 +2,7 @@
 """Compiled layers: the same outputs, one compilation for all the layers of a stage."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -44,6 +45,55 @@ def test_layers_of_a_stage_share_one_compilation():
             pixels = torch.randn(2, 3, 64, 64)
             torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits)
     assert counter.frame_count == 2
+
+
+# the compiler itself asks the inputs of inner layers for their gradient
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("dynamic", "gradients", "is_opaque"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+    ids=["symbols", "symbols-with-gradients", "numbers"],
+)
+def test_a_compiler_looks_into_sampling_unless_its_sizes_are_symbols(dynamic, gradients, is_opaque):
+    targets = set()
+
+    def record(graph, inputs):
+        targets.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    model = SViTForImageClassification(two_stage_config(depths=[1, 1])).eval()
+    compile_layers(model, backend=record, fullgraph=True, dynamic=dynamic)
+    with torch.set_grad_enabled(gradients):
+        model(torch.randn(2, 3, 64, 96))
+    opaque = {"svit_hf.sample_super_tokens", "svit_hf.upsample_tokens"}
+    assert targets & opaque == (opaque if is_opaque else set())
+
+
+@pytest.mark.slow
+def test_inductor_compiles_once_for_all_sizes():
+    torch.manual_seed(0)
+    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    compiled = copy.deepcopy(model)
+    compile_layers(compiled, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        compiled(torch.randn(2, 3, 64, 96))
+        with torch.compiler.set_stance("fail_on_recompile"):
+            for shape in [(3, 3, 96, 64), (4, 3, 128, 128), (5, 3, 66, 35)]:
+                pixels = torch.randn(shape)
+                torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    "recompile_limit" not in inspect.signature(torch.compile).parameters, reason="this torch has one limit for all"
+)
+def test_layers_of_all_stages_do_not_use_up_the_limit_of_one_function():
+    model = SViTForImageClassification(two_stage_config(depths=[1, 1])).eval()
+    counter = CompileCounterWithBackend("eager")
+    compile_layers(model, backend=counter, dynamic=False)
+    with torch.no_grad():
+        for edge in range(32, 32 + 8 * 16, 16):
+            model(torch.randn(1, 3, edge, edge))
+    assert counter.frame_count == 2 * 8
 
 
 @pytest.mark.slow

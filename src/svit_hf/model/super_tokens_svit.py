@@ -15,6 +15,7 @@ from typing import NamedTuple, TypeGuard
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.library import custom_op
 from torch.nn import functional as F
 
 from .implementation_svit import find_kernels
@@ -67,6 +68,8 @@ def super_token_attention(
     if norm is not None and (kernels is None or not _is_plain_layer_norm(norm)):
         hidden_states = norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         norm = None
+    if kernels is None and _needs_opaque_operators(hidden_states, cell_size):
+        kernels = torch.ops.svit_hf
     size = hidden_states.shape[-2:]
     if kernels is None:
         sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
@@ -206,7 +209,7 @@ def _without_autocast(device_type: str) -> AbstractContextManager[None]:
     return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
 
 
-def _count_cells(size: Sequence[int], cell_size: tuple[int, int]) -> tuple[int, int]:
+def _count_cells(size: Sequence[int], cell_size: Sequence[int]) -> tuple[int, int]:
     return (size[0] + cell_size[0] - 1) // cell_size[0], (size[1] + cell_size[1] - 1) // cell_size[1]
 
 
@@ -255,6 +258,18 @@ def _needs_graph_for_all_sizes(size: Sequence[int], cell_size: tuple[int, int]) 
     )
 
 
+def _needs_opaque_operators(hidden_states: torch.Tensor, cell_size: tuple[int, int]) -> bool:
+    """Whether a compiler traces a symbolic size for inference, and would take minutes over the indices.
+
+    Exported programs keep to operators that exist everywhere.
+    """
+    return (
+        _needs_graph_for_all_sizes(hidden_states.shape[-2:], cell_size)
+        and not torch.compiler.is_exporting()
+        and not torch.is_grad_enabled()
+    )
+
+
 def _positions(num_cells: int, cell: int, device: torch.device) -> torch.Tensor:
     """Return where the tokens of each cell are along one axis, `(num_cells, cell)`."""
     return torch.arange(num_cells, device=device).unsqueeze(1) * cell + torch.arange(cell, device=device)
@@ -283,3 +298,40 @@ def _sum_over_neighbours(partial_sums: torch.Tensor, grid_size: Sequence[int]) -
     by_row = left + middle + right  # (B, Gh + 2, Gw, 3, C)
     above, level, below = (by_row.select(3, y).narrow(1, 2 - y, rows) for y in range(3))
     return above + level + below
+
+
+# sampling and upsampling as operators that a compiler does not look into; they have no gradient and need none
+@custom_op("svit_hf::sample_super_tokens", mutates_args=())
+def _sample_opaquely(
+    tokens: torch.Tensor, cell_size: Sequence[int], num_iterations: int, sampler: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    super_tokens, association = SUPER_TOKEN_SAMPLERS[sampler](tokens, (cell_size[0], cell_size[1]), num_iterations)
+    return super_tokens.contiguous(memory_format=torch.channels_last), association.contiguous()
+
+
+@_sample_opaquely.register_fake
+def _(
+    tokens: torch.Tensor, cell_size: Sequence[int], num_iterations: int, sampler: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = _count_cells(tokens.shape[-2:], cell_size)
+    super_tokens = tokens.new_empty(*tokens.shape[:2], rows, columns)
+    association = tokens.new_empty(
+        tokens.shape[0], rows * columns, cell_size[0] * cell_size[1], 9,
+        dtype=torch.promote_types(tokens.dtype, torch.float32),
+    )  # fmt: skip
+    return super_tokens.contiguous(memory_format=torch.channels_last), association
+
+
+@custom_op("svit_hf::upsample_tokens", mutates_args=())
+def _upsample_opaquely(
+    super_tokens: torch.Tensor, association: torch.Tensor, cell_size: Sequence[int], size: Sequence[int]
+) -> torch.Tensor:
+    tokens = upsample_tokens(super_tokens, association, (cell_size[0], cell_size[1]), size)
+    return tokens.contiguous(memory_format=torch.channels_last)
+
+
+@_upsample_opaquely.register_fake
+def _(
+    super_tokens: torch.Tensor, association: torch.Tensor, cell_size: Sequence[int], size: Sequence[int]
+) -> torch.Tensor:
+    return super_tokens.new_empty(*super_tokens.shape[:2], *size).contiguous(memory_format=torch.channels_last)
