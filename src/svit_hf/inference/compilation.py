@@ -10,6 +10,7 @@ from svit_hf.errors import SViTError
 from svit_hf.model.layers_svit import SViTLayer
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 
+
 # all layers count together: with four stages the compiler's own limit of 8 would let the second size fall back to
 # what is not compiled
 RECOMPILE_LIMIT = 64
