@@ -141,8 +141,8 @@ class SViTSelfAttention(nn.Module):
 class SViTSuperTokenAttention(nn.Module):
     """Super token attention (STA, section 3.2): sample super tokens, attend among them, upsample.
 
-    With a cell of 1 it is plain self-attention among all tokens, with the same weights. A `norm` that is handed over
-    is applied to the tokens first, as `(B, H, W, C)`.
+    With a cell of 1 it is plain self-attention among all tokens, with the same weights. A norm that `get_norm`
+    returns is applied to the tokens first, as `(B, H, W, C)`.
     """
 
     def __init__(
@@ -157,8 +157,12 @@ class SViTSuperTokenAttention(nn.Module):
         self.self_attention = SViTSelfAttention(config, channels, num_heads)
 
     def forward(
-        self, hidden_states: torch.Tensor, norm: nn.Module | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        get_norm: Callable[[], nn.Module] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        norm = None if get_norm is None else get_norm()
         if self.cell_size == (1, 1):
             if norm is not None:
                 hidden_states = norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -286,8 +290,9 @@ class SViTLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = self.position_embedding(hidden_states)
-        # handed over rather than called, so that kernels can normalize while they sample
-        attended = self.attention(hidden_states, norm=self.attention_norm, **kwargs)[0]
+        # handed over rather than called, so that kernels can normalize while they sample; and by a function, because
+        # accelerate moves every module among the arguments of another to its device
+        attended = self.attention(hidden_states, get_norm=lambda: self.attention_norm, **kwargs)[0]
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)))
         mixed = self.mlp(self._normalize_for_mlp(hidden_states))
         return hidden_states + self.drop_path(self.layer_scale2(self.dropout(mixed)))
