@@ -84,7 +84,8 @@ class ExportOptions:
                 raise ExportError(f"`{name}` is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
         if self.format != "onnx" and self.opset is not None:
             raise ExportError(
-                f"`opset` is {self.opset}; with `format` {self.format!r} there is none. Leave it out, or choose 'onnx'."
+                f"`opset` is {self.opset}; with `format` {self.format!r} there is none. Leave it out, or choose "
+                "'onnx'."
             )
         if (self.format, self.quantize, self.fold) == ("pt2", "int8", False):
             raise ExportError("`fold` is False; int8 in `format` 'pt2' is always made of the folded model.")
