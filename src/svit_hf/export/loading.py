@@ -2,6 +2,7 @@
 """An exported program, loaded again: a function from images to logits."""
 
 import json
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def load_program(folder: Path) -> Predict:
         require_extra("quantization", "export --format pt2 --quantize int8")
         # the operators and tensors in the program are torchao's, and unknown to PyTorch before
         import_module("torchao.quantization")
-    exported = ExportedModel.from_pretrained(folder, device="cpu", **options)
+    with warnings.catch_warnings():
+        # Transformers' own use of what PyTorch deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        exported = ExportedModel.from_pretrained(folder, device="cpu", **options)
     return lambda pixel_values: exported(pixel_values=pixel_values).logits
 
 
