@@ -79,7 +79,7 @@ def test_programs_compete_after_one_export_for_all_sizes(exporter):
     assert exporter.calls == [("onnx", "none"), ("onnx", "int8"), ("pt2", "none"), ("pt2", "int8")]
 
 
-@pytest.mark.parametrize(("quantize", "factor"), [("none", 1.001), ("int8", 1.5), ("int8", torch.nan)])
+@pytest.mark.parametrize(("quantize", "factor"), [("none", 1.001), ("int8", 1.6), ("int8", torch.nan)])
 def test_wrong_program_is_red(exporter, quantize, factor):
     exporter.factors[quantize] = factor
     with Programs() as of_run, pytest.raises(GateError, match=r"tiny ONNX Runtime.* No times are shown"):

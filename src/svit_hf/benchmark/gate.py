@@ -9,8 +9,9 @@ from svit_hf.errors import SViTError
 
 
 # largest relative error in norm against the eager float32 model with the same weights and images, by dtype; int8 is
-# an approximation whose worth only pictures tell, and wrong arithmetic is off by more than that
-RESULTS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2, "int8": 0.25}
+# an approximation whose worth only pictures tell (0.22 was seen, SViT-S with random weights in ONNX Runtime), and
+# arithmetic that is wrong is off by more
+RESULTS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2, "int8": 0.5}
 GRADIENTS_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-1, "fp16": 5e-2}
 
 
