@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn"),
     "kernels": ("triton",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "quantization": ("torchao",),
     "benchmark": ("matplotlib",),
     "vision": ("torchvision",),
 }

@@ -192,6 +192,8 @@ def test_rendering_puts_runs_together(benchmark, tmp_path, capsys):
         (["--num-workers"], "`num_workers` is empty"),
         (["--num-workers", "-1"], r"`num_workers` is \(-1,\); it has to be at least 0"),
         (["--part", "data", "--num-images", "3"], "gives 3 images; two batches of 2 for each worker need 4"),
+        (["--int8", "--task", "training"], "`task` is 'training'; `export` and `int8` are for inference"),
+        (["--export", "pt2", "--part", "growth"], "`part` is 'growth', .* are for inference with whole models alone"),
         (["--device", "abacus"], "`device` is 'abacus', which cannot be used"),
         (["--output", "run.txt"], "'run.txt'; its suffix has to be one of .json, .md, .png"),
         (["--output", "nowhere/run.json"], "whose folder does not exist"),
@@ -214,6 +216,21 @@ def test_other_json_is_not_rendered(benchmark, tmp_path):
     (tmp_path / "other.json").write_text('{"format": "another"}')
     with pytest.raises(SViTError, match="is not in the format"):
         benchmark("--render", tmp_path / "other.json")
+
+
+def test_8_bits_without_torchao_are_left_out_with_the_reason(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "missing_packages", lambda extra: ["torchao"])
+    benchmark("--int8", "--output", tmp_path / "run.json")
+    results = read_results([tmp_path / "run.json"])
+    assert results.machines[0]["left_out"][0] == "int8 in PyTorch: torchao is not installed"
+    assert [row.name for row in results.cases[0].rows] == ["tiny eager", "tiny folded"]
+
+
+@pytest.mark.parametrize("arguments", [["--int8"], ["--export", "pt2"]], ids=lambda words: words[0])
+def test_programs_run_on_cpus_alone(benchmark, monkeypatch, arguments):
+    monkeypatch.setattr(runner, "_find_device", lambda name: torch.device("cuda", 0))
+    with pytest.raises(SViTError, match="`device` is 'cuda:0'; with `export` and `int8` it has to be cpu"):
+        benchmark(*arguments)
 
 
 @pytest.mark.slow

@@ -79,7 +79,10 @@ def test_pictures_are_prepared_and_their_numbers_said(model_dir, tmp_path, expor
     "arguments", [["--quantize", "int8"], ["--calibration", "pictures"]], ids=lambda words: words[0]
 )
 def test_int8_and_pictures_go_together(model_dir, tmp_path, arguments):
-    with pytest.raises(ExportError, match="int8 needs a folder of pictures to calibrate with, and nothing else does"):
+    with pytest.raises(
+        ExportError,
+        match="int8 needs a folder of pictures to be calibrated with and compared on, and nothing else does",
+    ):
         run(model_dir, tmp_path / "out", *arguments)
 
 

@@ -20,12 +20,14 @@ from svit_hf.export.exporting import (
     load_program,
 )
 from svit_hf.extras import missing_packages
+from svit_hf.inference import quantize_for_inference
 
 
 needs_exporters = pytest.mark.skipif(
     Version(version("transformers")) < Version(MIN_TRANSFORMERS),
     reason=f"transformers before {MIN_TRANSFORMERS} has no exporters that save",
 )
+needs_torchao = pytest.mark.skipif(bool(missing_packages("quantization")), reason="torchao is not installed")
 needs_onnx = pytest.mark.skipif(
     bool(missing_packages("export")), reason="the packages of the extra export are missing"
 )
@@ -89,6 +91,26 @@ class TestCheck:
         assert content["num_bytes"] == len(b"program")
         assert len(content["sizes"]["shapes"]) == 4
 
+    @pytest.mark.parametrize(("format", "compared"), [("onnx", [1, 3, 5]), ("pt2", [0, 1, 2, 3, 4, 5])])
+    def test_int8_is_compared_on_pictures_that_did_not_calibrate(
+        self, tmp_path, monkeypatch, program_of_constants, format, compared
+    ):
+        monkeypatch.setattr(exporting, "_check_installation", lambda options: None)
+        monkeypatch.setattr(exporting, "_prepare", lambda model, options: model)
+        monkeypatch.setattr(exporting, "_packages", lambda options: ("torch",))
+        seen = []
+        compare = exporting.compare
+        monkeypatch.setattr(exporting, "compare", lambda *args: seen.append(list(args[2])) or compare(*args))
+        images = torch.randn(6, 3, 32, 32)
+        program_of_constants[0] = 0.01
+        options = ExportOptions(format, "int8")
+        report = export_classifier(classifier(), tmp_path / "out", options, images=images)
+        assert torch.equal(torch.cat(seen[-1]), images[compared])
+        assert report.error == report.images.mean_error > 0
+        program_of_constants[0] = 100.0
+        with pytest.raises(ExportError, match=r"mean relative difference on the pictures .* Nothing was written"):
+            export_classifier(classifier(), tmp_path / "other", options, images=images)
+
     @pytest.mark.parametrize("offset", [0.01, torch.nan])
     def test_program_that_differs_leaves_nothing_behind(self, tmp_path, program_of_constants, offset):
         program_of_constants[0] = offset
@@ -122,8 +144,8 @@ class TestArguments:
         [
             ({"format": "tflite"}, "`format` is 'tflite'; allowed are onnx, pt2"),
             ({"quantize": "int4"}, "`quantize` is 'int4'; allowed are none, int8"),
-            ({"format": "pt2", "quantize": "int8"}, "with `format` 'pt2' there is neither"),
-            ({"format": "pt2", "opset": 18}, "`opset` is 18; with `format` 'pt2' there is neither"),
+            ({"format": "pt2", "quantize": "int8", "fold": False}, "'pt2' is always made of the folded model"),
+            ({"format": "pt2", "opset": 18}, "`opset` is 18; with `format` 'pt2' there is none"),
             ({"tolerance": -1.0}, r"`tolerance` is -1\.0; it has to be at least 0"),
             ({"tolerance": float("nan")}, "`tolerance` is nan; it has to be at least 0"),
         ],
@@ -158,10 +180,25 @@ class TestArguments:
             export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2"))
 
     @needs_exporters
-    def test_missing_package_is_named(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("svit_hf.extras.missing_packages", lambda extra: ["onnxruntime"])
-        with pytest.raises(SViTError, match=r"needs onnxruntime; install it with: pip install \"svit-hf\[export\]\""):
-            export_classifier(classifier(), tmp_path / "out")
+    @pytest.mark.parametrize(
+        ("options", "images", "extra"),
+        [
+            (ExportOptions(), None, "export"),
+            (ExportOptions("pt2", "int8"), torch.zeros(2, 3, 32, 32), "quantization"),
+        ],
+        ids=["onnx", "int8"],
+    )
+    def test_missing_package_is_named(self, tmp_path, monkeypatch, options, images, extra):
+        monkeypatch.setattr("svit_hf.extras.missing_packages", lambda extra: ["no_such_package"])
+        with pytest.raises(SViTError, match=rf"needs no_such_package; .* pip install \"svit-hf\[{extra}\]\""):
+            export_classifier(classifier(), tmp_path / "out", options, images=images)
+
+    def test_missing_package_of_a_program_is_named(self, tmp_path, monkeypatch):
+        packages = {"metadata": {"packages": {"torch": "2.13.0", "torchao": "0.18.0"}}}
+        (tmp_path / "export.json").write_text(json.dumps({"components": {"model": packages}}))
+        monkeypatch.setattr("svit_hf.extras.missing_packages", lambda extra: ["torchao"])
+        with pytest.raises(SViTError, match="needs torchao; install it with"):
+            load_program(tmp_path)
 
 
 @pytest.mark.slow
@@ -224,3 +261,20 @@ class TestPrograms:
         # 8 bits are seen, and are not far off
         assert 1e-3 < report.images.mean_error < 0.1
         assert report.error == report.images.mean_error
+
+    @needs_torchao
+    def test_int8_in_pytorchs_format(self, tmp_path):
+        torch.manual_seed(0)
+        stage = {"hidden_sizes": [8], "depths": [1], "num_attention_heads": [1], "super_token_sizes": [2]}
+        model = classifier(**stage, num_sampling_iterations=[1], use_layer_scale=[True])
+        report = export_classifier(
+            model, tmp_path / "out", ExportOptions("pt2", quantize="int8"), images=torch.randn(4, 3, 32, 32)
+        )
+        assert report.images.num_images == 4
+        assert 1e-3 < report.images.mean_error < 0.1
+        assert "torchao" in report.versions
+        images = torch.randn(5, 3, 45, 18)
+        with torch.no_grad():
+            expected = quantize_for_inference(model)(images).logits
+        # the program is the quantized copy, at a size that the export did not compare
+        torch.testing.assert_close(load_program(tmp_path / "out")(images), expected, rtol=0, atol=1e-4)

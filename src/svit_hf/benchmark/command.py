@@ -34,6 +34,8 @@ class BenchmarkCommand:
         baseline: A Python file with the official operators, to compare with.
         peers: Peers of Transformers, or of timm where it is installed; none if no name follows.
         compile: Add forms that torch.compile makes. Takes a minute per form on a small CPU.
+        export: Add exported programs on a CPU: onnx in ONNX Runtime, pt2 in PyTorch. Exporting SViT-S takes minutes.
+        int8: Add forms in 8 bits on a CPU: of every format in export, and in memory where torchao is installed.
         data: For the part data: a Hub data set, parquet files, webdataset tars or a folder of images, as for training;
             two photographs, over and over, unless given.
         num_images: For the part data: images to read, and to go through in each round.
@@ -53,6 +55,8 @@ class BenchmarkCommand:
     baseline: Path | None = None
     peers: tuple[str, ...] = ("swin-t", "convnext-t", "pvt-v2-b2", "dinov3-convnext-t", "hiera-t")
     compile: bool = False
+    export: tuple[Literal["onnx", "pt2"], ...] = ()
+    int8: bool = False
     data: str = ""
     num_images: int = 256
     num_workers: tuple[int, ...] = (0,)
@@ -96,6 +100,7 @@ class BenchmarkCommand:
         for name in ("batch_size", "dtype", "num_workers"):
             if not getattr(self, name):
                 raise SViTError(f"`{name}` is empty; give at least one.")
+        self._check_programs()
         if self.part == "data":
             require_extra("train", "benchmark --part data")
         for path in self.output:
@@ -105,6 +110,15 @@ class BenchmarkCommand:
                 raise SViTError(f"`output` has {str(path)!r}, whose folder does not exist; make it first.")
             if path.suffix == ".png":
                 require_extra("benchmark", "benchmark --output CHART.png")
+
+    def _check_programs(self) -> None:
+        if (self.export or self.int8) and (self.part, self.task) != ("model", "inference"):
+            raise SViTError(
+                f"`part` is {self.part!r}, `task` is {self.task!r}; `export` and `int8` are for inference with whole "
+                "models alone."
+            )
+        if "onnx" in self.export:
+            require_extra("export", "benchmark --export onnx")
 
 
 def _say(text: str) -> None:

@@ -175,6 +175,6 @@ def classifier_contestants(
             session.say(f"  checking {name}, {dtype}")
             with session.leaving_out(f"{name}, {dtype}"):
                 work = workload(form, dtype)
-                error = check_outputs(name, dtype, work.outputs(), expected)
+                error = check_outputs(name, "int8" if form.is_int8 else dtype, work.outputs(), expected)
                 contestants.append(Contestant(name, dtype, work, Cost(batch_size, operations), error))
     return contestants

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms in which a network is run: as it is, with the official operators, folded, compiled, with kernels.
+"""The forms in which a network is run: as it is, with the official operators, folded, compiled, exported, ...
 
 A form is one entry in `SVIT_FORMS` or `PEER_FORMS`.
 """
@@ -15,13 +15,17 @@ from torch import nn
 
 from svit_hf.benchmark.machine import DTYPES
 from svit_hf.benchmark.official_operators import with_official_operators
-from svit_hf.inference.folding import fold_for_inference
+from svit_hf.benchmark.programs import Programs
+from svit_hf.export.exporting import ExportOptions, FormatName, QuantizeName
+from svit_hf.inference import fold_for_inference, quantize_for_inference
 from svit_hf.model.layers_svit import SViTLayer
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.training.recomputation import selective_checkpointing
 
 
 Task = Literal["inference", "training"]
+# what takes part only if it is asked for: exported programs, and 8 bits in memory
+Addition = Literal["onnx", "onnx int8", "pt2", "pt2 int8", "int8"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,16 @@ class Situation:
         device: Where.
         does_compile: Whether compiled forms were asked for.
         baseline: The file with the official operators, imported; `None` leaves them out.
+        additions: What else was asked for.
+        programs: Where exported programs come from; needed with additions that are exported.
     """
 
     task: Task
     device: torch.device
     does_compile: bool = False
     baseline: ModuleType | None = None
+    additions: frozenset[Addition] = frozenset()
+    programs: Programs | None = None
 
 
 def _unchanged(model: nn.Module, situation: Situation) -> nn.Module:
@@ -75,6 +83,20 @@ def _official(model: nn.Module, situation: Situation) -> nn.Module:
     return with_official_operators(model, situation.baseline)
 
 
+def _quantized(model: nn.Module, situation: Situation) -> nn.Module:
+    assert isinstance(model, SViTForImageClassification)
+    return _on("eager")(quantize_for_inference(model), situation)
+
+
+def _exported(format: FormatName, quantize: QuantizeName = "none") -> Callable[[nn.Module, Situation], nn.Module]:
+    def prepare(model: nn.Module, situation: Situation) -> nn.Module:
+        assert isinstance(model, SViTForImageClassification)
+        assert situation.programs is not None
+        return situation.programs.load(model, ExportOptions(format, quantize))
+
+    return prepare
+
+
 @dataclass(frozen=True)
 class Form:
     """Say how a network is run.
@@ -89,6 +111,8 @@ class Form:
         autocasts: Whether inference in half precision keeps float32 weights and casts as it goes.
         memory_format: Of weights and images.
         shows_growth: Whether it takes part in the sweep over image sizes.
+        addition: What has to be asked for; such forms infer in float32, on a CPU.
+        is_int8: Whether it rounds to 8 bits, for which the correctness gate has a tolerance of its own.
     """
 
     name: str
@@ -100,6 +124,8 @@ class Form:
     autocasts: bool = False
     memory_format: torch.memory_format = torch.channels_last
     shows_growth: bool = False
+    addition: Addition | None = None
+    is_int8: bool = False
 
     def applies(self, dtype: str, situation: Situation) -> bool:
         """Tell whether the form takes part."""
@@ -110,6 +136,7 @@ class Form:
             and (situation.device.type == "cuda" or not self.needs_gpu)
             # training casts as it goes in any case, and float32 never does
             and not (self.autocasts and dtype == "fp32")
+            and (self.addition is None or (self.addition in situation.additions and dtype == "fp32"))
         )
 
     def make(
@@ -176,6 +203,25 @@ SVIT_FORMS = (
     Form("folded, frozen", _folded_on("eager"), tasks=("inference",), compiled="frozen"),
     Form("folded, layers compiled", _folded_on("eager"), tasks=("inference",), compiled="layers"),
     Form("folded, triton, compiled", _folded_on("triton"), tasks=("inference",), compiled="whole", needs_gpu=True),
+    Form("folded, int8", _quantized, tasks=("inference",), addition="int8", is_int8=True),
+    # ONNX Runtime takes images in NCHW
+    Form(
+        "ONNX Runtime",
+        _exported("onnx"),
+        tasks=("inference",),
+        memory_format=torch.contiguous_format,
+        addition="onnx",
+    ),
+    Form(
+        "ONNX Runtime, int8",
+        _exported("onnx", "int8"),
+        tasks=("inference",),
+        memory_format=torch.contiguous_format,
+        addition="onnx int8",
+        is_int8=True,
+    ),
+    Form("torch.export", _exported("pt2"), tasks=("inference",), addition="pt2"),
+    Form("torch.export, int8", _exported("pt2", "int8"), tasks=("inference",), addition="pt2 int8", is_int8=True),
 )
 
 PEER_FORMS = (PEER_REFERENCE, Form("compiled", compiled="whole"))

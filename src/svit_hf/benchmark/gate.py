@@ -8,8 +8,10 @@ import torch
 from svit_hf.errors import SViTError
 
 
-# largest relative error in norm against the eager float32 model with the same weights and images, by dtype
-RESULTS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+# largest relative error in norm against the eager float32 model with the same weights and images, by dtype; int8 is
+# an approximation whose worth only pictures tell (0.22 was seen, SViT-S with random weights in ONNX Runtime), and
+# arithmetic that is wrong is off by more
+RESULTS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2, "int8": 0.5}
 GRADIENTS_TOLERANCE = {"fp32": 1e-3, "bf16": 2e-1, "fp16": 5e-2}
 
 
@@ -26,7 +28,7 @@ def check_outputs(
 
     Args:
         name: Of the contestant.
-        dtype: That it computes in, a key of the tolerances.
+        dtype: That it computes in, a key of the tolerances; int8 has no gradients.
         outputs: What it computed, by name: `gradients` of a training step, and its results.
         expected: What the reference computed.
 

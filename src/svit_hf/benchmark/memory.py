@@ -10,10 +10,12 @@ import ctypes
 import gc
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from svit_hf.benchmark.measuring import Work
 
@@ -45,7 +47,17 @@ def measure_working_memory(work: Work, device: torch.device) -> int | None:
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
     """Return the bytes that tensors take, each storage once."""
-    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    plain = [part for tensor in tensors for part in _plain_tensors_of(tensor)]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in plain}.values())
+
+
+def _plain_tensors_of(tensor: Any) -> Iterator[torch.Tensor]:
+    """Yield what a tensor made of others holds, such as 8-bit weights and their scales, or the tensor itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain_tensors_of(getattr(tensor, name))
 
 
 def _has_resettable_mark() -> bool:

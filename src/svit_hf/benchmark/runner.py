@@ -4,21 +4,23 @@
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from svit_hf.benchmark.classifiers import measure_classifiers, measure_growth
 from svit_hf.benchmark.contestants import Session
-from svit_hf.benchmark.forms import Situation
+from svit_hf.benchmark.forms import Addition, Situation
 from svit_hf.benchmark.machine import describe_machine, is_emulated, measure_peaks, use_exact_float32
 from svit_hf.benchmark.measuring import Stopwatch, stopwatch_for
 from svit_hf.benchmark.networks import peer_network, svit_network
 from svit_hf.benchmark.official_operators import import_baseline
 from svit_hf.benchmark.operators import measure_operators, measure_super_tokens
+from svit_hf.benchmark.programs import Programs
 from svit_hf.benchmark.results import Case, Results
 from svit_hf.errors import SViTError
+from svit_hf.extras import missing_packages
 
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ def run_benchmark(
     """
     device = _find_device(options.device)
     stopwatch = stopwatch or stopwatch_for(device)
+    left_out: list[str] = []
     situation = Situation(
         task=options.task,
         device=device,
         does_compile=options.compile,
         baseline=import_baseline(options.baseline) if options.baseline else None,
+        additions=_find_additions(options, device, left_out),
     )
     # names are checked before minutes are spent
     svit_network(options.model)
@@ -69,10 +73,13 @@ def run_benchmark(
     if len(emulated) == len(options.dtype):
         raise SViTError(f"`dtype` is {' '.join(options.dtype)}, which this device only emulates; use fp32.")
     speed = peaks.matrix_product
-    left_out = [f"{dtype}: emulated here, at {speed[dtype] / speed['fp32']:.0%} of fp32's speed" for dtype in emulated]
+    left_out += [
+        f"{dtype}: emulated here, at {speed[dtype] / speed['fp32']:.0%} of fp32's speed" for dtype in emulated
+    ]
     dtypes = [dtype for dtype in options.dtype if dtype not in emulated]
     session = Session(device, stopwatch, options.repeats, dtypes, peaks, say, left_out)
-    cases = _measure(options, situation, session)
+    with Programs(say) as programs:
+        cases = _measure(options, replace(situation, programs=programs), session)
     machine = describe_machine(device) | {
         "command": shlex.join(["svit-hf", *sys.argv[1:]]),
         "peaks": asdict(peaks),
@@ -125,6 +132,21 @@ def _measure(options: "BenchmarkCommand", situation: Situation, session: Session
             else:
                 cases.append(measure_classifiers(network, peers, situation, session, **shape))
     return cases
+
+
+def _find_additions(options: "BenchmarkCommand", device: torch.device, left_out: list[str]) -> frozenset[Addition]:
+    """Return what was asked for beyond the usual forms; what needs torchao is noted where that is missing."""
+    if (options.export or options.int8) and device.type != "cpu":
+        raise SViTError(f"`device` is {str(device)!r}; with `export` and `int8` it has to be cpu.")
+    additions: set[Addition] = set(options.export)
+    if options.int8:
+        additions |= {"int8"}
+        additions |= {"onnx int8"} if "onnx" in options.export else set()
+        additions |= {"pt2 int8"} if "pt2" in options.export else set()
+    if options.int8 and missing_packages("quantization"):
+        additions -= {"int8", "pt2 int8"}
+        left_out.append("int8 in PyTorch: torchao is not installed")
+    return frozenset(additions)
 
 
 def _find_device(name: str | None) -> torch.device:

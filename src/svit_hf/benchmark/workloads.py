@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from svit_hf.benchmark.memory import bytes_of
 from svit_hf.benchmark.networks import logits_of
+from svit_hf.benchmark.programs import ExportedClassifier
 from svit_hf.convert.key_mapping import to_ours
 
 
@@ -56,7 +57,9 @@ class InferenceStep:
         return {"logits": self().float()}
 
     def state_bytes(self) -> int:
-        """Return the bytes of weights and statistics."""
+        """Return the bytes of weights and statistics, or of an exported program."""
+        if isinstance(self.module, ExportedClassifier):
+            return self.module.num_bytes
         return bytes_of([*self.module.parameters(), *self.module.buffers()])
 
 

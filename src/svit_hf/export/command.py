@@ -38,9 +38,9 @@ class ExportCommand:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
         output_dir: The folder to write; new or empty.
         format: onnx for ONNX Runtime, pt2 for torch.export.load.
-        quantize: int8 rounds weights and activations to 8 bits; only in ONNX, and only with --calibration.
-        calibration: A folder of pictures like those that the model is for. Every second one calibrates int8, the
-            others tell what it changes.
+        quantize: int8 rounds weights and activations to 8 bits; only with --calibration.
+        calibration: A folder of pictures like those that the model is for. In ONNX, every second one calibrates int8,
+            and the others tell what it changes; in pt2, which needs no calibration, all of them do that.
         num_pictures: Pictures to take from this folder, evenly spread.
         fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
         image_size: Height and width, in pixels, around which the program is compared; by default the model's own.
@@ -69,7 +69,7 @@ class ExportCommand:
         if (self.quantize == "int8") != (self.calibration is not None):
             raise ExportError(
                 f"`quantize` is {self.quantize!r} and `calibration` is {str(self.calibration)!r}; int8 needs a folder "
-                "of pictures to calibrate with, and nothing else does."
+                "of pictures to be calibrated with and compared on, and nothing else does."
             )
         options = ExportOptions(self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance)
         model = _load_model(_model_folder(self.model))

@@ -25,8 +25,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.errors import SViTError
 from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, compare, smallest_size
+from svit_hf.export.loading import load_program
 from svit_hf.extras import require_extra
-from svit_hf.inference import fold_for_inference
+from svit_hf.inference import fold_for_inference, quantize_for_inference
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
 
@@ -58,7 +59,8 @@ class ExportOptions:
 
     Args:
         format: `"onnx"` for ONNX Runtime, `"pt2"` for `torch.export.load`.
-        quantize: `"int8"` rounds weights and activations to 8 bits; only in ONNX.
+        quantize: `"int8"` rounds weights and activations to 8 bits: in ONNX of all convolutions and the classifier,
+            in `"pt2"` of projections and the classifier.
         fold: Whether batch norms, shortcuts and layer scales are folded into convolutions first; the program then
             does the same in fewer passes over memory.
         image_size: Height and width, in pixels, around which the program is compared; by default those of the config.
@@ -80,11 +82,13 @@ class ExportOptions:
         for name, allowed in [("format", get_args(FormatName)), ("quantize", get_args(QuantizeName))]:
             if getattr(self, name) not in allowed:
                 raise ExportError(f"`{name}` is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
-        if self.format != "onnx" and (self.quantize != "none" or self.opset is not None):
+        if self.format != "onnx" and self.opset is not None:
             raise ExportError(
-                f"`quantize` is {self.quantize!r} and `opset` is {self.opset}; with `format` {self.format!r} there is "
-                "neither. Leave them out, or choose 'onnx'."
+                f"`opset` is {self.opset}; with `format` {self.format!r} there is none. Leave it out, or choose "
+                "'onnx'."
             )
+        if (self.format, self.quantize, self.fold) == ("pt2", "int8", False):
+            raise ExportError("`fold` is False; int8 in `format` 'pt2' is always made of the folded model.")
         if self.tolerance is not None and not self.tolerance >= 0:
             raise ExportError(f"`tolerance` is {self.tolerance}; it has to be at least 0.")
 
@@ -141,8 +145,9 @@ def export_classifier(
         model: The model.
         output_dir: The folder to write; new or empty.
         options: What to export; ONNX in float32 by default.
-        images: Preprocessed pictures, `(N, num_channels, height, width)`, for int8 and nothing else. Every second one
-            calibrates, that is gives the ranges of activations; the program is compared on the others.
+        images: Preprocessed pictures, `(N, num_channels, height, width)`, for int8 and nothing else. In ONNX, every
+            second one calibrates, that is gives the ranges of activations, and the program is compared on the others.
+            A `pt2` program finds ranges as it runs, and is compared on all of them.
         image_processor: What prepares the pictures; saved beside the program.
 
     Returns:
@@ -156,10 +161,10 @@ def export_classifier(
     size = _size_to_compare(model.config, options)
     _check_images(model.config, options, images)
     _check_installation(options)
-    calibration, held_out = (None, None) if images is None else (images[::2], images[1::2])
+    calibration, held_out = _divide(images, options)
     model = copy.deepcopy(model).float().cpu().eval()  # type: ignore[no-untyped-call]
     model.set_attn_implementation("sdpa")
-    source = fold_for_inference(model) if options.fold else model
+    source = _prepare(model, options)
     with _new_folder(Path(output_dir).absolute()) as folder:
         with _exporter_talk():
             _write_program(source, folder, options, size, calibration)
@@ -188,24 +193,23 @@ def export_classifier(
     return report
 
 
-def load_program(folder: Path) -> Predict:
-    """Load an exported program from its folder.
-
-    Args:
-        folder: What `export_classifier` wrote.
-
-    Returns:
-        A function of images, `(B, num_channels, height, width)`, that returns logits, `(B, num_labels)`.
-    """
-    from transformers.exporters import ExportedModel
-
-    exported = ExportedModel.from_pretrained(folder)
-    return lambda pixel_values: exported(pixel_values=pixel_values).logits
-
-
 def predict_with(model: SViTForImageClassification) -> Predict:
     """Return a function from images to the model's logits."""
     return lambda pixel_values: model(pixel_values).logits
+
+
+def _divide(images: torch.Tensor | None, options: ExportOptions) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return the pictures that calibrate, and those that the program is compared on."""
+    if images is None or options.format == "pt2":
+        return None, images
+    return images[::2], images[1::2]
+
+
+def _prepare(model: SViTForImageClassification, options: ExportOptions) -> SViTForImageClassification:
+    """Return what is exported; an ONNX program is quantized afterwards, as a graph."""
+    if options.format == "pt2" and options.quantize == "int8":
+        return quantize_for_inference(model)
+    return fold_for_inference(model) if options.fold else model
 
 
 @contextmanager
@@ -251,7 +255,11 @@ def _write_program(
         "pixel_values": torch.zeros(2, config.num_channels, max(size[0], least) + 3, max(size[1], least) + 6)
     }
     if options.format == "pt2":
-        exported = DynamoExporter().export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
+        exporter = DynamoExporter()
+        if options.quantize == "int8":
+            # goes into export.json, where `load_program` finds what the program needs
+            exporter.required_packages = [*exporter.required_packages, "torchao"]
+        exported = exporter.export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
     else:
         quantizer = None if calibration is None else _int8_quantizer(calibration)
         settings = OnnxConfig(dynamic_shapes=dynamic_shapes, opset_version=options.opset, quantizer=quantizer)
@@ -290,7 +298,9 @@ def _exporter_talk() -> Iterator[None]:
 
 
 def _packages(options: ExportOptions) -> tuple[str, ...]:
-    return ("torch", "transformers", *(("onnx", "onnxscript", "onnxruntime") if options.format == "onnx" else ()))
+    if options.format == "onnx":
+        return ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    return ("torch", "transformers", *(("torchao",) if options.quantize == "int8" else ()))
 
 
 def _size_to_compare(config: SViTConfig, options: ExportOptions) -> tuple[int, int]:
@@ -309,8 +319,8 @@ def _check_images(config: SViTConfig, options: ExportOptions, images: torch.Tens
     if (options.quantize == "int8") != (images is not None):
         given = "none" if images is None else len(images)
         raise ExportError(
-            f"`quantize` is {options.quantize!r}, `images` are {given}; int8 needs pictures to calibrate with, and "
-            "nothing else does."
+            f"`quantize` is {options.quantize!r}, `images` are {given}; int8 needs pictures to be calibrated with and "
+            "compared on, and nothing else does."
         )
     if images is not None and (images.ndim != 4 or images.shape[1] != config.num_channels or len(images) < 2):
         raise ExportError(
@@ -328,6 +338,8 @@ def _check_installation(options: ExportOptions) -> None:
         )
     if options.format == "onnx":
         require_extra("export", "export")
+    elif options.quantize == "int8":
+        require_extra("quantization", "export --format pt2 --quantize int8")
 
 
 def _check_result(report: ExportFolder) -> None:

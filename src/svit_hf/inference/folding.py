@@ -66,10 +66,10 @@ def fold_for_inference(model: Model) -> Model:
         if isinstance(module, SViTLayer):
             _fold_layer(module)
         elif isinstance(module, SViTDownsampling):
-            _scale_outputs(_convolution(module, "convolution"), *_scale_and_shift(module.batch_norm))
+            _scale_outputs(plain_convolution(module, "convolution"), *_scale_and_shift(module.batch_norm))
             module.register_module("batch_norm", nn.Identity())
         elif isinstance(module, SViTPooler):
-            _scale_outputs(_convolution(module, "projection"), *_scale_and_shift(module.batch_norm))
+            _scale_outputs(plain_convolution(module, "projection"), *_scale_and_shift(module.batch_norm))
             module.register_module("batch_norm", nn.Identity())
     for module in folded.modules():
         if isinstance(module, SViTPreTrainedModel):
@@ -81,13 +81,13 @@ def _fold_layer(layer: SViTLayer) -> None:
     attention, mlp = layer.attention.self_attention, layer.mlp
     layer.register_module("position_embedding", _with_shortcut(layer.position_embedding))
     mlp.register_module("depthwise", _with_shortcut(mlp.depthwise))
-    _scale_inputs(_convolution(mlp, "fc1"), *_scale_and_shift(layer.mlp_norm))
+    _scale_inputs(plain_convolution(mlp, "fc1"), *_scale_and_shift(layer.mlp_norm))
     layer.register_module("mlp_norm", nn.Identity())
     # upsampling mixes positions, the scale channels: in which order does not matter
     if isinstance(layer.layer_scale1, SViTLayerScale):
-        _scale_outputs(_convolution(attention, "projection"), layer.layer_scale1.scale)
+        _scale_outputs(plain_convolution(attention, "projection"), layer.layer_scale1.scale)
     if isinstance(layer.layer_scale2, SViTLayerScale):
-        _scale_outputs(_convolution(mlp, "fc2"), layer.layer_scale2.scale)
+        _scale_outputs(plain_convolution(mlp, "fc2"), layer.layer_scale2.scale)
     layer.layer_scale1 = layer.layer_scale2 = nn.Identity()
 
 
@@ -98,7 +98,7 @@ def _with_shortcut(residual: nn.Module) -> nn.Conv2d:
             f"`model` has a {type(residual).__name__} where a residual depthwise convolution should be; was it folded "
             "before?"
         )
-    convolution = _convolution(residual, "convolution")
+    convolution = plain_convolution(residual, "convolution")
     convolution.weight[:, 0, 1, 1] += 1
     return convolution
 
@@ -127,7 +127,7 @@ def _scale_inputs(convolution: nn.Conv2d, scale: torch.Tensor, shift: torch.Tens
     convolution.weight.copy_((weight * scale).view_as(convolution.weight))
 
 
-def _convolution(owner: nn.Module, name: str) -> nn.Conv2d:
+def plain_convolution(owner: nn.Module, name: str) -> nn.Conv2d:
     """Return a convolution whose weights can be changed in place."""
     convolution = getattr(owner, name)
     # subclasses are what adapters and parametrizations put there, tensors of other types hold quantised weights
