@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svit_hf.kernels.triton import sampling, upsampling
+from svit_hf.kernels.triton import depthwise, sampling, upsampling
 
 
 # by compute capability: channels, height and width, cell
@@ -27,13 +27,16 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 def launches(channels, length, cell, dtype):
     """Return the launches of forward and backward as `(kernel, arguments, options)`, without doing them."""
     recorded = []
-    for module in (sampling, upsampling):
+    for module in (depthwise, sampling, upsampling):
         module.launch = lambda kernel, grid, *arguments, **options: recorded.append((kernel, arguments, options))
     tokens = torch.empty(1, channels, length, length, dtype=dtype)
     super_tokens, association, mass = sampling.sample_super_tokens(tokens, (cell, cell), 1, "soft")
     upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length))
     upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length), mass)
     upsampling.aggregate_tokens(tokens, association, (cell, cell))
+    weight, bias = torch.empty(channels, 1, 3, 3), torch.empty(channels)
+    depthwise.depthwise_residual(tokens, weight, bias, "gelu", True)
+    depthwise.depthwise_residual_backward(tokens, tokens, weight, "gelu", True)
     return recorded
 
 

@@ -34,4 +34,4 @@ def find_obstacle(device: torch.device | None, dtype: torch.dtype | None, sample
 
 def load() -> None:
     """Register the operators as `torch.ops.svit_hf_triton`; imports Triton."""
-    from . import sampling, upsampling  # noqa: F401
+    from . import depthwise, sampling, upsampling  # noqa: F401
