@@ -89,14 +89,14 @@ def depthwise_backward_kernel(
 ):
     """Write the gradient of the inputs on some strips, and sum those of the nine taps and of the bias over them.
 
-    A tap's gradient is a sum over pairs of an output's gradient and an input. Taken by inputs, it needs the same window
-    of gradients that the gradient of the input is made of, and each input once, in its place.
+    A tap's gradient is a sum over pairs of an output's gradient and an input. Taken by inputs, it needs the same
+    window of gradients that the gradient of the input is made of, and each input once, in its place.
     """
     channel_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     partial = tl.program_id(0) // channel_blocks
     taps = load_taps(weight_ptr, channel, C, SHORTCUT)
-    sums = ()
+    sums: tl.tuple = ()
     for _ in tl.static_range(10):
         sums += (tl.zeros((BLOCK_C,), tl.float32),)
     for strip in range(partial, num_strips, num_partial_sums):
@@ -108,11 +108,11 @@ def depthwise_backward_kernel(
             for row in tl.static_range(ROWS):
                 token, slope = activate(load_token(inputs_ptr, image, top + row, x, channel, H, W, C), ACTIVATION)
                 # the output that tap (down, across) leads to is as far up and to the left
-                window = ()
+                window: tl.tuple = ()
                 for down in tl.static_range(3):
                     window += (after[row + 2 - down], here[row + 2 - down], before[row + 2 - down])
                 result = tl.zeros((BLOCK_C,), tl.float32)
-                new_sums = ()
+                new_sums: tl.tuple = ()
                 for tap in tl.static_range(9):
                     result += taps[tap] * window[tap]
                     new_sums += (sums[tap] + token * window[tap],)
@@ -191,7 +191,7 @@ def depthwise_residual_backward(
     channels = hidden_states.shape[1]
     num_strips, blocks = _divide(hidden_states)
     num_partial_sums = min(num_strips, MAX_PARTIAL_SUMS)
-    input_gradient, _, _ = _gradients(hidden_states, weight)
+    input_gradient = empty_channels_last(hidden_states, *hidden_states.shape)
     partial_sums = torch.empty(num_partial_sums, 10, channels, dtype=torch.float32, device=hidden_states.device)
     launch(
         depthwise_backward_kernel,
@@ -226,11 +226,6 @@ def _divide(hidden_states: torch.Tensor) -> tuple[int, dict[str, int]]:
     return batch_size * strips_down * strips_across, blocks
 
 
-def _gradients(hidden_states: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    input_gradient = empty_channels_last(hidden_states, *hidden_states.shape)
-    return input_gradient, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
-
-
 @depthwise_residual.register_fake
 def _(hidden_states, weight, bias, activation, shortcut):
     return empty_channels_last(hidden_states, *hidden_states.shape)
@@ -238,7 +233,8 @@ def _(hidden_states, weight, bias, activation, shortcut):
 
 @depthwise_residual_backward.register_fake
 def _(gradient, hidden_states, weight, activation, shortcut):
-    return _gradients(hidden_states, weight)
+    input_gradient = empty_channels_last(hidden_states, *hidden_states.shape)
+    return input_gradient, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -39,7 +39,7 @@ def load_column(
     pointer, image, top, x, channel, H, W, C: tl.constexpr, ACTIVATION: tl.constexpr, LENGTH: tl.constexpr
 ):
     """Load and activate the tokens from `top` down in a column, a tuple; outside of the image they stay zeros."""
-    column = ()
+    column: tl.tuple = ()
     for row in tl.static_range(LENGTH):
         token, _ = activate(load_token(pointer, image, top + row, x, channel, H, W, C), ACTIVATION)
         column += (token,)
@@ -49,7 +49,7 @@ def load_column(
 @triton.jit
 def load_taps(weight_ptr, channel, C: tl.constexpr, SHORTCUT: tl.constexpr):
     """Load the weights `(C, 3, 3)` as nine vectors in float32; a shortcut is one more in the centre."""
-    taps = ()
+    taps: tl.tuple = ()
     for tap in tl.static_range(9):
         weight = tl.load(weight_ptr + channel * 9 + tap, mask=channel < C, other=0.0).to(tl.float32)
         if SHORTCUT and tap == 4:
