@@ -104,7 +104,9 @@ class SViTDepthwiseResidual(nn.Module):
     def kernels_for(self, hidden_states: torch.Tensor) -> Any | None:
         """Return the operators that take the place of `convolution`, or None where that has to run itself."""
         kernels = find_kernels(self.implementation, hidden_states)
-        return kernels if type(self.convolution) is nn.Conv2d and _is_bare(self.convolution) else None
+        if kernels is None or type(self.convolution) is not nn.Conv2d or not _is_bare(self.convolution):
+            return None
+        return kernels
 
     def _output_dtype(self, hidden_states: torch.Tensor) -> torch.dtype:
         """Return what the sum has without kernels, where autocast gives the convolution a dtype of its own."""
@@ -277,9 +279,9 @@ class SViTConvFFN(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
-        is_exact_gelu = type(self.activation) is GELUActivation and _is_bare(self.activation)
-        if is_exact_gelu and self.depthwise.kernels_for(hidden_states) is not None:
-            # one pass over the widest map of the block, which is also the only one that backward needs
+        has_kernels = self.depthwise.kernels_for(hidden_states) is not None
+        if has_kernels and type(self.activation) is GELUActivation and _is_bare(self.activation):
+            # one pass over the widest map of the block; backward needs what went in and not its GELU
             return self.fc2(self.depthwise(hidden_states, activation="gelu"))
         return self.fc2(self.depthwise(self.activation(hidden_states)))
 
