@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The depthwise 3x3 convolution with its shortcut and, if wanted, GELU in front: `a + convolution(a)`, `a = gelu(x)`.
 
-Forward and backward are one kernel each, which reads what it needs and writes what it gives once. GELU lives in registers alone: what backward
-needs of it is computed again from `x`. The stencils that the programs walk with are in `stencil.py`.
+Forward and backward are one kernel each, which reads what it needs and writes what it gives once. GELU lives in
+registers alone: what backward needs of it is computed again from `x`. The stencils that the programs walk with are in
+`stencil.py`.
 """
 
 from typing import Any
