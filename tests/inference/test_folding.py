@@ -14,6 +14,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from svit_hf import SViTBackbone, SViTConfig, SViTForImageClassification, SViTImageProcessorPil, SViTModel
 from svit_hf.errors import SViTError
 from svit_hf.inference import fold_for_inference
+from svit_hf.model.layers_svit import SViTDepthwiseResidual
 
 
 # relative errors in norm, float32 against float32; measured on a CPU with torch 2.13: at most 5.3e-7
@@ -113,7 +114,10 @@ class TestFoldedEqualsOriginal:
         norms = [name for name, module in folded.named_modules() if isinstance(module, nn.BatchNorm2d)]
         assert norms == [f"svit.embeddings.layers.{index}.batch_norm" for index in range(4)]
         names = {type(module).__name__ for module in folded.modules()}
-        assert names.isdisjoint({"SViTConvPositionEmbedding", "SViTDepthwiseResidual", "SViTLayerScale"})
+        assert "SViTLayerScale" not in names
+        residuals = [module for module in folded.modules() if isinstance(module, SViTDepthwiseResidual)]
+        assert len(residuals) == 2 * sum(folded.config.depths)
+        assert not any(residual.has_shortcut for residual in residuals)
 
 
 class TestOriginal:

@@ -16,19 +16,26 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from svit_hf.kernels.triton import normalized_sampling, sampling, upsampling
+from svit_hf.kernels.triton import depthwise, normalized_sampling, sampling, upsampling
 
 
 # by compute capability: channels, height and width, cell
 GRIDS = {90: [(192, 28, 4), (320, 14, 2)], 80: [(64, 56, 8)]}
+# likewise of the map in the feed-forward, which strips of the largest size divide
+MAPS = {90: (384, 56), 80: (256, 28)}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
-def launches(channels, length, cell, dtype):
+def launches(run, *shape):
     """Return the launches of forward and backward as `(kernel, arguments, options)`, without doing them."""
     recorded = []
-    for module in (normalized_sampling, sampling, upsampling):
+    for module in (depthwise, normalized_sampling, sampling, upsampling):
         module.launch = lambda kernel, grid, *arguments, **options: recorded.append((kernel, arguments, options))
+    run(*shape)
+    return recorded
+
+
+def attend(dtype, channels, length, cell):
     tokens = torch.empty(1, channels, length, length, dtype=dtype)
     super_tokens, association, mass = sampling.sample_super_tokens(tokens, (cell, cell), 1, "soft")
     upsampling.upsample_tokens(super_tokens, association, (cell, cell), (length, length))
@@ -38,7 +45,13 @@ def launches(channels, length, cell, dtype):
     if dtype == torch.bfloat16:
         # what LayerNorm gives under autocast
         record_normalized(tokens, cell, torch.float32)
-    return recorded
+
+
+def convolve(dtype, channels, length):
+    hidden_states = torch.empty(1, channels, length, length, dtype=dtype)
+    weight, bias = torch.empty(channels, 1, 3, 3), torch.empty(channels)
+    depthwise.depthwise_residual(hidden_states, weight, bias, "gelu", True)
+    depthwise.depthwise_residual_backward(hidden_states, hidden_states, weight, "gelu", True)
 
 
 def record_normalized(tokens, cell, dtype):
@@ -82,13 +95,13 @@ def compile_launch(kernel, arguments, options, capability):
 
 def main():
     for capability, grids in GRIDS.items():
-        for channels, length, cell in grids:
-            for dtype in TYPES:
-                for kernel, arguments, options in launches(channels, length, cell, dtype):
+        for dtype in TYPES:
+            runs = [(attend, dtype, *grid) for grid in grids] + [(convolve, dtype, *MAPS[capability])]
+            for run, *shape in runs:
+                for kernel, arguments, options in launches(run, *shape):
                     what = {"kernel": kernel.__name__, "capability": capability, "dtype": str(dtype)}
-                    shape = {"channels": channels, "cell": cell}
                     usage = compile_launch(kernel, arguments, options, capability)
-                    print(json.dumps(what | shape | usage), flush=True)  # noqa: T201 - what the test reads
+                    print(json.dumps(what | {"shape": shape[1:]} | usage), flush=True)  # noqa: T201 - what the test reads
 
 
 if __name__ == "__main__":

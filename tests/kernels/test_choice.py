@@ -3,6 +3,7 @@
 
 import logging
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -93,6 +94,18 @@ class TestRequest:
         with pytest.raises(ValueError, match=r"GPU of today is older than compute capability \(8, 0\)"):
             kernels.resolve("triton", GPU, torch.float16)
 
+    def test_is_refused_with_an_old_triton(self, monkeypatch):
+        monkeypatch.setattr("svit_hf.kernels.triton.metadata.version", lambda name: "3.2.0")
+        with pytest.raises(ValueError, match=r"because triton 3\.2 is older than 3\.3"):
+            kernels.resolve("triton", torch.device("cpu"), torch.float32)
+
+    def test_is_met_by_a_triton_of_another_name(self, monkeypatch):
+        def find_nothing(name):
+            raise PackageNotFoundError(name)
+
+        monkeypatch.setattr("svit_hf.kernels.triton.metadata.version", find_nothing)
+        assert triton_kernels.find_obstacle(None, None, None) is None
+
     def test_is_refused_on_a_cpu_without_the_interpreter(self, monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         with pytest.raises(ValueError, match="the tokens are on cpu"):
@@ -111,7 +124,9 @@ class TestModel:
         model = SViTModel(tiny_config())
         assert model.super_token_implementation == "eager"
         model.set_super_token_implementation("triton")
-        assert model.stages[0].layers[0].attention.implementation == "triton"
+        layer = model.stages[0].layers[0]
+        for module in (layer.attention, layer.position_embedding, layer.mlp.depthwise):
+            assert module.implementation == "triton"
         assert "triton" not in model.config.to_json_string()
 
     @pytest.mark.parametrize("make", [lambda: SViTModel(tiny_config()), lambda: SuperTokenAttention(8, 2)])
@@ -151,5 +166,5 @@ class TestModel:
             outputs.last_hidden_state.square().sum().backward()
             gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
             results[name] = outputs.last_hidden_state, outputs.super_tokens, outputs.associations, gradients
-        # the largest deviation measured was 0.17 of what this allows, 2.9e-6 of a tensor's norm
+        # the largest deviation measured was 0.23 of what this allows, 3.4e-6 of a tensor's norm
         torch.testing.assert_close(results["triton"], results["eager"], rtol=1e-3, atol=1e-4)

@@ -20,6 +20,7 @@ from svit_hf.benchmark.networks import SViTNetwork, made_up_images
 from svit_hf.benchmark.results import Case, Cost
 from svit_hf.benchmark.workloads import FunctionStep
 from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.implementation_svit import find_kernels
 
 
 class _PassOn(nn.Module):
@@ -118,11 +119,13 @@ class Variant:
         name: As in tables.
         function: Takes the operator's inputs.
         memory_format: Of the inputs with four dimensions.
+        needs_gpu: Whether it is left out on CPUs.
     """
 
     name: str
     function: Callable[..., torch.Tensor]
     memory_format: torch.memory_format = torch.channels_last
+    needs_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,10 @@ def _depthwise_inputs(batch_size: int, channels: int, num_heads: int, edge: int)
     return [images, torch.randn(4 * channels, 1, 3, 3) / 3, torch.randn(4 * channels)]
 
 
+def _depthwise_operations(batch_size: int, channels: int, num_heads: int, edge: int) -> int:
+    return 2 * 9 * 4 * channels * batch_size * edge**2
+
+
 def _depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return images + F.conv2d(images, weight, bias, padding=1, groups=images.shape[1])
 
@@ -154,6 +161,19 @@ def _depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -
 def _depthwise_with_shortcut_in_kernel(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     centre = F.pad(weight.new_ones(1, 1, 1, 1), (1, 1, 1, 1))
     return F.conv2d(images, weight + centre, bias, padding=1, groups=images.shape[1])
+
+
+def _gelu_and_depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return _depthwise(F.gelu(images), weight, bias)
+
+
+def _depthwise_in_triton(activation: str) -> Callable[..., torch.Tensor]:
+    def run(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        kernels: Any = find_kernels("triton", images)
+        result: torch.Tensor = kernels.depthwise_residual(images, weight, bias, activation, True)
+        return result
+
+    return run
 
 
 def _norm_inputs(batch_size: int, channels: int, num_heads: int, edge: int) -> list[torch.Tensor]:
@@ -193,11 +213,22 @@ OPERATORS = {
     "depthwise 3x3 with shortcut": Operator(
         stage=0,
         inputs=_depthwise_inputs,
-        operations=lambda batch_size, channels, num_heads, edge: 2 * 9 * 4 * channels * batch_size * edge**2,
+        operations=_depthwise_operations,
         variants=(
             Variant("NCHW", _depthwise, NCHW),
             Variant("channels_last", _depthwise),
             Variant("channels_last, shortcut in the centre tap", _depthwise_with_shortcut_in_kernel),
+            Variant("triton", _depthwise_in_triton("none"), needs_gpu=True),
+        ),
+    ),
+    "GELU and depthwise 3x3 with shortcut": Operator(
+        stage=0,
+        inputs=_depthwise_inputs,
+        operations=_depthwise_operations,
+        variants=(
+            Variant("NCHW", _gelu_and_depthwise, NCHW),
+            Variant("channels_last", _gelu_and_depthwise),
+            Variant("triton", _depthwise_in_triton("gelu"), needs_gpu=True),
         ),
     ),
     "layer norm over channels": Operator(
@@ -253,11 +284,13 @@ def measure_operators(
         num_operations = operator.operations(*shape) * (3 if does_backward else 1)
         contestants = []
         for dtype in session.dtypes:
+            cost = Cost(operations=num_operations, moved_bytes=num_moved * DTYPES[dtype].itemsize)
             for variant in operator.variants:
+                if variant.needs_gpu and situation.device.type != "cuda":
+                    continue
                 given = [_laid_out(tensor.to(DTYPES[dtype]), variant.memory_format) for tensor in inputs]
                 work = FunctionStep(variant.function, given, does_backward)
                 error = check_outputs(f"{name}, {variant.name}", dtype, work.outputs(), expected)
-                cost = Cost(operations=num_operations, moved_bytes=num_moved * DTYPES[dtype].itemsize)
                 contestants.append(Contestant(variant.name, dtype, work, cost, error))
         title = f"{name}: {_shape(inputs[0])}"
         session.say(title)

@@ -79,8 +79,8 @@ def fold_for_inference(model: Model) -> Model:
 
 def _fold_layer(layer: SViTLayer) -> None:
     attention, mlp = layer.attention.self_attention, layer.mlp
-    layer.register_module("position_embedding", _with_shortcut(layer.position_embedding))
-    mlp.register_module("depthwise", _with_shortcut(mlp.depthwise))
+    _take_shortcut_in(layer.position_embedding)
+    _take_shortcut_in(mlp.depthwise)
     _scale_inputs(plain_convolution(mlp, "fc1"), *_scale_and_shift(layer.mlp_norm))
     layer.register_module("mlp_norm", nn.Identity())
     # upsampling mixes positions, the scale channels: in which order does not matter
@@ -91,16 +91,15 @@ def _fold_layer(layer: SViTLayer) -> None:
     layer.layer_scale1 = layer.layer_scale2 = nn.Identity()
 
 
-def _with_shortcut(residual: nn.Module) -> nn.Conv2d:
+def _take_shortcut_in(residual: nn.Module) -> None:
     """Turn `x + convolution(x)` into one convolution."""
-    if not isinstance(residual, SViTDepthwiseResidual):
+    if not isinstance(residual, SViTDepthwiseResidual) or not residual.has_shortcut:
         raise SViTError(
-            f"`model` has a {type(residual).__name__} where a residual depthwise convolution should be; was it folded "
-            "before?"
+            f"`model` has a {type(residual).__name__} without a shortcut where a residual depthwise convolution "
+            "should be; was it folded before?"
         )
-    convolution = plain_convolution(residual, "convolution")
-    convolution.weight[:, 0, 1, 1] += 1
-    return convolution
+    plain_convolution(residual, "convolution").weight[:, 0, 1, 1] += 1
+    residual.has_shortcut = False
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faster implementations of the super-token operations, and which of them can run where.
+"""Faster implementations of the super-token operations and their neighbours, and which of them can run where.
 
 The model asks for them by name (`model/implementation_svit.py`) and works without this folder. Here live the names and
 the choice; an implementation is a folder of its own, which registers its operators with PyTorch when it is first used.

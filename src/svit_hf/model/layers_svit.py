@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
+from transformers.activations import ACT2FN, GELUActivation
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_svit import SViTConfig
-from .implementation_svit import check_implementation
+from .implementation_svit import check_implementation, find_kernels
 from .super_tokens_svit import super_token_attention
 
 
@@ -89,9 +89,40 @@ class SViTDepthwiseResidual(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.convolution = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+        # False where the weights have taken the shortcut in, see `svit_hf.inference.fold_for_inference`
+        self.has_shortcut = True
+        # a property of the object, not of the architecture; see `set_super_token_implementation`
+        self.implementation = "auto"
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states + self.convolution(hidden_states)
+    def forward(self, hidden_states: torch.Tensor, activation: str = "none") -> torch.Tensor:
+        """Return `a + convolution(a)`, where `a` is the input itself or, if `activation` is "gelu", its GELU."""
+        kernels = self.kernels_for(hidden_states)
+        if kernels is not None:
+            hidden_states = hidden_states.to(self._output_dtype(hidden_states))
+            weight, bias = self.convolution.weight, self.convolution.bias
+            return kernels.depthwise_residual(hidden_states, weight, bias, activation, self.has_shortcut)
+        if activation == "gelu":
+            hidden_states = F.gelu(hidden_states)
+        convolved = self.convolution(hidden_states)
+        return hidden_states + convolved if self.has_shortcut else convolved
+
+    def kernels_for(self, hidden_states: torch.Tensor) -> Any | None:
+        """Return the operators that take the place of `convolution`, or None where that has to run itself."""
+        kernels = find_kernels(self.implementation, hidden_states)
+        if kernels is None or type(self.convolution) is not nn.Conv2d or not _is_bare(self.convolution):
+            return None
+        return kernels
+
+    def _output_dtype(self, hidden_states: torch.Tensor) -> torch.dtype:
+        """Return what the sum has without kernels, where autocast gives the convolution a dtype of its own."""
+        device_type = hidden_states.device.type
+        if not torch.is_autocast_enabled(device_type):
+            return hidden_states.dtype
+        dtype = torch.get_autocast_dtype(device_type)
+        return torch.promote_types(hidden_states.dtype, dtype) if self.has_shortcut else dtype
+
+    def extra_repr(self) -> str:
+        return "" if self.has_shortcut else "has_shortcut=False"
 
 
 class SViTConvPositionEmbedding(SViTDepthwiseResidual):
@@ -260,7 +291,12 @@ class SViTConvFFN(nn.Module):
         self.fc2 = nn.Conv2d(hidden_channels, channels, kernel_size=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.depthwise(self.activation(self.fc1(hidden_states))))
+        hidden_states = self.fc1(hidden_states)
+        has_kernels = self.depthwise.kernels_for(hidden_states) is not None
+        if has_kernels and type(self.activation) is GELUActivation and _is_bare(self.activation):
+            # one pass over the widest map of the block; backward needs what went in and not its GELU
+            return self.fc2(self.depthwise(hidden_states, activation="gelu"))
+        return self.fc2(self.depthwise(self.activation(hidden_states)))
 
 
 class SViTLayer(GradientCheckpointingLayer):
@@ -394,19 +430,28 @@ class SViTPooler(nn.Module):
 
 
 def set_super_token_implementation(module: nn.Module, implementation: str) -> None:
-    """Choose what runs the super-token operations of every layer in `module`.
+    """Choose what runs the super-token operations and depthwise convolutions of every layer in `module`.
 
     Raises:
         ValueError: If the implementation is unknown, or cannot run anywhere in this process; the message says why.
     """
     check_implementation(implementation)
     for layer in module.modules():
-        if isinstance(layer, SViTSuperTokenAttention):
+        if isinstance(layer, SViTSuperTokenAttention | SViTDepthwiseResidual):
             layer.implementation = implementation
 
 
 def _batch_norm(config: SViTConfig, channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """Tell whether nothing that was hung on a module would be missed if its weights were used without calling it.
+
+    Offloading and sharding bring weights in by hooks or by a `forward` of the object, inspection reads them out there.
+    """
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and "forward" not in module.__dict__
 
 
 def _is_inside_backward() -> bool:
