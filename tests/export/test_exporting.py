@@ -193,6 +193,7 @@ class TestArguments:
         with pytest.raises(SViTError, match=rf"needs no_such_package; .* pip install \"svit-hf\[{extra}\]\""):
             export_classifier(classifier(), tmp_path / "out", options, images=images)
 
+    @needs_exporters
     def test_missing_package_of_a_program_is_named(self, tmp_path, monkeypatch):
         packages = {"metadata": {"packages": {"torch": "2.13.0", "torchao": "0.18.0"}}}
         (tmp_path / "export.json").write_text(json.dumps({"components": {"model": packages}}))

@@ -4,9 +4,12 @@
 Without a GPU they run in Triton's interpreter, on shapes that it can manage.
 """
 
+import copy
+
 import oracle
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SuperTokenAttention
@@ -232,6 +235,18 @@ class TestInPrograms:
         tokens = tokens_of(device, 1, 8, 3, 3)
         checkpointed = self.run(lambda inputs: checkpoint(attention, inputs, use_reentrant=use_reentrant), tokens)
         torch.testing.assert_close(checkpointed, self.run(attention, tokens), rtol=0, atol=0)
+
+    def test_data_parallel_training_gets_the_same_gradients(self, device, attention):
+        wrapped = copy.deepcopy(attention)
+        tokens = tokens_of(device, 1, 8, 3, 3)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+        try:
+            result = self.run(DistributedDataParallel(wrapped), tokens)
+        finally:
+            torch.distributed.destroy_process_group()
+        torch.testing.assert_close(result, self.run(attention, tokens), rtol=0, atol=0)
+        for averaged, parameter in zip(wrapped.parameters(), attention.parameters(), strict=True):
+            torch.testing.assert_close(averaged.grad, parameter.grad, rtol=0, atol=0)
 
     @pytest.mark.gpu
     def test_cuda_graph_replays(self, device, attention):
