@@ -11,7 +11,7 @@ from svit_hf.model.layers_svit import SViTLayer
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 
 
-# all layers count together: with four stages the compiler's own limit of 8 would let the second size fall back to
+# all layers count together: with four stages the compiler's own limit of 8 would let the third size fall back to
 # what is not compiled
 RECOMPILE_LIMIT = 64
 
