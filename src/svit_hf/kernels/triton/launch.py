@@ -38,6 +38,18 @@ def tile_of(num_tokens: int, channels: int, dtype: torch.dtype, max_channels: in
     return Tile(max(block_tokens, MIN_LENGTH), block_channels, 8 if block_channels > 128 else 4)
 
 
+def constants_of(tile: Tile, channels: int, cell_size: Sequence[int]) -> dict[str, int]:
+    """Return what a kernel over the tokens of cells is compiled for."""
+    return {
+        "C": channels,
+        "h": cell_size[0],
+        "w": cell_size[1],
+        "BLOCK_T": tile.tokens,
+        "BLOCK_C": tile.channels,
+        "num_warps": tile.num_warps,
+    }
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Start a kernel on the device of its first argument; an empty grid starts nothing."""
     if 0 in grid:

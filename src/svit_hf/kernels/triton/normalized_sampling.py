@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch.library import custom_op
 
-from .launch import count_cells, empty_channels_last, launch, tile_of
+from .launch import constants_of, count_cells, empty_channels_last, launch, tile_of
 from .sampling import (
     MAX_CHANNELS,
     NUM_PARTS_WITH_NORM,
@@ -208,12 +208,7 @@ def _average_normalized_cells(
         rows,
         columns,
         eps,
-        C=channels,
-        h=cell_size[0],
-        w=cell_size[1],
-        BLOCK_T=tile.tokens,
-        BLOCK_C=tile.channels,
-        num_warps=tile.num_warps,
+        **constants_of(tile, channels, cell_size),
     )
 
 
@@ -264,12 +259,7 @@ def differentiate_normalize_and_sample(
         *size,
         rows,
         columns,
-        C=channels,
-        h=cell_size[0],
-        w=cell_size[1],
-        BLOCK_T=tile.tokens,
-        BLOCK_C=tile.channels,
-        num_warps=tile.num_warps,
+        **constants_of(tile, channels, cell_size),
     )
     # in an order that depends on the shape alone, so that the same input gives the same bits
     weight_gradient, bias_gradient = (partial.sum(dim=0).to(weight.dtype) for partial in parameter_gradients.unbind(1))

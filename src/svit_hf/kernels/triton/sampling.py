@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch.library import custom_op
 
-from .launch import ceil_div, count_cells, empty_channels_last, launch, tile_of
+from .launch import ceil_div, constants_of, count_cells, empty_channels_last, launch, tile_of
 from .upsampling import num_blocks, reduce_partial_sums, sum_partially, upsample_tokens
 from .windows import (
     load_parameter,
@@ -212,12 +212,7 @@ def _average_cells(tokens: torch.Tensor, cell_size: Sequence[int], super_tokens:
         *tokens.shape[2:],
         rows,
         columns,
-        C=channels,
-        h=cell_size[0],
-        w=cell_size[1],
-        BLOCK_T=tile.tokens,
-        BLOCK_C=tile.channels,
-        num_warps=tile.num_warps,
+        **constants_of(tile, channels, cell_size),
     )
 
 
@@ -260,14 +255,9 @@ def _associate(
         rows,
         columns,
         channels**-0.5,
-        C=channels,
-        h=cell_size[0],
-        w=cell_size[1],
         MASK_OUTSIDE=mask_outside,
         HAS_NORM=normalization is not None,
-        BLOCK_T=tile.tokens,
-        BLOCK_C=tile.channels,
-        num_warps=tile.num_warps,
+        **constants_of(tile, channels, cell_size),
     )
     return partial_sums if has_sums else sum_partially(tokens, association, cell_size), partial_mass
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch.library import custom_op
 
-from .launch import ceil_div, count_cells, empty_channels_last, launch, tile_of
+from .launch import ceil_div, constants_of, count_cells, empty_channels_last, launch, tile_of
 from .windows import load_association, load_rows, locate_block, locate_tokens, locate_window, multiply, store_rows
 
 
@@ -178,13 +178,8 @@ def upsample_tokens(
         *size,
         rows,
         columns,
-        C=channels,
-        h=cell_size[0],
-        w=cell_size[1],
         HAS_MASS=mass is not None,
-        BLOCK_T=tile.tokens,
-        BLOCK_C=tile.channels,
-        num_warps=tile.num_warps,
+        **constants_of(tile, channels, cell_size),
     )
     return tokens
 
@@ -227,12 +222,7 @@ def sum_partially(tokens: torch.Tensor, association: torch.Tensor, cell_size: Se
         *size,
         rows,
         columns,
-        C=channels,
-        h=cell_size[0],
-        w=cell_size[1],
-        BLOCK_T=tile.tokens,
-        BLOCK_C=tile.channels,
-        num_warps=tile.num_warps,
+        **constants_of(tile, channels, cell_size),
     )
     return partial_sums
 
