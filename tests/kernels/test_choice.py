@@ -21,9 +21,11 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def no_choice_made_before():
-    kernels.resolve.cache_clear()
+    for cached in (kernels.resolve, kernels._say_once):
+        cached.cache_clear()
     yield
-    kernels.resolve.cache_clear()
+    for cached in (kernels.resolve, kernels._say_once):
+        cached.cache_clear()
 
 
 @pytest.fixture
@@ -48,8 +50,8 @@ def without_triton(monkeypatch):
 class TestAuto:
     def test_takes_triton_where_it_is_preferred_and_says_so_once(self, gpu, preferred, caplog):
         with caplog.at_level(logging.INFO, "svit_hf.kernels"):
-            chosen = [kernels.resolve("auto", GPU, torch.bfloat16, "soft") for _ in range(2)]
-        assert chosen == ["triton", "triton"]
+            chosen = [kernels.resolve("auto", GPU, torch.bfloat16, sampler) for sampler in ("soft", "soft", None)]
+        assert chosen == ["triton"] * 3
         assert caplog.messages == ["triton runs the super-token operations on cuda:0 in torch.bfloat16."]
 
     def test_does_not_prefer_kernels_that_were_never_timed(self, gpu):
@@ -61,8 +63,8 @@ class TestAuto:
         assert caplog.messages == []
 
     def test_falls_back_on_a_gpu_and_says_why_once(self, gpu, preferred, without_triton, caplog):
-        chosen = [kernels.resolve("auto", GPU, torch.bfloat16, "soft") for _ in range(2)]
-        assert chosen == ["eager", "eager"]
+        chosen = [kernels.resolve("auto", GPU, torch.bfloat16, sampler) for sampler in ("soft", "soft", None)]
+        assert chosen == ["eager"] * 3
         (message,) = caplog.messages
         assert "because triton is not installed (pip install" in message
 

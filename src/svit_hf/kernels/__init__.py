@@ -90,13 +90,20 @@ def _choose(device: torch.device, dtype: torch.dtype, sampler: str | None) -> st
             continue
         obstacle = _find_obstacle(name, device, dtype, sampler)
         if obstacle is None:
-            logger.info("%s runs the super-token operations on %s in %s.", name, device, dtype)
+            _say_once(logging.INFO, f"{name} runs the super-token operations on {device} in {dtype}.")
             return name
-        logger.warning(
-            "PyTorch's own operators run the super-token operations on %s in %s, and not the faster %s, because %s.",
-            device, dtype, name, obstacle,
-        )  # fmt: skip
+        _say_once(
+            logging.WARNING,
+            f"PyTorch's own operators run the super-token operations on {device} in {dtype}, and not the faster "
+            f"{name}, because {obstacle}.",
+        )
     return "eager"
+
+
+# operators with a sampler and without one are asked for apart, and mostly get the same answer
+@cache
+def _say_once(level: int, message: str) -> None:
+    logger.log(level, message)
 
 
 def _find_obstacle(
