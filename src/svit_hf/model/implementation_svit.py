@@ -8,6 +8,7 @@ without them nothing is missing but speed.
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def find_kernels(implementation: str, tokens: torch.Tensor, sampler: str | None = None) -> Any | None:
@@ -64,3 +65,12 @@ def check_implementation(implementation: str) -> None:
             ) from None
     else:
         require(implementation)
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Tell whether nothing would be missed if kernels used a module's weights without calling it.
+
+    Offloading and sharding bring weights in by hooks or by a `forward` of the object; inspection reads them out there.
+    """
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and "forward" not in vars(module) and not nn.modules.module._has_any_global_hook()

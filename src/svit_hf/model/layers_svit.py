@@ -21,7 +21,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 from .configuration_svit import SViTConfig
-from .implementation_svit import check_implementation, find_kernels
+from .implementation_svit import check_implementation, find_kernels, is_bare
 from .super_tokens_svit import super_token_attention
 
 
@@ -109,7 +109,7 @@ class SViTDepthwiseResidual(nn.Module):
     def kernels_for(self, hidden_states: torch.Tensor) -> Any | None:
         """Return the operators that take the place of `convolution`, or None where that has to run itself."""
         kernels = find_kernels(self.implementation, hidden_states)
-        if kernels is None or type(self.convolution) is not nn.Conv2d or not _is_bare(self.convolution):
+        if kernels is None or type(self.convolution) is not nn.Conv2d or not is_bare(self.convolution):
             return None
         return kernels
 
@@ -293,7 +293,7 @@ class SViTConvFFN(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
         has_kernels = self.depthwise.kernels_for(hidden_states) is not None
-        if has_kernels and type(self.activation) is GELUActivation and _is_bare(self.activation):
+        if has_kernels and type(self.activation) is GELUActivation and is_bare(self.activation):
             # one pass over the widest map of the block; backward needs what went in and not its GELU
             return self.fc2(self.depthwise(hidden_states, activation="gelu"))
         return self.fc2(self.depthwise(self.activation(hidden_states)))
@@ -443,15 +443,6 @@ def set_super_token_implementation(module: nn.Module, implementation: str) -> No
 
 def _batch_norm(config: SViTConfig, channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-
-
-def _is_bare(module: nn.Module) -> bool:
-    """Tell whether nothing that was hung on a module would be missed if its weights were used without calling it.
-
-    Offloading and sharding bring weights in by hooks or by a `forward` of the object, inspection reads them out there.
-    """
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return not any(hooks) and "forward" not in module.__dict__
 
 
 def _is_inside_backward() -> bool:
