@@ -69,6 +69,16 @@ def test_a_compiler_looks_into_sampling_unless_its_sizes_are_symbols(dynamic, gr
     assert targets & opaque == (opaque if is_opaque else set())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_single_operators_say_what_they_return(dtype):
+    tokens = torch.randn(2, 8, 7, 5, dtype=dtype)
+    sampling = tokens, (3, 2), 2, "soft"
+    upsampling = *torch.ops.svit_hf.sample_super_tokens(*sampling), (3, 2), (7, 5)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.svit_hf.sample_super_tokens, sampling, test_utils=checks)
+    torch.library.opcheck(torch.ops.svit_hf.upsample_tokens, upsampling, test_utils=checks)
+
+
 @pytest.mark.slow
 def test_inductor_compiles_once_for_all_sizes():
     torch.manual_seed(0)

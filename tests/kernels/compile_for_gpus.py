@@ -20,7 +20,7 @@ from svit_hf.kernels.triton import depthwise, normalized_sampling, sampling, ups
 
 
 # by compute capability: channels, height and width, cell
-GRIDS = {90: [(192, 28, 4), (320, 14, 2)], 80: [(64, 56, 8)]}
+GRIDS = {90: [(96, 56, 8), (192, 28, 4), (320, 14, 2)], 80: [(64, 56, 8)]}
 # likewise of the map in the feed-forward, which strips of the largest size divide
 MAPS = {90: (384, 56), 80: (256, 28)}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}

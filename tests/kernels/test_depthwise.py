@@ -6,14 +6,14 @@ Without a GPU they run in Triton's interpreter, on shapes that it can manage.
 
 import pytest
 import torch
+from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, relative_error, tensor_of
 from tiny import tiny_config
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SViTModel
 from svit_hf.inference import fold_for_inference
-from svit_hf.kernels import IMPLEMENTATIONS, resolve
+from svit_hf.kernels import resolve
 from svit_hf.model.layers_svit import SViTConvFFN, SViTDepthwiseResidual, set_super_token_implementation
 
 
@@ -23,7 +23,6 @@ pytest.importorskip("triton")
 FLOAT32_TOLERANCE = 5e-6
 # relative to float64, of half precision, in its machine epsilons: worst case measured likewise 0.76
 HALF_TOLERANCE_EPSILONS = 2
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 
 # batch, channels, height, width, activation, shortcut: what is divided into strips or blocks, in one way each
 SMALL = [
@@ -40,12 +39,6 @@ REAL = [
     pytest.param((64, 2048, 7, 7), "gelu", True, id="B64-C2048-7x7"),
     pytest.param((300, 100, 24, 48), "none", False, id="B300-C100-24x48"),
 ]
-IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-
-
-def tensor_of(device, *shape, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator).to(device, dtype)
 
 
 def arguments_of(device, shape, dtype=torch.float32):
@@ -53,10 +46,6 @@ def arguments_of(device, shape, dtype=torch.float32):
     channels = shape[1]
     shapes = shape, (channels, 1, 3, 3), (channels,)
     return [tensor_of(device, *each, dtype=dtype) for each in shapes]
-
-
-def relative_error(actual, expected):
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def eager(hidden_states, weight, bias, activation, shortcut):
@@ -73,18 +62,6 @@ def run_and_differentiate(function, arguments, activation, shortcut, direction=N
         direction = tensor_of(output.device, *output.shape).to(output.dtype)
     gradients = torch.autograd.grad(output, arguments, direction)
     return dict(zip(("output", "input", "weight", "bias"), (output.detach(), *gradients), strict=True))
-
-
-class Operators(TorchDispatchMode):
-    """Note which operators run."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function.overloadpacket))
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -203,7 +180,7 @@ class TestModule:
         return feed_forward
 
     def names_of(self, module, *inputs):
-        with Operators() as operators, torch.no_grad():
+        with OperatorRecorder() as operators, torch.no_grad():
             module(*inputs)
         return operators.names
 
@@ -241,7 +218,7 @@ class TestModule:
         torch.testing.assert_close(replaced(tokens), tokens, rtol=0, atol=0)
 
     @pytest.mark.parametrize("has_shortcut", [True, False])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+    @DTYPES
     def test_dtypes_under_autocast_are_those_of_pytorch(self, device, implementation, has_shortcut, dtype):
         residual = self.residual(device, implementation, has_shortcut)
         results = {}
@@ -264,7 +241,7 @@ class TestModule:
         folded = fold_for_inference(SViTModel(tiny_config(depths=[1, 1, 1, 1])).to(device))
         pixels = torch.randn(1, 3, 36, 20, device=device)
         folded.set_super_token_implementation(implementation)
-        with Operators() as operators, torch.no_grad():
+        with OperatorRecorder() as operators, torch.no_grad():
             actual = folded(pixels).last_hidden_state
         assert operators.names.count(f"svit_hf_{implementation}.depthwise_residual") == 8
         folded.set_super_token_implementation("eager")

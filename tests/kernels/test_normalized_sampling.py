@@ -8,16 +8,16 @@ import copy
 
 import pytest
 import torch
+from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, mix, relative_error, tensor_of
 from tiny import tiny_config
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from svit_hf.kernels import IMPLEMENTATIONS, resolve
+from svit_hf.kernels import resolve
 from svit_hf.model.layers_svit import SViTLayer, set_super_token_implementation
 from svit_hf.model.super_tokens_svit import super_token_attention
 
@@ -28,8 +28,6 @@ pytest.importorskip("triton")
 FLOAT32_TOLERANCE = 5e-6
 # of half precision, in its machine epsilons: worst case measured likewise 1.46
 HALF_TOLERANCE_EPSILONS = 3
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
 # batch, channels, height, width, cell, iterations, sampler
 SMALL = [
@@ -47,27 +45,13 @@ REAL = [
 ]
 
 
-def tokens_of(device, *shape, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator).to(device, dtype)
-
-
 def norm_of(device, channels, dtype=torch.float32):
     """Return a LayerNorm that has learned something: zeros added before it would not be zeros behind it."""
     norm = nn.LayerNorm(channels, eps=1e-6, device=device, dtype=dtype)
     with torch.no_grad():
-        norm.weight.copy_(1 + tokens_of(device, channels) / 2)
-        norm.bias.copy_(tokens_of(device, channels, 1)[:, 0])
+        norm.weight.copy_(1 + tensor_of(device, channels) / 2)
+        norm.bias.copy_(tensor_of(device, channels, 1)[:, 0])
     return norm
-
-
-def mix(super_tokens):
-    """Stand in for attention: mixes super tokens over the whole grid, not linearly."""
-    return super_tokens.tanh() + super_tokens.mean(dim=(2, 3), keepdim=True) ** 2
-
-
-def relative_error(actual, expected):
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def attend(tokens, norm, cell_size=(2, 2), num_iterations=1, sampler="soft", implementation="triton"):
@@ -77,7 +61,7 @@ def attend(tokens, norm, cell_size=(2, 2), num_iterations=1, sampler="soft", imp
 def attend_and_differentiate(tokens, norm, *options):
     tokens = tokens.clone().requires_grad_()
     output, sampled = attend(tokens, norm, *options)
-    direction = tokens_of(tokens.device, *output.shape).to(output.dtype)
+    direction = tensor_of(tokens.device, *output.shape).to(output.dtype)
     gradients = torch.autograd.grad(output, [tokens, *norm.parameters()], direction)
     return {
         "output": output,
@@ -87,17 +71,9 @@ def attend_and_differentiate(tokens, norm, *options):
     }
 
 
-class Recorder(TorchDispatchMode):
-    """Keep the names of the operators of this project that run, but for depthwise convolutions."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function.namespace.startswith("svit_hf") and "depthwise" not in function._opname:
-            self.names.append(function._opname)
-        return function(*args, **(kwargs or {}))
+def sampling_in(names):
+    """Return the operators of this project among names, without namespace, but for depthwise convolutions."""
+    return [name.split(".")[1] for name in names if name.startswith("svit_hf") and "depthwise" not in name]
 
 
 @IMPLEMENTATION
@@ -105,7 +81,7 @@ class Recorder(TorchDispatchMode):
 class TestAgainstFloat64:
     def check(self, device, batch_size, channels, height, width, *options, dtype):
         # far from zero mean and unit deviation, which would hide that they are not taken out
-        tokens = (3 * tokens_of(device, batch_size, channels, height, width) + 1).to(dtype)
+        tokens = (3 * tensor_of(device, batch_size, channels, height, width) + 1).to(dtype)
         norm = norm_of(device, channels, dtype)
         actual = attend_and_differentiate(tokens, norm, *options)
         expected = attend_and_differentiate(tokens.double(), copy.deepcopy(norm).double(), *options[:-1], "eager")
@@ -150,7 +126,7 @@ class TestOperators:
     @pytest.mark.parametrize("channels", [1, 6])
     def test_tokens_without_variance_become_the_bias(self, device, kernels, channels):
         norm = norm_of(device, channels)
-        tokens = tokens_of(device, 1, 1, 2, 4).expand(1, channels, 2, 4).clone().requires_grad_()
+        tokens = tensor_of(device, 1, 1, 2, 4).expand(1, channels, 2, 4).clone().requires_grad_()
         super_tokens, *_ = kernels.normalize_and_sample(
             tokens, norm.weight, norm.bias, norm.eps, (2, 2), 1, "soft_masked", torch.float32
         )
@@ -169,11 +145,11 @@ class TestOperators:
     @pytest.mark.parametrize("channels", [8, 260], ids=["fused", "not-fused"])
     def test_half_precision_gives_float32_super_tokens_where_asked(self, device, kernels, dtype, channels):
         norm = norm_of(device, channels)
-        tokens = tokens_of(device, 1, channels, 3, 3, dtype=dtype).requires_grad_()
+        tokens = tensor_of(device, 1, channels, 3, 3, dtype=dtype).requires_grad_()
         super_tokens, *_ = kernels.normalize_and_sample(
             tokens, norm.weight, norm.bias, norm.eps, (2, 2), 1, "soft", torch.float32
         )
-        direction = tokens_of(device, *super_tokens.shape)
+        direction = tensor_of(device, *super_tokens.shape)
         actual = super_tokens, *torch.autograd.grad(super_tokens, [tokens, *norm.parameters()], direction)
         assert [result.dtype for result in actual] == [torch.float32, dtype, torch.float32, torch.float32]
         reference, norm = tokens.detach().double().requires_grad_(), norm.double()
@@ -188,7 +164,7 @@ class TestOperators:
     def test_are_registered_in_full(self, device, kernels, channels):
         # schema, fake implementation, autograd, and both of them in a traced program of any size
         norm = norm_of(device, channels)
-        tokens = tokens_of(device, 1, channels, 3, 2).requires_grad_()
+        tokens = tensor_of(device, 1, channels, 3, 2).requires_grad_()
         arguments = tokens, norm.weight, norm.bias, norm.eps, (2, 2), 1, "soft", torch.float32
         torch.library.opcheck(kernels.normalize_and_sample, arguments)
         if channels <= 256:
@@ -198,7 +174,7 @@ class TestOperators:
             torch.library.opcheck(kernels.differentiate_normalize_and_sample, inputs)
 
     def test_same_result_in_every_run_and_layout(self, device, implementation):
-        tokens, norm = tokens_of(device, 1, 6, 3, 4), norm_of(device, 6)
+        tokens, norm = tensor_of(device, 1, 6, 3, 4), norm_of(device, 6)
         layouts = [tokens, tokens, tokens.to(memory_format=torch.channels_last), tokens.mT.contiguous().mT]
         options = (2, 2), 1, "soft", implementation
         first, *others = [attend_and_differentiate(layout, norm, *options) for layout in layouts]
@@ -213,7 +189,7 @@ class TestOperators:
             gradients = torch.autograd.grad(output, inputs, tokens, create_graph=True)
             return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs)
 
-        tokens, norm = tokens_of(device, 1, 6, 3, 4, dtype=dtype), norm_of(device, 6, dtype)
+        tokens, norm = tensor_of(device, 1, 6, 3, 4, dtype=dtype), norm_of(device, 6, dtype)
         actual = differentiate_twice(tokens, norm, implementation)
         expected = differentiate_twice(tokens.double(), copy.deepcopy(norm).double(), "eager")
         tolerance = 10 * FLOAT32_TOLERANCE if dtype == torch.float32 else 10 * torch.finfo(dtype).eps
@@ -245,12 +221,12 @@ class TestLayer:
 
     @pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
     def test_gives_the_same_outputs_and_gradients_fused(self, device, layer, implementation, autocast):
-        tokens = tokens_of(device, 2, 8, 7, 5)
+        tokens = tensor_of(device, 2, 8, 7, 5)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             expected = self.run(layer, tokens, "eager")
-            with Recorder() as recorder:
+            with OperatorRecorder() as recorder:
                 actual = self.run(layer, tokens, implementation)
-        assert recorder.names == [
+        assert sampling_in(recorder.names) == [
             "normalize_and_sample",
             "upsample_tokens",
             "aggregate_tokens",
@@ -268,7 +244,7 @@ class TestLayer:
         # as autocast does it on GPUs; on CPUs LayerNorm keeps bfloat16
         layer_norm = F.layer_norm
         monkeypatch.setattr(F, "layer_norm", lambda tokens, *parameters: layer_norm(tokens.float(), *parameters))
-        tokens, norm = tokens_of(device, 1, 8, 3, 3, dtype=dtype), norm_of(device, 8)
+        tokens, norm = tensor_of(device, 1, 8, 3, 3, dtype=dtype), norm_of(device, 8)
         for name in ("eager", implementation):
             results = attend_and_differentiate(tokens, norm, (2, 2), 1, "soft", name)
             assert results.pop("tokens").dtype == dtype
@@ -282,11 +258,11 @@ class TestLayer:
         else:
             register = getattr(norm, f"register_{watched_by}_hook")
             handle = register(lambda *arguments: calls.append(arguments[0]))
-        with Recorder() as recorder:
-            attend_and_differentiate(tokens_of(device, 1, 8, 3, 3), norm, (2, 2), 1, "soft", implementation)
+        with OperatorRecorder() as recorder:
+            attend_and_differentiate(tensor_of(device, 1, 8, 3, 3), norm, (2, 2), 1, "soft", implementation)
         handle.remove()
         assert calls == [norm]
-        assert recorder.names[0] == "sample_super_tokens"
+        assert sampling_in(recorder.names)[0] == "sample_super_tokens"
 
     @pytest.mark.parametrize("kind", ["subclass", "forward", "no bias", "function"])
     def test_calls_a_norm_of_another_kind(self, device, implementation, kind):
@@ -299,18 +275,18 @@ class TestLayer:
         )
         if kind == "forward":
             norm.forward = lambda tokens: tokens + 1
-        tokens = tokens_of(device, 1, 8, 3, 3)
+        tokens = tensor_of(device, 1, 8, 3, 3)
         if kind != "function":
             norm.to(device)
-        with Recorder() as recorder:
+        with OperatorRecorder() as recorder:
             actual, _ = attend(tokens, norm, implementation=implementation)
         expected, _ = attend(tokens, norm, implementation="eager")
-        assert recorder.names == ["sample_super_tokens", "upsample_tokens"]
+        assert sampling_in(recorder.names) == ["sample_super_tokens", "upsample_tokens"]
         torch.testing.assert_close(actual, expected)
 
     @pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
     def test_gradient_checkpointing_changes_nothing(self, device, implementation, use_reentrant):
-        tokens, norm = tokens_of(device, 1, 8, 3, 3), norm_of(device, 8)
+        tokens, norm = tensor_of(device, 1, 8, 3, 3), norm_of(device, 8)
 
         def run(call):
             norm.zero_grad()
@@ -326,7 +302,7 @@ class TestLayer:
         compiled_nodes = []
 
         def record(graph, inputs):
-            compiled_nodes.extend(str(node.target) for node in graph.graph.nodes if "svit_hf" in str(node.target))
+            compiled_nodes.extend(str(node.target) for node in graph.graph.nodes)
             return make_boxed_func(graph.forward)
 
         set_super_token_implementation(layer, implementation)
@@ -334,12 +310,11 @@ class TestLayer:
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
         with torch._dynamo.config.patch(error_on_recompile=True):
             for size in [(5, 6), (9, 13)]:
-                tokens = tokens_of(device, 2, 8, *size)
+                tokens = tensor_of(device, 2, 8, *size)
                 expected = self.run(layer, tokens, implementation)
                 actual = self.run(layer, tokens, implementation, compiled)
                 torch.testing.assert_close(actual, expected)
-        names = [name.split(".")[-2] for name in compiled_nodes]
-        assert [name for name in names if "depthwise" not in name] == [
+        assert sampling_in(compiled_nodes) == [
             "normalize_and_sample",
             "upsample_tokens",
             "aggregate_tokens",
@@ -349,7 +324,7 @@ class TestLayer:
     @pytest.mark.gpu
     def test_cuda_graph_replays(self, device, layer, implementation):
         set_super_token_implementation(layer.eval(), implementation)
-        tokens = tokens_of(device, 4, 8, 15, 14).requires_grad_()
+        tokens = tensor_of(device, 4, 8, 15, 14).requires_grad_()
         replayed = torch.cuda.make_graphed_callables(layer, (tokens.detach().clone().requires_grad_(),))
         torch.testing.assert_close(replayed(tokens), layer(tokens))
 
@@ -359,7 +334,7 @@ class TestLayer:
         tokens = torch.zeros(172, 64, 443, 443, dtype=torch.bfloat16, device=device).to(
             memory_format=torch.channels_last
         )
-        tokens[-1:] = tokens_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
+        tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
         assert tokens.numel() > 2**31
         norm = norm_of(device, 64, torch.bfloat16)
         output, _ = attend(tokens.requires_grad_(), norm, (8, 8), implementation=implementation)

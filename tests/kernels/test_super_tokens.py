@@ -9,11 +9,12 @@ import copy
 import oracle
 import pytest
 import torch
+from kernel_comparison import DTYPES, IMPLEMENTATION, mix, relative_error, tensor_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SuperTokenAttention
-from svit_hf.kernels import IMPLEMENTATIONS, resolve
+from svit_hf.kernels import resolve
 from svit_hf.model.super_tokens_svit import super_token_attention
 
 
@@ -23,7 +24,6 @@ pytest.importorskip("triton")
 FLOAT32_TOLERANCE = 5e-6
 # relative to float32, of half precision, in its machine epsilons: worst case measured likewise 1.05
 HALF_TOLERANCE_EPSILONS = 2
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 
 # batch, channels, height, width, cell, iterations, sampler
 SMALL = [
@@ -41,27 +41,12 @@ REAL = [
     pytest.param(2, 192, 63, 60, (4, 7), 2, "soft", id="B2-C192-63x60-cell4x7-rounds2"),
     pytest.param(2, 512, 24, 24, (2, 2), 1, "soft", id="B2-C512-24x24-cell2"),
 ]
-IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-
-
-def tokens_of(device, *shape, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator).to(device, dtype)
-
-
-def mix(super_tokens):
-    """Stand in for attention: mixes super tokens over the whole grid, not linearly."""
-    return super_tokens.tanh() + super_tokens.mean(dim=(2, 3), keepdim=True) ** 2
-
-
-def relative_error(actual, expected):
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation):
     tokens = tokens.clone().requires_grad_()
     output, sampled = super_token_attention(tokens, mix, cell_size, num_iterations, sampler, implementation)
-    direction = tokens_of(tokens.device, *output.shape, dtype=output.dtype)
+    direction = tensor_of(tokens.device, *output.shape, dtype=output.dtype)
     (gradient,) = torch.autograd.grad(output, tokens, direction)
     return {
         "output": output,
@@ -75,7 +60,7 @@ def attend_and_differentiate(tokens, cell_size, num_iterations, sampler, impleme
 @DTYPES
 class TestAgainstEager:
     def check(self, device, shape, cell_size, num_iterations, sampler, implementation, dtype):
-        tokens = tokens_of(device, *shape, dtype=dtype)
+        tokens = tensor_of(device, *shape, dtype=dtype)
         actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
         expected = attend_and_differentiate(tokens.float(), cell_size, num_iterations, sampler, "eager")
         tolerance = FLOAT32_TOLERANCE
@@ -117,11 +102,11 @@ class TestAgainstEager:
 def test_matches_oracle_forward_and_backward(
     device, batch_size, channels, height, width, cell_size, num_iterations, sampler, implementation
 ):
-    tokens = tokens_of(device, batch_size, channels, height, width)
+    tokens = tensor_of(device, batch_size, channels, height, width)
     actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
     reference = tokens.cpu().double().requires_grad_()
     expected = oracle.super_token_attention(reference, mix, cell_size, num_iterations, sampler == "soft_masked")
-    direction = tokens_of("cpu", *expected.shape).double()
+    direction = tensor_of("cpu", *expected.shape).double()
     (gradient,) = torch.autograd.grad(expected, reference, direction)
     assert relative_error(actual["output"].cpu(), expected) < FLOAT32_TOLERANCE
     assert relative_error(actual["gradient"].cpu(), gradient) < FLOAT32_TOLERANCE
@@ -135,9 +120,9 @@ class TestOperators:
         return getattr(torch.ops, f"svit_hf_{implementation}")
 
     def test_upsampling_differentiates_the_super_tokens(self, device, kernels):
-        _, association, _ = kernels.sample_super_tokens(tokens_of(device, 1, 6, 7, 5), (4, 2), 1, "soft")
-        super_tokens = tokens_of(device, 1, 6, 2, 3).double().requires_grad_()
-        direction = tokens_of(device, 1, 6, 7, 5)
+        _, association, _ = kernels.sample_super_tokens(tensor_of(device, 1, 6, 7, 5), (4, 2), 1, "soft")
+        super_tokens = tensor_of(device, 1, 6, 2, 3).double().requires_grad_()
+        direction = tensor_of(device, 1, 6, 7, 5)
         dense = oracle.dense_association(association.double().cpu(), (2, 3), (4, 2))
         expected = oracle.upsample(super_tokens.cpu(), dense, (8, 6))[:, :, :7, :5]
         (expected_gradient,) = torch.autograd.grad(expected, super_tokens, direction.double().cpu())
@@ -150,7 +135,7 @@ class TestOperators:
     @pytest.mark.slow
     def test_are_registered_in_full(self, device, kernels):
         # schema, fake implementation, autograd, and both of them in a traced program of any size
-        tokens = tokens_of(device, 1, 3, 3, 2).requires_grad_()
+        tokens = tensor_of(device, 1, 3, 3, 2).requires_grad_()
         outputs = kernels.sample_super_tokens(tokens, (2, 2), 1, "soft")
         super_tokens, association, mass = (output.detach() for output in outputs)
         super_tokens.requires_grad_()
@@ -185,12 +170,12 @@ class TestNumbers:
 
     def test_large_cell_does_not_overflow(self, device, implementation):
         # 4 cells of 64 tokens: their plain sum is 256 times a token, beyond float16
-        tokens = tokens_of(device, 1, 8, 16, 16, dtype=torch.float16).abs() * 400
+        tokens = tensor_of(device, 1, 8, 16, 16, dtype=torch.float16).abs() * 400
         output, _ = super_token_attention(tokens, lambda super_tokens: super_tokens, (8, 8), 1, "soft", implementation)
         assert output.isfinite().all()
 
     def test_same_result_in_every_run_and_layout(self, device, implementation):
-        tokens = tokens_of(device, 1, 6, 3, 4)
+        tokens = tensor_of(device, 1, 6, 3, 4)
         layouts = [tokens, tokens, tokens.to(memory_format=torch.channels_last), tokens.mT.contiguous().mT]
         first, *others = [attend_and_differentiate(layout, (2, 2), 1, "soft", implementation) for layout in layouts]
         for other in others:
@@ -199,7 +184,7 @@ class TestNumbers:
     def test_association_is_float32_under_autocast(self, device, implementation):
         attention = SuperTokenAttention(8, 2, cell_size=4).to(device)
         attention.set_super_token_implementation(implementation)
-        tokens = tokens_of(device, 1, 8, 5, 5)
+        tokens = tensor_of(device, 1, 8, 5, 5)
         plain = attend_and_differentiate(tokens, (4, 4), 1, "soft", implementation)
         with torch.autocast(device.type, torch.bfloat16):
             under_autocast = attend_and_differentiate(tokens, (4, 4), 1, "soft", implementation)
@@ -227,18 +212,18 @@ class TestInPrograms:
         compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend="aot_eager")
         with torch._dynamo.config.patch(error_on_recompile=True):
             for size in [(3, 4), (5, 7)]:
-                tokens = tokens_of(device, 2, 8, *size)
+                tokens = tensor_of(device, 2, 8, *size)
                 torch.testing.assert_close(self.run(compiled, tokens), self.run(attention, tokens))
 
     @pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
     def test_gradient_checkpointing_changes_nothing(self, device, attention, use_reentrant):
-        tokens = tokens_of(device, 1, 8, 3, 3)
+        tokens = tensor_of(device, 1, 8, 3, 3)
         checkpointed = self.run(lambda inputs: checkpoint(attention, inputs, use_reentrant=use_reentrant), tokens)
         torch.testing.assert_close(checkpointed, self.run(attention, tokens), rtol=0, atol=0)
 
     def test_data_parallel_training_gets_the_same_gradients(self, device, attention):
         wrapped = copy.deepcopy(attention)
-        tokens = tokens_of(device, 1, 8, 3, 3)
+        tokens = tensor_of(device, 1, 8, 3, 3)
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         try:
             result = self.run(DistributedDataParallel(wrapped), tokens)
@@ -250,7 +235,7 @@ class TestInPrograms:
 
     @pytest.mark.gpu
     def test_cuda_graph_replays(self, device, attention):
-        tokens = tokens_of(device, 4, 8, 15, 14)
+        tokens = tensor_of(device, 4, 8, 15, 14)
         replayed = torch.cuda.make_graphed_callables(attention, (tokens.clone().requires_grad_(),))
         torch.testing.assert_close(self.run(replayed, tokens), self.run(attention, tokens))
 
@@ -260,7 +245,7 @@ class TestInPrograms:
         tokens = torch.zeros(172, 64, 443, 443, dtype=torch.bfloat16, device=device).to(
             memory_format=torch.channels_last
         )
-        tokens[-1:] = tokens_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
+        tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
         assert tokens.numel() > 2**31
         output, _ = super_token_attention(tokens, mix, (8, 8), 1, "soft", implementation)
         alone, _ = super_token_attention(tokens[-1:], mix, (8, 8), 1, "soft", implementation)
