@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Measure everything that docs/results.md reports about speed, in the active environment: minutes on a CPU, and on the
-# GPU too where there is one. Nothing else should run meanwhile.
+# Measure everything that docs/results.md reports about speed, in the active environment: half an hour on a CPU, and
+# on the GPU too where there is one. Nothing else should run meanwhile.
 #
 # Usage: scripts/benchmark_all.sh OUTPUT_DIR [BASELINE.py]
 #        OUTPUT_DIR gets one JSON file per measurement, and tables (.md) and a chart (.png) per device;
@@ -28,15 +28,18 @@ render() {
     echo "wrote $device.md and $device.png"
 }
 
-measure cpu-inference --device cpu
-measure cpu-training --device cpu --task training --repeats 3 --peers swin-t convnext-t
-measure cpu-super-tokens --device cpu --part super-tokens
-measure cpu-operators --device cpu --part operators
-measure cpu-growth --device cpu --part growth --dtype fp32 --batch-size 4 --repeats 3 --image-size 224 512 1024 \
-    --peers swin-t convnext-t
+measure cpu-inference --device cpu --batch-size 8 1 --repeats 7 --export onnx --int8
+measure cpu-compiled --device cpu --repeats 7 --compile --peers
+measure cpu-base --device cpu --model base --repeats 5 --peers
+measure cpu-large --device cpu --model large --repeats 3 --peers
+measure cpu-training --device cpu --task training --repeats 5 --peers swin-t convnext-t
+measure cpu-super-tokens --device cpu --repeats 7 --part super-tokens
+measure cpu-super-tokens-training --device cpu --repeats 7 --part super-tokens --task training
+measure cpu-operators --device cpu --repeats 7 --part operators
+measure cpu-growth --device cpu --repeats 3 --part growth --dtype fp32
 measure cpu-data --device cpu --part data --batch-size 32 --num-workers 0 2
 cd "$output"
-render cpu cpu-inference cpu-training cpu-super-tokens cpu-operators cpu-growth cpu-data
+render cpu cpu-{inference,compiled,base,large,training,super-tokens,super-tokens-training,operators,growth,data}
 cd - >/dev/null
 
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then

@@ -62,7 +62,7 @@ def test_models_are_measured_beside_official_operators_and_peers(benchmark, tmp_
     (case,) = content["cases"]
     assert case.keys() == {field.name for field in fields(Case)}
     own = ["tiny official operators", "tiny eager"]
-    own += ["tiny folded"] if task == "inference" else ["tiny selective checkpointing"]
+    own += ["tiny folded"] if task == "inference" else ["tiny selective checkpointing", "tiny full checkpointing"]
     assert [row["name"] for row in case["rows"]] == [*own, "peer eager"]
     for row in case["rows"]:
         assert row.keys() == {field.name for field in fields(Row)}

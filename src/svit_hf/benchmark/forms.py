@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -72,10 +72,13 @@ def _folded_on(implementation: str) -> Callable[[nn.Module, Situation], nn.Modul
     return prepare
 
 
-def _checkpointing(model: nn.Module, situation: Situation) -> nn.Module:
-    assert isinstance(model, SViTForImageClassification)
-    model.gradient_checkpointing_enable(selective_checkpointing())  # type: ignore[no-untyped-call]
-    return _on("eager")(model, situation)
+def _checkpointing(**kwargs: Any) -> Callable[[nn.Module, Situation], nn.Module]:
+    def prepare(model: nn.Module, situation: Situation) -> nn.Module:
+        assert isinstance(model, SViTForImageClassification)
+        model.gradient_checkpointing_enable(kwargs)  # type: ignore[no-untyped-call]
+        return _on("eager")(model, situation)
+
+    return prepare
 
 
 def _official(model: nn.Module, situation: Situation) -> nn.Module:
@@ -192,7 +195,8 @@ SVIT_FORMS = (
         memory_format=torch.contiguous_format,
     ),
     SVIT_REFERENCE,
-    Form("selective checkpointing", _checkpointing, tasks=("training",)),
+    Form("selective checkpointing", _checkpointing(**selective_checkpointing()), tasks=("training",)),
+    Form("full checkpointing", _checkpointing(use_reentrant=False), tasks=("training",)),
     Form("triton", _on("triton"), needs_gpu=True),
     Form("compiled", _on("eager"), tasks=("training",), compiled="whole"),
     Form("layers compiled", _on("eager"), tasks=("training",), compiled="layers"),
