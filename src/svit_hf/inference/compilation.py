@@ -27,8 +27,8 @@ def compile_layers(model: SViTPreTrainedModel, **options: Any) -> None:
     Args:
         model: `SViTForImageClassification`, `SViTModel` or `SViTBackbone`, folded or not.
         **options: Arguments of `torch.compile`. Where it has `recompile_limit` (not in older releases), the default is
-            `RECOMPILE_LIMIT`. Not `fullgraph=True` where outputs of layers are recorded, which a
-            backbone always does: the compiler cannot trace Transformers' recording and breaks its graphs there.
+            `RECOMPILE_LIMIT`. Not `fullgraph=True` where outputs of layers are recorded, which a backbone always does:
+            the compiler cannot trace Transformers' recording and breaks its graphs there.
 
     Raises:
         SViTError: If `model` is no such model.
