@@ -20,8 +20,8 @@ from svit_hf.evaluation.checkpoints import find_weights
 from svit_hf.evaluation.classification import evaluate_batches
 from svit_hf.evaluation.command import EvaluateCommand
 from svit_hf.evaluation.label_maps import LabelMap, map_labels
-from svit_hf.evaluation.output_file import require_writable, write_whole
-from svit_hf.evaluation.provenance import provenance
+from svit_hf.files import require_writable, write_text
+from svit_hf.provenance import provenance
 from svit_hf.evaluation.report import ClassificationReport
 from svit_hf.evaluation.session import (
     AUTOCAST_DTYPES,
@@ -68,7 +68,7 @@ def evaluate_model(command: EvaluateCommand) -> dict[str, ClassificationReport]:
         print(_text(facts, reports, classifier.class_names))  # noqa: T201 - a program's result
         if command.output is not None:
             content = _content(command, facts, weights, reports, classifier, state)
-            write_whole(command.output, json.dumps(content, indent=2, allow_nan=False) + "\n")
+            write_text(command.output, json.dumps(content, indent=2, allow_nan=False) + "\n")
     tally.add(source.num_samples, reports[name].num_broken)
     for bad in tally.listed:
         sys.stderr.write(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n")

@@ -29,7 +29,7 @@ from svit_hf.data.sources import ImageSource, Row
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import find_model
 from svit_hf.evaluation.command import PredictCommand
-from svit_hf.evaluation.output_file import write_whole
+from svit_hf.files import write_text
 from svit_hf.evaluation.pictures import PictureFiles, open_images
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.evaluation.session import (
@@ -281,7 +281,7 @@ def _claim(output_dir: Path, header: dict[str, Any]) -> None:
                 raise SViTError(
                     f"`output` is {str(output_dir)!r}, which holds {others[0]!r} but no {HEADER}; name a new folder."
                 )
-            write_whole(path, json.dumps(header, indent=2) + "\n")
+            write_text(path, json.dumps(header, indent=2) + "\n")
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SViTError(f"`output` is {str(output_dir)!r}, which cannot be used: {error}") from error

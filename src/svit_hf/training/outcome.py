@@ -5,7 +5,7 @@ import json
 import shutil
 from typing import Any
 
-from svit_hf.evaluation.provenance import commit_of_source, device_name, versions
+from svit_hf.provenance import commit_of_source, device_name, versions
 from svit_hf.hub.model_card import build_model_card
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run

@@ -38,7 +38,7 @@ def device_name(device: torch.device) -> str:
 def commit_of_source() -> str | None:
     """Return the commit of the checkout that this file is in, marked if it has changes; `None` outside of one."""
     # not just any repository above this file: one that holds the package may be the user's own
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]

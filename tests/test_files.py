@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import stat
+
+import pytest
+
+from svit_hf.errors import SViTError
+from svit_hf.files import is_disk_full, whole_file, whole_folder, write_text
+
+
+def test_a_file_replaces_an_earlier_one_only_when_it_is_complete(tmp_path):
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+    with pytest.raises(KeyError), whole_file(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyError("cut short")
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_is_replaced_and_its_target_left_alone(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("precious")
+    link.symlink_to(target)
+    # the name that this package once used, in a folder that others may write to
+    (tmp_path / ".link.partial").symlink_to(target)
+    write_text(link, "new")
+    assert target.read_text() == "precious"
+    assert not link.is_symlink()
+
+
+def test_a_file_has_the_rights_of_any_new_file(tmp_path):
+    plain, whole = tmp_path / "plain", tmp_path / "whole"
+    plain.write_text("")
+    write_text(whole, "")
+    assert stat.S_IMODE(whole.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_folder_appears_complete_or_not_at_all(tmp_path):
+    with pytest.raises(KeyError), whole_folder(tmp_path / "model") as temporary:
+        (temporary / "config.json").write_text("{}")
+        raise KeyError("cut short")
+    assert list(tmp_path.iterdir()) == []
+    with whole_folder(tmp_path / "model") as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "config.json").write_text("{}")
+    assert (tmp_path / "model" / "deep" / "config.json").read_text() == "{}"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_said_in_a_sentence(tmp_path):
+    with (
+        pytest.raises(SViTError, match=r"disk is full: '.*weights' was not written"),
+        whole_file(tmp_path / "weights"),
+    ):
+        raise RuntimeError("write failed") from OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_not_taken_for_a_full_disk():
+    assert not is_disk_full(FileNotFoundError(errno.ENOENT, "no such file", "no space left/here"))
+    assert not is_disk_full(ValueError("bad shape"))
+    assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
