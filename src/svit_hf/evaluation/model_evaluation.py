@@ -20,8 +20,6 @@ from svit_hf.evaluation.checkpoints import find_weights
 from svit_hf.evaluation.classification import evaluate_batches
 from svit_hf.evaluation.command import EvaluateCommand
 from svit_hf.evaluation.label_maps import LabelMap, map_labels
-from svit_hf.files import require_writable, write_text
-from svit_hf.provenance import provenance
 from svit_hf.evaluation.report import ClassificationReport
 from svit_hf.evaluation.session import (
     AUTOCAST_DTYPES,
@@ -30,6 +28,8 @@ from svit_hf.evaluation.session import (
     processes,
     with_progress,
 )
+from svit_hf.files import require_writable, write_text
+from svit_hf.provenance import provenance
 
 
 def evaluate_model(command: EvaluateCommand) -> dict[str, ClassificationReport]:

@@ -29,7 +29,6 @@ from svit_hf.data.sources import ImageSource, Row
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import find_model
 from svit_hf.evaluation.command import PredictCommand
-from svit_hf.files import write_text
 from svit_hf.evaluation.pictures import PictureFiles, open_images
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.evaluation.session import (
@@ -39,6 +38,7 @@ from svit_hf.evaluation.session import (
     processes,
     with_progress,
 )
+from svit_hf.files import write_text
 
 
 HEADER = "prediction.json"

@@ -5,11 +5,11 @@ import json
 import shutil
 from typing import Any
 
-from svit_hf.provenance import commit_of_source, device_name, versions
 from svit_hf.hub.model_card import build_model_card
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.provenance import commit_of_source, device_name, versions
 from svit_hf.training.assembly import Data
 from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder
 from svit_hf.training.loop import Run

@@ -16,11 +16,11 @@ from transformers.utils import logging
 
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
-from svit_hf.provenance import device_name
 from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.provenance import device_name
 from svit_hf.training.assembly import (
     Data,
     evaluation_loader,
