@@ -12,11 +12,11 @@ from svit_hf.data import augmentation
 from svit_hf.data.augmentation import TrainingTransform, random_crop
 from svit_hf.data.evaluation_transform import EvaluationTransform
 from svit_hf.data.loading import TrainingLoader
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import AugmentationOptions, DataOptions
 from svit_hf.data.randaugment import OPERATIONS, RandAugment
 from svit_hf.data.seeding import seeded_by
 from svit_hf.data.sharding import SampleKey
-from svit_hf.data.sources import open_source
 from svit_hf.errors import SViTError
 
 

@@ -6,7 +6,7 @@ import pytest
 from picture_data import picture
 from PIL import Image
 
-from svit_hf.data.decoding import BadImage, BadImageTally, DecodingError, decode_image
+from svit_hf.data.decoding import BadImage, BadImageTally, DecodingError, ImageLimits, decode_image
 from svit_hf.errors import DataError
 
 
@@ -25,7 +25,8 @@ def grey(values, dtype):
     [
         (encoded(Image.new("L", (4, 3), 77), "PNG"), (77, 77, 77)),
         (encoded(grey(np.full((3, 4), 257 * 77), np.uint16), "PNG"), (77, 77, 77)),
-        (encoded(grey(np.full((3, 4), 257 * 77), np.int32), "TIFF"), (77, 77, 77)),
+        (encoded(grey(np.full((3, 4), 257 * 77), np.uint16), "TIFF"), (77, 77, 77)),
+        (encoded(grey(np.full((3, 4), 16 * 255), np.uint16), "PNG"), (16, 16, 16)),
         (encoded(Image.new("1", (4, 3), 1), "PNG"), (255, 255, 255)),
         (encoded(Image.new("RGBA", (4, 3), (10, 20, 30, 0)), "PNG"), (10, 20, 30)),
         (encoded(Image.new("RGB", (4, 3), (10, 20, 30)).quantize(4), "PNG"), (10, 20, 30)),
@@ -33,7 +34,18 @@ def grey(values, dtype):
         (encoded(Image.new("CMYK", (4, 3), (255, 0, 255, 0)), "TIFF"), (0, 255, 0)),
         (encoded(Image.new("CMYK", (4, 3), (255, 0, 255, 0)), "JPEG"), (0, 255, 0)),
     ],
-    ids=["grey", "grey-16-bit", "grey-32-bit", "bilevel", "alpha", "palette", "palette-alpha", "cmyk", "cmyk-jpeg"],
+    ids=[
+        "grey",
+        "grey-16-bit",
+        "grey-16-bit-tiff",
+        "grey-12-of-16-bit",
+        "bilevel",
+        "alpha",
+        "palette",
+        "palette-alpha",
+        "cmyk",
+        "cmyk-jpeg",
+    ],
 )
 def test_every_mode_becomes_rgb(data, pixel):
     image = decode_image(data)
@@ -70,12 +82,21 @@ def test_failing_exif_transposition_is_ignored(monkeypatch):
     [
         (None, "no bytes"),
         (b"", "no bytes"),
-        (b"not a picture", "UnidentifiedImageError"),
+        (b"not a picture", "it is no picture"),
         (picture(1)[:40], "."),
         (picture(1, "JPEG", size=(64, 64))[:-200], "runcated"),
         ("/nowhere/picture.png", "FileNotFoundError"),
+        (encoded(grey(np.full((3, 4), 0.5), np.float32), "TIFF"), "grey in floating point"),
+        (encoded(grey(np.full((3, 4), np.nan), np.float32), "TIFF"), "grey in floating point"),
+        (encoded(grey(np.full((3, 4), 200), np.int32), "TIFF"), "grey in 32-bit integers"),
+        # would start another program
+        (encoded(Image.new("RGB", (4, 3)), "EPS"), "in a format that is not decoded here"),
+        (encoded(Image.new("RGB", (4, 3)), "PDF"), "in a format that is not decoded here"),
     ],
-    ids=["none", "empty", "text", "half-header", "half-jpeg", "no-file"],
+    ids=[
+        *("none", "empty", "text", "half-header", "half-jpeg", "no-file"),
+        *("float", "nan", "int32", "postscript", "pdf"),
+    ],
 )
 def test_broken_picture_has_a_reason(data, reason):
     with pytest.raises(DecodingError, match=reason):
@@ -85,6 +106,18 @@ def test_broken_picture_has_a_reason(data, reason):
 def test_file_is_decoded(tmp_path):
     (tmp_path / "picture.png").write_bytes(picture(9))
     assert decode_image(str(tmp_path / "picture.png")).getpixel((0, 0))[0] == 9
+
+
+def test_pictures_beyond_the_limits_are_not_decoded():
+    large = encoded(Image.new("L", (300, 200)), "PNG")
+    assert decode_image(large, ImageLimits(max_pixels=60_000)).size == (300, 200)
+    with pytest.raises(DecodingError, match="300x200 pixels; `max_image_pixels` allows 59999"):
+        decode_image(large, ImageLimits(max_pixels=59_999))
+    with pytest.raises(DecodingError, match=f"{len(large)} bytes; `max_image_bytes` allows 10"):
+        decode_image(large, ImageLimits(max_bytes=10))
+    # half a megabyte that would be half a gigabyte
+    with pytest.raises(DecodingError, match=r"`max_image_pixels` allows|exceeds limit"):
+        decode_image(encoded(Image.new("1", (13_000, 13_000)), "PNG"))
 
 
 def test_run_goes_on_with_few_broken_images():

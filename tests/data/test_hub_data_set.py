@@ -14,7 +14,7 @@ import json, sys
 from svit_hf.data.augmentation import TrainingTransform
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader
 from svit_hf.data.options import AugmentationOptions, DataOptions
-from svit_hf.data.sources import open_source
+from svit_hf.data.opening import open_source
 
 plain = AugmentationOptions(randaugment="", color_jitter=0, random_erasing=0)
 transform = TrainingTransform((8, 8), (0.5,) * 3, (0.5,) * 3, plain)

@@ -2,15 +2,17 @@
 """Batches over ranks and workers, against what they have to add up to."""
 
 import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from picture_data import write_parquet
 
+from svit_hf.data.counts import SourceIndex, SplitIndex
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sources import open_source
 from svit_hf.errors import DataError, SViTError
 
 
@@ -63,10 +65,10 @@ def test_pixels_and_labels_belong_to_the_sample(folder, streaming):
 def test_five_shards_on_two_ranks_with_two_workers_each(folder):
     source = source_of(folder, streaming=True)
     assert source.shard_sizes == (8, 8, 40, 40, 7)
-    ranks = loaders(source, world_size=2, num_workers=2, steps_multiple_of=3)
+    ranks = loaders(source, world_size=2, num_workers=2, micro_batches=6)
     batches = [seen(loader.epoch(1)) for loader in ranks]
     ids = [number for rank in batches for batch in rank for number in batch[0]]
-    # 103 // 12 is 8, and 6 is the multiple of 3 below
+    # 103 // 36 is 2 updates, of 3 steps on each rank
     assert [len(rank) for rank in batches] == [6, 6] == [loader.steps_per_epoch for loader in ranks]
     assert len(set(ids)) == len(ids) == 72 == ranks[0].coverage.num_used
     assert ranks[0].coverage.remainder == 31
@@ -75,7 +77,7 @@ def test_five_shards_on_two_ranks_with_two_workers_each(folder):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
 def test_any_step_is_reached_at_once(folder, streaming, num_workers):
-    loader = loaders(source_of(folder, streaming), world_size=2, num_workers=num_workers, num_ranges=2)[1]
+    loader = loaders(source_of(folder, streaming), world_size=2, num_workers=num_workers, num_ranges=4)[1]
     whole = seen(loader.epoch(2))
     for step in (0, 1, 3, loader.steps_per_epoch):
         assert seen(loader.epoch(2, step)) == whole[step:]
@@ -117,18 +119,50 @@ def test_repeated_augmentation_shows_a_third_three_times(folder, streaming):
 def test_coverage_says_what_is_left_out_and_what_would_be_faster(folder):
     (indexed,) = loaders(source_of(folder, streaming=False))
     assert indexed.coverage.text() == (
-        "an epoch is 17 steps of 6 images and shows 102 of 103 images once; which 1 it leaves out changes with the "
-        "epoch."
+        "an epoch is 17 updates of 6 images and shows 102 of 103 images once; the remainder of 1 is dropped, others "
+        "in each epoch."
     )
     assert "svit-hf data shard" not in loaders(source_of(folder, streaming=True), num_ranges=5)[0].coverage.text()
-    text = loaders(source_of(folder, streaming=True), world_size=2, num_ranges=3)[0].coverage.text()
+    text = loaders(source_of(folder, streaming=True), world_size=2, num_ranges=6)[0].coverage.text()
     assert "6 workers over all ranks share 5 shards" in text
     assert "svit-hf data shard" in text
 
 
 def test_too_few_images_for_a_step_are_refused(folder):
     with pytest.raises(SViTError, match=r"103 images are too few .* need 120"):
-        loaders(source_of(folder, streaming=True), world_size=2, batch_size=20, steps_multiple_of=3)
+        loaders(source_of(folder, streaming=True), world_size=2, batch_size=20, micro_batches=6)
+
+
+def test_micro_batches_that_ranks_cannot_divide_are_refused(folder):
+    source = source_of(folder, streaming=True)
+    with pytest.raises(SViTError, match="3 micro-batches, which 2 ranks cannot divide"):
+        loaders(source, world_size=2, micro_batches=3)
+    with pytest.raises(SViTError, match="`num_ranges` is 3; it has to be a multiple of 2"):
+        loaders(source, micro_batches=2, num_ranges=3)
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_any_number_of_ranks_sees_the_same_micro_batches(folder, streaming, num_views):
+    source = source_of(folder, streaming)
+    common = {"micro_batches": 4, "num_ranges": 8, "num_views": num_views, "batch_size": 3}
+    (alone,) = loaders(source, **common)
+    whole = seen(alone.epoch(1))
+    assert len(whole) == 4 * alone.updates_per_epoch
+    for world_size in (2, 4):
+        ranks = [seen(loader.epoch(1)) for loader in loaders(source, world_size=world_size, **common)]
+        each = 4 // world_size
+        updates = [
+            batch
+            for u in range(alone.updates_per_epoch)
+            for rank in ranks
+            for batch in rank[u * each : (u + 1) * each]
+        ]
+        assert updates == whole
+        # from the middle of the epoch on, with other workers
+        half = alone.updates_per_epoch // 2
+        (loader, *_) = loaders(source, world_size=world_size, num_workers=2, **common)
+        assert seen(loader.epoch(1, half * each)) == ranks[0][half * each :]
 
 
 def test_step_beyond_the_epoch_is_refused(folder):
@@ -215,3 +249,48 @@ def test_ranks_of_a_machine_share_its_cpus(monkeypatch, num_cpus, num_local_rank
     if num_local_ranks is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_ranks))
     assert workers_per_rank(DataOptions(num_workers=wanted)) == expected
+
+
+def end_this_process(image, key):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_worker_is_an_error_that_says_what_to_do(folder):
+    loader = EvaluationLoader(source_of(folder, True, "eval"), end_this_process, batch_size=4, num_workers=1)
+    with pytest.raises(
+        DataError, match=r"ended from outside.* lower `data\.num_workers`"
+    ):
+        list(loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_error_in_a_worker_is_the_one_that_it_would_be_without(tmp_path, num_workers):
+    write_parquet(tmp_path / "test.parquet", range(8), names=(), label=[0, 1, 0, None, 1, 0, 1, 0])
+    write_parquet(tmp_path / "train.parquet", range(8), names=(), label=[0, 1] * 4)
+    index = tmp_path / "index.json"
+    SourceIndex(("0", "1"), {"test": SplitIndex({"test.parquet": (8,)})}).write(index)
+    source = open_source(DataOptions(str(tmp_path), streaming=True, index=str(index)), "eval")
+    with pytest.raises(DataError) as caught:
+        list(EvaluationLoader(source, noisy_red, batch_size=2, num_workers=num_workers))
+    assert str(caught.value).startswith("the label in row 3 of test.parquet is None, which is none of the 2 classes")
+
+
+def test_process_ends_though_its_workers_do_not(folder, fresh_python):
+    code = f"""
+import time
+from svit_hf.data.loading import EvaluationLoader
+from svit_hf.data.opening import open_source
+from svit_hf.data.options import DataOptions
+
+def stall(image, key):
+    time.sleep(1000)
+
+source = open_source(DataOptions({str(folder)!r}, streaming=True), "eval")
+# nobody closes the iterator, and its workers ignore SIGTERM
+batches = iter(EvaluationLoader(source, stall, batch_size=4, num_workers=2))
+import threading
+threading.Thread(target=lambda: next(batches), daemon=True).start()
+time.sleep(2)
+print("ended", flush=True)
+"""
+    assert "ended" in fresh_python("-c", code)

@@ -4,9 +4,9 @@ import pytest
 from picture_data import picture, write_folder, write_parquet, write_tar
 
 from svit_hf import cli
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.shards import ShardOptions, write_shards
-from svit_hf.data.sources import open_source
 from svit_hf.errors import SViTError
 
 
@@ -21,9 +21,9 @@ def test_shards_hold_every_picture_byte_for_byte_in_random_order(tmp_path, strea
     write_parquet(tmp_path / "in" / "test.parquet", range(7))
     options = ShardOptions(rows_per_shard=20, row_group_size=8, seed=1)
     written = write_shards(DataOptions(str(tmp_path / "in"), streaming=streaming), tmp_path / "out", options)
-    assert [file.name for file in written["train"]] == [f"train-0000{n}-of-00003.parquet" for n in range(3)]
+    assert [file.name for file in written["train"].files] == [f"train-0000{n}-of-00003.parquet" for n in range(3)]
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        f.name for files in written.values() for f in files
+        f.name for split in written.values() for f in split.files
     }
     source, rows = rows_of(DataOptions(str(tmp_path / "out"), streaming=True))
     assert source.shard_sizes == (8, 8, 4, 8, 8, 4, 8, 2)
@@ -39,7 +39,7 @@ def test_size_closes_a_file(tmp_path):
     size = len(picture(0))
     options = ShardOptions(megabytes=30 * size / 1e6, row_group_size=10)
     written = write_shards(DataOptions(str(tmp_path / "train.parquet")), tmp_path / "out", options)
-    rows = [pq.read_metadata(file).num_rows for file in written["train"]]
+    rows = [pq.read_metadata(file).num_rows for file in written["train"].files]
     assert sum(rows) == 100
     assert all(30 <= number <= 40 for number in rows[:-1])
 
@@ -65,7 +65,8 @@ def test_nothing_is_left_of_shards_that_failed(tmp_path):
 
 def test_command_inspects_and_shards(tmp_path, capsys):
     write_parquet(tmp_path / "in" / "train.parquet", range(20), rows_per_group=6, broken=(3, 17))
-    assert cli.main(["data", "inspect", str(tmp_path / "in")]) == 0
+    # broken images are something to know
+    assert cli.main(["data", "inspect", str(tmp_path / "in")]) == 3
     shown = capsys.readouterr().out
     assert "images    20 in column 'image'" in shown
     assert "shards    4 in 1 files, 2 to 6 images each" in shown
@@ -75,7 +76,9 @@ def test_command_inspects_and_shards(tmp_path, capsys):
     assert "train.parquet, row 17: " in shown
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--rows-per-shard", "5"]
     assert cli.main(["data", "shard", *arguments]) == 0
-    assert "train: 4 files" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "train: 18 images in 4 files" in shown
+    assert "2 that cannot be decoded were left out" in shown
     assert cli.main(["data", "shard", *arguments]) == 2
     assert cli.main(["data", "inspect", str(tmp_path / "nowhere" / "at-all")]) == 2
 

@@ -5,8 +5,9 @@ from picture_data import picture, write_parquet
 
 from svit_hf.data import throughput
 from svit_hf.data.augmentation import TrainingTransform
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import AugmentationOptions, DataOptions
-from svit_hf.data.sources import Row, open_source
+from svit_hf.data.sources import Row
 from svit_hf.data.throughput import measure_loading, photographs, pick_images
 
 

@@ -7,8 +7,8 @@ from importlib.util import find_spec
 from svit_hf.benchmark.contestants import Session
 from svit_hf.benchmark.measuring import Timing
 from svit_hf.benchmark.results import Case, Cost, Memory, make_row
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sources import open_source
 from svit_hf.data.throughput import AUGMENTATIONS, measure_loading, photographs, pick_images
 
 

@@ -1,40 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which columns hold the images and the labels, and what the labels are called."""
+"""Which columns hold the images and the labels, what the labels are called, and which classes these names mean."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
 
+from svit_hf.data.folders import listed, similar_names, split_of_name
 from svit_hf.errors import DataError, SViTError
 
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "category")
 
-# integers beyond it are ids of something else than classes
-MAX_UNNAMED_CLASSES = 100_000
+# more labels than that are ids of something else than classes
+MAX_CLASSES = 100_000
 
 
-def find_image_column(features: datasets.Features, named: str | None) -> str:
-    """Return the column of the images: the named one, or the only one there is.
-
-    Raises:
-        SViTError: If there is none, or one of several.
-    """
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    usual = [name for name in features if name.lower() in IMAGE_NAMES]
-    return _choose("image_column", named, typed or usual, features)
-
-
-def find_label_column(features: datasets.Features, named: str | None) -> str:
-    """Return the column of the labels: the named one, or the only one there is.
+def find_columns(features: datasets.Features, image: str | None, label: str | None, labelled: bool) -> tuple[str, ...]:
+    """Return the column of the images and, if labels are wanted, theirs: the named one, or the only one there is.
 
     `json.label` is the field `label` of the column `json`.
 
     Raises:
         SViTError: If there is none, or one of several.
     """
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    usual = [name for name in features if name.lower() in IMAGE_NAMES]
+    image_column = _choose("image_column", image, typed or usual, features)
+    return (image_column, _find_label_column(features, label)) if labelled else (image_column,)
+
+
+def _find_label_column(features: datasets.Features, named: str | None) -> str:
     if named and "." in named and named not in features:
         field_of(features, named)
         return named
@@ -44,7 +41,9 @@ def find_label_column(features: datasets.Features, named: str | None) -> str:
 
 
 def _is_plain(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value) and feature.dtype.rstrip("0123456789") in ("int", "uint", "string")
+    if not isinstance(feature, datasets.Value):
+        return False
+    return feature.dtype.rstrip("0123456789") in ("int", "uint", "string", "large_string", "bool")
 
 
 def _choose(argument: str, named: str | None, found: list[str], features: datasets.Features) -> str:
@@ -56,6 +55,11 @@ def _choose(argument: str, named: str | None, found: list[str], features: datase
         return found[0]
     what = f"could be any of {', '.join(found)}" if found else f"is none of {', '.join(features)} for sure"
     raise SViTError(f"`{argument}` {what}; name it.")
+
+
+def top_columns(*columns: str) -> list[str]:
+    """Return the columns without fields inside them."""
+    return list(dict.fromkeys(column.split(".")[0] for column in columns))
 
 
 def field_of(row: Any, name: str) -> Any:
@@ -75,44 +79,91 @@ def field_of(row: Any, name: str) -> Any:
     return value
 
 
-def names_in_features(features: datasets.Features, label_column: str) -> tuple[str, ...] | None:
+def names_in_features(features: datasets.Features | None, label_column: str) -> tuple[str, ...] | None:
     """Return the names of the classes, in order, if the features know them."""
+    if features is None or label_column.split(".")[0] not in features:
+        return None
     feature = field_of(features, label_column)
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def names_of_labels(labels: Iterable[Any], source: str) -> tuple[str, ...]:
-    """Name the classes after the labels that there are: strings in alphabetical order, integers by their number.
+    """Name the classes after the labels that there are: strings in alphabetical order, integers by their size.
 
     Raises:
-        SViTError: If these are neither, or integers that cannot number classes.
+        SViTError: If these are neither, negative, or too many to be classes.
     """
-    found = set(labels) - {None}
+    found: set[Any] = set()
+    for row, label in enumerate(labels):
+        if isinstance(label, (list, dict)):
+            raise SViTError(
+                f"the label in row {row} of {source} is {label!r}; a class is a string or an integer, one for each "
+                "image. `label_column` names another column, or a field inside this one."
+            )
+        found.add(label)
+    found.discard(None)
     if all(isinstance(label, str) for label in found):
-        return tuple(sorted(found))
-    if not all(isinstance(label, int) for label in found):
+        names = tuple(sorted(found))
+    elif all(isinstance(label, int) for label in found):
+        if min(found) < 0:
+            raise SViTError(
+                f"labels of {source} go from {min(found)} to {max(found)}; a negative one is no class. Leave these "
+                "images out, or name their class."
+            )
+        names = tuple(str(label) for label in sorted(found))
+    else:
         kinds = ", ".join(sorted({type(label).__name__ for label in found}))
         raise SViTError(
-            f"labels of {source} have to be integers or strings, got {kinds}; `label_column` names others."
+            f"labels of {source} are {kinds}; integers or strings are allowed. `label_column` names others."
         )
-    if min(found) < 0 or max(found) >= MAX_UNNAMED_CLASSES:
+    if len(names) > MAX_CLASSES:
+        raise SViTError(f"{source} has {len(names)} different labels; more than {MAX_CLASSES} are no classes.")
+    return names
+
+
+def require_classes(names: Sequence[str], known: Sequence[str], what: str) -> None:
+    """Refuse classes that others do not have; the order is free, and so are classes without images.
+
+    Raises:
+        SViTError: If a name is not known; the message has both lists.
+    """
+    if strangers := [name for name in names if name not in set(known)]:
         raise SViTError(
-            f"labels of {source} go from {min(found)} to {max(found)}; the numbers of classes lie within 0 and "
-            f"{MAX_UNNAMED_CLASSES - 1}."
+            f"{what} has the classes {listed(names)}; of these, {listed(strangers)} are not among the classes of the "
+            f"training split, {listed(known)}. Classes are matched by name."
         )
-    return tuple(str(label) for label in range(max(found) + 1))
+
+
+def remarks_on_names(names: Sequence[str]) -> list[str]:
+    """Return what a user should look at in the names of the classes."""
+    remarks = [
+        f"the classes {' and '.join(map(repr, group))} differ only in spelling; they are counted as different"
+        for group in similar_names(names)
+    ]
+    remarks += [f"the folder or label {name!r} is taken for a class" for name in names if split_of_name(name)]
+    if len(names) == 1:
+        remarks.append(f"there is only one class, {names[0]!r}")
+    if names and all(name.isdecimal() for name in names):
+        missing = int(names[-1]) + 1 - len(names)
+        if missing > 0:
+            remarks.append(
+                f"the labels are {len(names)} of the integers up to {names[-1]}; only those that occur are classes"
+            )
+    return remarks
 
 
 class LabelIds:
-    """Give the id of a label as it is stored.
+    """The ids of labels as they are stored.
 
     Args:
         names: Names of the classes, in order.
+        stored_names: What integers stand for in the file that the labels are in; without it, labels are the names of
+            classes themselves.
     """
 
-    def __init__(self, names: tuple[str, ...]):
+    def __init__(self, names: Sequence[str], stored_names: Sequence[str] | None = None):
         self.ids = {name: index for index, name in enumerate(names)}
-        self.num_classes = len(names)
+        self.stored_names = None if stored_names is None else tuple(stored_names)
 
     def __call__(self, label: Any, source: str, row: int) -> int:
         """Return the id.
@@ -120,11 +171,14 @@ class LabelIds:
         Raises:
             DataError: If there is no such class.
         """
-        if isinstance(label, str):
-            label = self.ids.get(label, label)
-        if isinstance(label, int) and 0 <= label < self.num_classes:
-            return label
+        name = label
+        if isinstance(label, int):
+            name = str(label)
+            if self.stored_names is not None:
+                name = self.stored_names[label] if 0 <= label < len(self.stored_names) else None
+        if isinstance(name, str) and name in self.ids:
+            return self.ids[name]
         raise DataError(
-            f"the label in row {row} of {source} is {label!r}, which is none of the {self.num_classes} classes that "
-            "the training split has."
+            f"the label in row {row} of {source} is {label!r}, which is none of the {len(self.ids)} classes that the "
+            f"training split has: {listed(self.ids)}."
         )

@@ -9,12 +9,12 @@ from typing import Annotated
 import tyro
 
 from svit_hf.data.options import DataFormat, DataOptions
-from svit_hf.errors import SViTError
+from svit_hf.errors import DataError, SViTError
 
 
 @dataclass
 class SourceArguments:
-    """Say where images are.
+    """Where images are.
 
     Args:
         source: A data set id of the Hub, parquet files as a file, a glob or a folder, tars likewise, or a folder of
@@ -57,7 +57,7 @@ class InspectCommand(SourceArguments):
     num_workers: int = 0
 
     def run(self) -> int:
-        """Inspect, print, and return the exit status."""
+        """Inspect, print, and return the exit status: 3 if an image is broken, or a label is no class."""
         from svit_hf.data.inspection import inspect_source
 
         if self.num_workers < 0:
@@ -68,7 +68,7 @@ class InspectCommand(SourceArguments):
         print(inspection.text())  # noqa: T201 - a program's result
         if self.write_index is not None:
             inspection.index().write(self.write_index)
-        return 0
+        return 0 if inspection.is_usable else DataError.exit_code
 
 
 @dataclass
@@ -100,9 +100,12 @@ class ShardCommand(SourceArguments):
 
         options = ShardOptions(self.rows_per_shard, self.mb, self.row_group_size, self.seed)
         written = write_shards(self._options(self.streaming, self.index), self.output_dir, options)
-        for split, files in written.items():
+        for split, (files, num_images, bad_images) in written.items():
             megabytes = sum(file.stat().st_size for file in files) / 1e6
-            print(f"{split}: {len(files)} files, {megabytes:.1f} MB in {self.output_dir}")  # noqa: T201 - a result
+            line = f"{split}: {num_images} images in {len(files)} files, {megabytes:.1f} MB in {self.output_dir}"
+            if bad_images:
+                line += f"; {len(bad_images)} that cannot be decoded were left out, `svit-hf data inspect` lists them"
+            print(line)  # noqa: T201 - a program's result
         return 0
 
 

@@ -5,19 +5,22 @@ Sharding happens here and nowhere else: a loader belongs to one rank, and is nev
 which would divide it once more.
 """
 
+import atexit
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
-from svit_hf.data.decoding import BadImage, DecodingError, decode_image
+from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits, decode_image
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import MapPlan, SampleKey, Segment, StreamPlan, segments, share
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
@@ -25,7 +28,7 @@ from svit_hf.errors import DataError, SViTError
 
 
 class Batch(TypedDict):
-    """Hold a batch of one rank.
+    """A batch of one rank.
 
     Attributes:
         pixel_values: `(B, 3, H, W)`, float32.
@@ -41,69 +44,75 @@ class Batch(TypedDict):
 
 
 Transform = Callable[[Image.Image, SampleKey], torch.Tensor]
+Item = TypeVar("Item")
 
 MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Say what one epoch covers, over all ranks.
+    """What one epoch covers, over all ranks.
 
     Attributes:
         num_samples: Samples of the source.
         num_used: Different samples that an epoch shows.
         num_views: Views of each.
-        steps: Batches of each rank.
-        global_batch: Samples of one step over all ranks.
+        updates: Updates of an epoch.
+        update_size: Images of one update, over all ranks.
         advice: What would make reading faster, or empty.
     """
 
     num_samples: int
     num_used: int
     num_views: int
-    steps: int
-    global_batch: int
+    updates: int
+    update_size: int
     advice: str
 
     @property
     def remainder(self) -> int:
-        """Return the number of samples that an epoch leaves out."""
+        """Number of samples that an epoch leaves out."""
         return self.num_samples - self.num_used
 
     def text(self) -> str:
-        """Say it in words."""
+        """Return it in words."""
         once = "once" if self.num_views == 1 else f"in {self.num_views} augmented views"
         text = (
-            f"an epoch is {self.steps} steps of {self.global_batch} images and shows {self.num_used} of "
+            f"an epoch is {self.updates} updates of {self.update_size} images and shows {self.num_used} of "
             f"{self.num_samples} images {once}"
         )
         if self.remainder:
-            text += f"; which {self.remainder} it leaves out changes with the epoch"
+            text += f"; the remainder of {self.remainder} is dropped, others in each epoch"
         return f"{text}. {self.advice}" if self.advice else f"{text}."
 
 
 class TrainingLoader:
-    """Give the training batches of one rank, for any epoch and from any step on.
+    """The training batches of one rank, for any epoch and from any step on.
 
-    The batches are a function of the arguments, the epoch and the step. For an indexed source they do not depend on
-    `num_workers`; a stream is read in `world_size * num_ranges` ranges at a time, and depends on that number.
+    A step of a rank is a micro-batch. An update has `micro_batches` of them, and each rank the same number, side by
+    side. What a micro-batch is made of is a function of the source, the sizes, the seed, the epoch and its place: not
+    of the ranks, nor of the workers. A stream is read in `num_ranges` ranges at a time, and depends on that number.
 
     Args:
         source: The images.
         transform: Makes a tensor `(3, H, W)` of a picture; every random choice in it has to follow from the key.
-        batch_size: Images in a batch of this rank.
+        batch_size: Images in a micro-batch.
+        micro_batches: Micro-batches of an update, over all ranks; a multiple of `world_size`.
         rank: This rank, from 0.
         world_size: Number of ranks.
         num_workers: Processes that read, decode and transform; 0 for this one.
         seed: Fixes the order.
-        steps_multiple_of: The steps of an epoch are a multiple of this: the batches of an update.
         num_views: Views of each sample that an epoch shows; it shows fewer samples then.
         shuffle_block: Rows of a stream that are permuted together.
-        num_ranges: Ranges of a stream that each rank reads at a time; by default one per worker. A run that goes on
-            with another number of workers has to state the former number here.
+        num_ranges: Ranges of a stream, over all ranks, a multiple of `micro_batches`; by default at least one per
+            worker. A run that goes on with another number of workers or ranks has to state the former number here.
+        limits: The largest image that is decoded.
+
+    Attributes:
+        steps_per_epoch: Micro-batches of this rank in an epoch.
 
     Raises:
-        SViTError: If the source is too small for a single step.
+        SViTError: If the source is too small for a single update, or the micro-batches cannot be divided.
     """
 
     def __init__(  # noqa: PLR0913 - a run's position is made of that many numbers
@@ -112,35 +121,44 @@ class TrainingLoader:
         transform: Transform,
         *,
         batch_size: int,
+        micro_batches: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
-        steps_multiple_of: int = 1,
         num_views: int = 1,
         shuffle_block: int = 1024,
         num_ranges: int | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ):
-        self.num_ranges = num_ranges or max(1, num_workers)
-        plan: MapPlan | StreamPlan
-        common = (source.num_samples, batch_size, world_size, steps_multiple_of, num_views, seed)
+        micro_batches = micro_batches or world_size
+        if micro_batches % world_size:
+            raise SViTError(
+                f"an update has {micro_batches} micro-batches, which {world_size} ranks cannot divide evenly."
+            )
+        num_readers = world_size * max(1, num_workers)
+        self.num_ranges = num_ranges or micro_batches * -(-num_readers // micro_batches)
+        if self.num_ranges % micro_batches:
+            raise SViTError(f"`num_ranges` is {self.num_ranges}; it has to be a multiple of {micro_batches}.")
+        common = (source.num_samples, batch_size, micro_batches, num_views, seed)
+        plan: MapPlan | StreamPlan = MapPlan(*common)
         if source.is_streaming:
             plan = StreamPlan(*common, source.shard_sizes, self.num_ranges, shuffle_block)
-        else:
-            plan = MapPlan(*common)
-        self.maker = _BatchMaker(source, transform)
+        self.maker = _BatchMaker(source, transform, limits)
         self.plan = plan
-        self.rank = rank
         self.num_workers = num_workers
-        self.steps_per_epoch = plan.steps
-        if plan.steps == 0:
+        steps_per_update = micro_batches // world_size
+        self.places = range(rank * steps_per_update, (rank + 1) * steps_per_update)
+        self.updates_per_epoch = plan.updates
+        self.steps_per_epoch = plan.updates * steps_per_update
+        if plan.updates == 0:
             raise SViTError(
-                f"{source.num_samples} images are too few for one update: {steps_multiple_of} steps of {world_size} "
-                f"ranks with `batch_size` {batch_size} need {steps_multiple_of * world_size * batch_size}."
+                f"{source.num_samples} images are too few for one update: {micro_batches} micro-batches of "
+                f"{batch_size} images need {micro_batches * batch_size}."
             )
-        advice = _advice(source, world_size * self.num_ranges) if source.is_streaming else ""
+        advice = _advice(source, self.num_ranges) if source.is_streaming else ""
         self.coverage = Coverage(
-            source.num_samples, plan.num_used(), num_views, plan.steps, world_size * batch_size, advice
+            source.num_samples, plan.num_used(), num_views, plan.updates, micro_batches * batch_size, advice
         )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -148,23 +166,21 @@ class TrainingLoader:
 
         Raises:
             SViTError: If the epoch has no such step.
-            DataError: If all images of a batch are broken, or a label is impossible.
+            DataError: If all images of a batch are broken, a label is impossible, a file cannot be read, or a worker
+                was killed.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise SViTError(f"`start_step` is {start_step}; an epoch has {self.steps_per_epoch} steps.")
         steps = range(start_step, self.steps_per_epoch)
-        batches: Dataset[Batch]
-        if isinstance(self.plan, StreamPlan):
-            batches = _StreamedBatches(self.maker, self.plan, self.rank, epoch, steps)
-        else:
-            batches = _IndexedBatches(self.maker, self.plan, self.rank, epoch, steps)
-        return iter(_loader(batches, self.num_workers))
+        batches = _StreamedBatches if isinstance(self.plan, StreamPlan) else _IndexedBatches
+        return load(batches(self.maker, self.plan, self.places, epoch, steps), self.num_workers)
 
 
 class EvaluationLoader:
-    """Give every sample of a source exactly once, over all ranks.
+    """Every sample of a source exactly once, over all ranks.
 
-    `sample_ids` tell which is which; with several workers they do not come in the order of the source.
+    Which samples share a batch does not depend on the workers. `sample_ids` tell which is which; batches of a stream
+    do not come in the order of the source if there are several workers.
 
     A rank may have more batches than another, and a batch may be smaller than others: broken images are left out and
     only named in `bad_images`. A batch whose images are all broken has no rows.
@@ -176,6 +192,7 @@ class EvaluationLoader:
         rank: This rank, from 0.
         world_size: Number of ranks.
         num_workers: Processes that read, decode and transform; 0 for this one.
+        limits: The largest image that is decoded.
 
     Attributes:
         num_samples: Samples of the source, over all ranks.
@@ -190,22 +207,24 @@ class EvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ):
         self.num_samples = source.num_samples
-        self.maker = _BatchMaker(source, transform)
+        self.maker = _BatchMaker(source, transform, limits)
         self.batch_size = batch_size
         self.part = share(source.num_samples, rank, world_size)
         self.num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of this rank."""
-        return iter(_loader(_EvaluationBatches(self.maker, self.part, self.batch_size), self.num_workers))
+        return load(_EvaluationBatches(self.maker, self.part, self.batch_size), self.num_workers)
 
 
 @dataclass(frozen=True)
 class _BatchMaker:
     source: ImageSource
     transform: Transform
+    limits: ImageLimits
 
     def training_batch(self, rows: list[tuple[Row, int]], seed: int, epoch: int) -> Batch:
         """Make a batch that has a row for each one given: the next good one takes the place of a broken image."""
@@ -230,7 +249,7 @@ class _BatchMaker:
         bad_images = []
         for row, key in samples:
             try:
-                image = decode_image(row.image)
+                image = decode_image(row.image, self.limits)
             except DecodingError as error:
                 bad_images.append(BadImage(row.sample_id, *self.source.locate(row.sample_id), str(error)))
                 made.append(None)
@@ -250,27 +269,36 @@ def _batch(samples: list[tuple[Row, Any]], bad_images: list[BadImage]) -> Batch:
 
 
 @dataclass(frozen=True)
-class _IndexedBatches(Dataset[Batch]):
-    """Give batches by their step."""
+class _Batches:
+    """The steps of a rank: the micro-batches at its places, update by update."""
 
     maker: _BatchMaker
-    plan: MapPlan
-    rank: int
+    plan: Any
+    places: range
     epoch: int
     steps: range
+
+    def place_of(self, step: int) -> tuple[int, int]:
+        """Return the update and the micro-batch of a step."""
+        update, place = divmod(step, len(self.places))
+        return update, self.places[place]
+
+
+class _IndexedBatches(_Batches, Dataset[Batch]):
+    """Batches by their step."""
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, index: int) -> Batch:
-        source = self.maker.source
+        source, plan = self.maker.source, self.plan
         assert isinstance(source, IndexedSource)
-        order = _permutation(self.plan, self.epoch)
+        order = _permutation(plan, self.epoch)
         rows = []
-        for slot in self.plan.slots(self.steps[index], self.rank):
-            position, view = divmod(slot, self.plan.num_views)
+        for slot in plan.slots(*self.place_of(self.steps[index])):
+            position, view = divmod(slot, plan.num_views)
             rows.append((source.row(int(order[position])), view))
-        return self.maker.training_batch(rows, self.plan.seed, self.epoch)
+        return self.maker.training_batch(rows, plan.seed, self.epoch)
 
 
 @lru_cache(maxsize=2)
@@ -278,19 +306,12 @@ def _permutation(plan: MapPlan, epoch: int) -> Any:
     return plan.permutation(epoch)
 
 
-@dataclass(frozen=True)
-class _StreamedBatches(IterableDataset[Batch]):
-    """Give the steps that a worker has to give, round the ranges of its rank.
+class _StreamedBatches(_Batches, IterableDataset[Batch]):
+    """The steps that a worker has to give, round the ranges of its rank.
 
     A `DataLoader` takes batches from its workers in turn: worker `i` of `n` gives the steps `i`, `i + n`, ... of those
     that are left, from whichever ranges these are.
     """
-
-    maker: _BatchMaker
-    plan: StreamPlan
-    rank: int
-    epoch: int
-    steps: range
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -298,7 +319,7 @@ class _StreamedBatches(IterableDataset[Batch]):
         ranges: dict[int, tuple[int, Iterator[tuple[Row, int]]]] = {}
         size = self.plan.batch_size
         for step in self.steps[first::stride]:
-            index, batch = self.plan.range_of_step(step)
+            index, batch = self.plan.range_of(*self.place_of(step))
             done, slots = ranges.get(index) or (batch, self._slots(index, batch * size))
             # with as many workers as ranges nothing is between
             rows = list(islice(slots, (batch - done) * size, (batch - done + 1) * size))
@@ -307,10 +328,11 @@ class _StreamedBatches(IterableDataset[Batch]):
 
     def _slots(self, index: int, first: int) -> Iterator[tuple[Row, int]]:
         """Yield rows and views of a range, from slot `first` on."""
-        skipped, offset = divmod(first, self.plan.shuffle_block * self.plan.num_views)
-        positions = self.plan.rows_of_range(self.rank, index)[skipped * self.plan.shuffle_block :]
-        rows = read_rows(self.maker.source, self.plan.segments(self.epoch, positions))
-        for block in self.plan.blocks(self.epoch, self.rank, index, skipped):
+        plan = self.plan
+        skipped, offset = divmod(first, plan.shuffle_block * plan.num_views)
+        positions = plan.rows_of_range(index)[skipped * plan.shuffle_block :]
+        rows = read_rows(self.maker.source, plan.segments(self.epoch, positions))
+        for block in plan.blocks(self.epoch, index, skipped):
             held = list(islice(rows, block.num_rows))
             for row, view in block.slots[offset:]:
                 yield held[row], view
@@ -325,10 +347,15 @@ class _EvaluationBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        part = share(len(self.part), worker.id, worker.num_workers) if worker else range(len(self.part))
+        batches = range(-(-len(self.part) // self.batch_size))
+        if worker:
+            # whole batches, so that the same images share one whatever the number of workers is
+            mine = share(len(batches), worker.id, worker.num_workers)
+            batches = batches[mine.start : mine.stop]
+        part = self.part[batches.start * self.batch_size : batches.stop * self.batch_size]
         source = self.maker.source
         order = list(range(len(source.shard_sizes)))
-        rows = read_rows(source, segments(source.shard_sizes, order, self.part.start + part.start, len(part)))
+        rows = read_rows(source, segments(source.shard_sizes, order, part.start, len(part)))
         while batch := list(islice(rows, self.batch_size)):
             yield self.maker.evaluation_batch(batch)
 
@@ -347,14 +374,112 @@ def workers_per_rank(options: DataOptions) -> int:
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
-def _loader(batches: Dataset[Batch], num_workers: int) -> DataLoader[Batch]:
-    return DataLoader(
-        batches,
+# iterators with workers, which have to be gone before Python waits for its child processes
+_RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def load(batches: Dataset[Item], num_workers: int) -> Iterator[Item]:
+    """Yield the items of a data set, which are whole batches, from worker processes or from this one.
+
+    An error in a worker is raised here as it would be without workers. However the iteration ends, the workers are
+    killed: they ignore what launchers send, and would otherwise be waited for.
+
+    Raises:
+        SViTError: What a worker raised.
+        DataError: If a worker is gone, for want of memory, say.
+    """
+    wrapped = _CaughtStream(batches) if isinstance(batches, IterableDataset) else _Caught(batches)
+    loader = DataLoader(
+        wrapped,
         # batches come whole out of the workers
         batch_size=None,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_leave_signals_to_main_process,
+    )
+    iterator = iter(loader)
+    if num_workers:
+        _RUNNING.add(iterator)
+    try:
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                # the words of torch's own watch over its workers
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(_explanation_of_killed_worker(error)) from error
+            if isinstance(item, _Failure):
+                raise item.error
+            yield item
+    finally:
+        _kill_workers(iterator)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a worker, where raising it would add a traceback and lose its class."""
+
+    error: SViTError
+
+
+class _Caught(Dataset[Any]):
+    def __init__(self, items: Any):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.items[index]
+        except SViTError as error:
+            return _Failure(error)
+
+
+class _CaughtStream(IterableDataset[Any]):
+    def __init__(self, items: Any):
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.items
+        except SViTError as error:
+            yield _Failure(error)
+
+
+def _kill_workers(iterator: Any) -> None:
+    workers = getattr(iterator, "_workers", ())
+    if workers and iterator._worker_pids_set:
+        # PyTorch watches over its workers, and would call their end a failure
+        signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+        iterator._worker_pids_set = False
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    _RUNNING.discard(iterator)
+
+
+@atexit.register
+def _kill_all_workers() -> None:
+    # after an error, tracebacks may still hold an iterator, and Python would wait for its workers for ever
+    for iterator in list(_RUNNING):
+        _kill_workers(iterator)
+
+
+def _explanation_of_killed_worker(error: RuntimeError) -> str:
+    cause = f" {error.__cause__}" if error.__cause__ else ""
+    text = " ".join(f"{error}{cause}".split())
+    if "shared memory" in text or "Bus error" in text or "shm" in text:
+        return (
+            "a process that reads images found no shared memory: enlarge /dev/shm (docker run --shm-size=8g), or "
+            f"lower `data.num_workers`. PyTorch said: {text}"
+        )
+    return (
+        "a process that reads images was ended from outside, mostly because memory ran out; lower `data.num_workers` "
+        f"or `data.shuffle_block`. PyTorch said: {text}"
     )
 
 

@@ -2,15 +2,19 @@
 """From what a user gives as a path to files, their format and their splits."""
 
 import re
-from dataclasses import dataclass
+import tarfile
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as ImageFolderBuilder
 from fsspec.core import url_to_fs
-from PIL import Image
 
+from svit_hf.data.counts import read_footer
+from svit_hf.data.decoding import readable_suffixes
+from svit_hf.data.folders import SPLIT_WORDS, ImageFolder, Parts, arrange_images, is_foreign, list_folder, listed
 from svit_hf.data.options import DataOptions
 from svit_hf.errors import SViTError
 
@@ -18,35 +22,30 @@ from svit_hf.errors import SViTError
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 FORMATS_OF_FILES = ("parquet", "webdataset", "imagefolder")
 SUFFIXES = {"parquet": (".parquet",), "webdataset": (".tar", ".tar.gz", ".tgz")}
-# words in file names, and the split that they mean
-SPLIT_WORDS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
-    "eval": "test",
-    "evaluation": "test",
-}
 SPLIT_WORD = re.compile(rf"(?:^|[-._ 0-9/])({'|'.join(SPLIT_WORDS)})(?=$|[-._ 0-9/])", re.IGNORECASE)
+# tables beside images that say more about them than folders do
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass(frozen=True)
 class Location:
-    """Hold what was found.
+    """Where images are.
 
     Attributes:
-        builder: The builder of `datasets` that reads it.
         format: parquet, webdataset, imagefolder, or hub for anything else.
         splits: Names of the splits.
+        builder: The builder of `datasets` that reads it; none for a local folder of images.
+        folder: What a local folder of images holds.
+        unused: How many files are not used, by the reason.
+        empty_splits: Splits whose files have no rows, which `builder` does not know.
     """
 
-    builder: Any
     format: str
     splits: tuple[str, ...]
+    builder: Any = None
+    folder: ImageFolder | None = None
+    unused: Counter[str] = field(default_factory=Counter)
+    empty_splits: frozenset[str] = frozenset()
 
     def files(self, split: str) -> list[str]:
         """Return the files of a split, in order: one shard of the stream each."""
@@ -68,26 +67,60 @@ def find_location(options: DataOptions) -> Location:
     """
     if not options.path:
         raise SViTError("`path` is empty; it has to name a data set of the Hub, parquet files, tars or a folder.")
-    root, files = ("", []) if options.format == "hub" else list_files(options.path)
+    root, files, unused = ("", [], Counter[str]()) if options.format == "hub" else list_files(options.path)
     if not files:
+        if unused:
+            raise SViTError(f"`path` is {options.path!r}, where there are only {listed(unused)}.")
         return _on_the_hub(options)
     format = options.format if options.format != "auto" else _format_of(files, options.path)
-    files = [file for file in files if file.lower().endswith(_suffixes(format))]
-    if not files:
+    suffixes = readable_suffixes() if format == "imagefolder" else SUFFIXES[format]
+    wanted = [file for file in files if file.lower().endswith(tuple(suffixes))]
+    if not wanted:
         raise SViTError(f"`format` is {format!r}, but {options.path!r} holds no file of that kind.")
-    splits = _image_folder_splits(files, root) if format == "imagefolder" else _splits(files, root)
-    return Location(_build(options, format, data_files=splits), format, tuple(splits))
+    if format == "imagefolder":
+        return _image_folder(options, root, files, unused)
+    unused[f"files that are not {format}"] += len(files) - len(wanted)
+    splits = _splits(wanted, root)
+    if format == "parquet" and not any("://" in file for file in wanted):
+        # `datasets` stumbles over files without rows
+        filled = {split: [file for file in files if sum(read_footer(file).rows)] for split, files in splits.items()}
+        unused["parquet files without rows"] += len(wanted) - sum(map(len, filled.values()))
+    else:
+        filled = splits
+    empty = frozenset(split for split, files in filled.items() if not files)
+    if len(empty) == len(splits):
+        raise SViTError(f"`path` is {options.path!r}, which has no images: its files have no rows.")
+    data_files = {split: files for split, files in filled.items() if files}
+    builder = _build(options, format, data_files=data_files)
+    return Location(format, tuple(splits), builder, unused=+unused, empty_splits=empty)
 
 
-def list_files(path: str) -> tuple[str, list[str]]:
+def list_files(path: str) -> tuple[str, list[str], Counter[str]]:
     """Return the folder and the files, in order, of a file, folder or glob; no file if it may be an id of the Hub.
+
+    A path that exists is taken as it is, whatever brackets and stars are in it.
+
+    Returns:
+        The folder, empty where files were named themselves; the files; and what was passed over, by the reason.
 
     Raises:
         SViTError: If it is none of these.
     """
-    if "://" in path and "*" not in path and path.lower().endswith(_suffixes("parquet") + _suffixes("webdataset")):
+    if "://" not in path and Path(path).exists():
+        local = Path(path)
+        if local.is_file():
+            return "", [str(local.absolute())], Counter()
+        # not resolved: links keep the names that the user gave them
+        root = local.absolute()
+        files, unused = list_folder(root)
+        return str(root).rstrip("/"), ["/".join((str(root).rstrip("/"), *parts)) for parts in files], unused
+    if "://" in path and "*" not in path and path.lower().endswith(SUFFIXES["parquet"] + SUFFIXES["webdataset"]):
         # servers of plain files cannot list them
-        return path.rpartition("/")[0], [path]
+        return path.rpartition("/")[0], [path], Counter()
+    return _list_by_fsspec(path)
+
+
+def _list_by_fsspec(path: str) -> tuple[str, list[str], Counter[str]]:
     try:
         filesystem, root = url_to_fs(path)
         is_glob = any(character in path for character in "*?[")
@@ -102,36 +135,34 @@ def list_files(path: str) -> tuple[str, list[str]]:
     if is_glob or found == [root]:
         # a folder's name says nothing about files that were named themselves
         root = ""
-    return root.rstrip("/"), sorted(found)
+    root = root.rstrip("/")
+    kept = [file for file in sorted(found) if not any(map(is_foreign, file.removeprefix(root).split("/")[1:]))]
+    unused = Counter({"hidden files and files of the system": len(found) - len(kept)})
+    return root, kept, +unused
 
 
 def _on_the_hub(options: DataOptions) -> Location:
     builder = _build(options, options.path, name=options.config_name)
     splits = tuple(map(str, builder.info.splits or builder.config.data_files or ()))
-    return Location(builder, "imagefolder" if isinstance(builder, ImageFolder) else "hub", splits)
+    return Location("imagefolder" if isinstance(builder, ImageFolderBuilder) else "hub", splits, builder)
 
 
 def _build(options: DataOptions, name_or_path: str, **arguments: Any) -> Any:
     try:
         return datasets.load_dataset_builder(name_or_path, **arguments)
     # of the Hub's client, of fsspec and of datasets itself, which has ValueErrors for what it cannot make sense of
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:
         what = (
             "is no file or folder here, and was not found on the Hub" if options.path == name_or_path else "is broken"
         )
         raise SViTError(f"`path` is {options.path!r}, which {what}: {type(error).__name__}: {error}") from error
 
 
-def _suffixes(format: str) -> tuple[str, ...]:
-    if format == "imagefolder":
-        # those that Pillow can open
-        Image.init()
-        return tuple(suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN)
-    return SUFFIXES[format]
-
-
 def _format_of(files: list[str], path: str) -> str:
-    found = [format for format in FORMATS_OF_FILES if any(file.lower().endswith(_suffixes(format)) for file in files)]
+    suffixes = {**SUFFIXES, "imagefolder": tuple(readable_suffixes())}
+    tables = [file for file in files if file.rpartition("/")[2] in METADATA_FILES]
+    others = [file for file in files if file not in tables]
+    found = [name for name in FORMATS_OF_FILES if any(file.lower().endswith(suffixes[name]) for file in others)]
     if len(found) == 1:
         return found[0]
     what = f"files of {' and '.join(found)}" if found else "neither parquet files, tars nor images"
@@ -152,15 +183,29 @@ def _splits(files: list[str], root: str) -> dict[str, list[str]]:
     return {name or "train": members for name, members in splits.items()}
 
 
-def _image_folder_splits(files: list[str], root: str) -> dict[str, list[str]]:
-    """Take the folders on top for splits if all are called so; otherwise all is for training.
-
-    `datasets` would also look for such words in file names, and lose the pictures that are not called train or test.
-    """
-    tops = sorted({file.removeprefix(root).split("/")[1] for file in files})
-    if any(top.lower() not in SPLIT_WORDS for top in tops):
-        return {"train": [f"{root}/**"]}
-    splits: dict[str, list[str]] = {}
-    for top in tops:
-        splits.setdefault(SPLIT_WORDS[top.lower()], []).append(f"{root}/{top}/**")
-    return splits
+def _image_folder(options: DataOptions, root: str, files: list[str], unused: Counter[str]) -> Location:
+    if not root:
+        raise SViTError(
+            f"`path` is {options.path!r}, which names {len(files)} files and no folder: the classes of images are "
+            "told by the folders that they are in. Name the folder around these."
+        )
+    parts: list[Parts] = [tuple(file.removeprefix(root).strip("/").split("/")) for file in files]
+    folder = arrange_images(Path(root), parts, unused)
+    if not folder.splits:
+        raise SViTError(f"`path` is {options.path!r}, where there are no images, only {listed(folder.unused)}.")
+    tables = [names for names in parts if names[-1] in METADATA_FILES]
+    if "://" not in options.path and not tables:
+        return Location("imagefolder", tuple(folder.splits), folder=folder, unused=folder.unused)
+    # `datasets` downloads files and reads tables; without a table it takes the innermost folder for the class
+    data_files = {}
+    for split, images in folder.splits.items():
+        nested = [
+            path for path, name in zip(images.files, images.classes, strict=False) if path.split("/")[-2] != name
+        ]
+        if nested and not tables:
+            raise SViTError(f"`path` is {options.path!r}, where {nested[0]} is not in the folder of its class itself.")
+        around = images.files[0].split("/")[0]
+        own = ["/".join(names) for names in tables if len(names) == 1 or names[0] == around or len(folder.splits) == 1]
+        data_files[split] = [f"{root}/{path}" for path in (*images.files, *own)]
+    builder = _build(options, "imagefolder", data_files=data_files)
+    return Location("imagefolder", tuple(folder.splits), builder, unused=folder.unused)

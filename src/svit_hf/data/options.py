@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from svit_hf.data.decoding import DEFAULT_LIMITS, ImageLimits
 from svit_hf.errors import SViTError
 
 
@@ -20,7 +21,7 @@ RANDAUGMENT = re.compile(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Say where the images are and how they are read.
+    """Where the images are and how they are read.
 
     Args:
         path: A data set id of the Hub; parquet files as a file, a glob or a folder; webdataset tars likewise; or a
@@ -39,6 +40,11 @@ class DataOptions:
         max_bad_share: Share of images that cannot be decoded above which a run stops.
         index: JSON file with the row counts and label names, where counting is expensive; `svit-hf data inspect
             --write-index` makes it.
+        validation_share: Share of the training images that is kept for evaluation, where there is no validation
+            split: so many of each class. Only of data that are not streamed.
+        validation_seed: Another seed keeps other images.
+        max_image_pixels: Width times height from which on a picture counts as broken, without being decoded.
+        max_image_bytes: Encoded bytes from which on a picture counts as broken, without being decoded.
     """
 
     path: str = ""
@@ -53,6 +59,10 @@ class DataOptions:
     shuffle_block: int = 1024
     max_bad_share: float = 0.001
     index: str | None = None
+    validation_share: float = 0.0
+    validation_seed: int = 0
+    max_image_pixels: int = DEFAULT_LIMITS.max_pixels
+    max_image_bytes: int = DEFAULT_LIMITS.max_bytes
 
     def __post_init__(self) -> None:
         _require_one_of("format", self.format, FORMATS)
@@ -60,11 +70,20 @@ class DataOptions:
             _require_at_least("num_workers", self.num_workers, 0)
         _require_at_least("shuffle_block", self.shuffle_block, 1)
         _require_between("max_bad_share", self.max_bad_share, 0, 1)
+        if not 0 <= self.validation_share < 1:
+            raise SViTError(f"`validation_share` is {self.validation_share}; it has to be at least 0 and below 1.")
+        _require_at_least("max_image_pixels", self.max_image_pixels, 1)
+        _require_at_least("max_image_bytes", self.max_image_bytes, 1)
+
+    @property
+    def limits(self) -> ImageLimits:
+        """The largest image that is decoded."""
+        return ImageLimits(self.max_image_pixels, self.max_image_bytes)
 
 
 @dataclass(frozen=True)
 class AugmentationOptions:
-    """Say what happens to a training image; the defaults are those of the official training.
+    """What happens to a training image; the defaults are those of the official training.
 
     Args:
         scale: Smallest and largest share of the picture's area that a random crop takes.
@@ -108,7 +127,7 @@ class AugmentationOptions:
 
 @dataclass(frozen=True)
 class MixingOptions:
-    """Say how the images of a batch are mixed; the defaults are those of the official training.
+    """How the images of a batch are mixed; the defaults are those of the official training.
 
     Args:
         mixup_alpha: Parameter of the beta distribution of mixup's weight; 0 for no mixup.
@@ -127,7 +146,7 @@ class MixingOptions:
 
     @property
     def is_on(self) -> bool:
-        """Say whether a batch changes at all."""
+        """Whether a batch changes at all."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
 

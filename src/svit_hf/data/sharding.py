@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sample is where: the order of an epoch and its division among ranks, steps and workers, as integers.
+"""Which sample is where: the order of an epoch and its division among updates, micro-batches and workers, as integers.
 
-Everything here is a pure function of the arguments, so that a run continues at step `s` by being asked for step `s`.
-Nothing is read, and nothing is remembered.
+Everything here is a pure function of the arguments, so that a run continues at update `u` by being asked for update
+`u`. Nothing is read, and nothing is remembered.
 
-An epoch fills *slots*: `steps * world_size * batch_size` of them, so many for every rank in every step. A slot holds
-one view of one sample. With `num_views` above 1 (repeated augmentation) the views of a sample lie side by side, and
-the slots of an epoch hold fewer samples, more often.
+An update is a fixed list of *micro-batches*. Ranks only divide that list: their number changes nothing in what an
+update is made of. An epoch fills *slots*: `updates * micro_batches * batch_size` of them. A slot holds one view of a
+sample. With `num_views` above 1 (repeated augmentation) the slots of an epoch hold fewer samples, more often.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ SAMPLES, SHARDS, ROTATION, BLOCKS = range(4)
 
 
 class SampleKey(NamedTuple):
-    """Say which view of which sample is made: all that its augmentation may depend on.
+    """Which view of which sample is made: all that its augmentation may depend on.
 
     Attributes:
         seed: Seed of the run.
@@ -39,7 +39,7 @@ class SampleKey(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Name rows of a shard: from `first` up to and without `stop`."""
+    """Rows of a shard: from `first` up to and without `stop`."""
 
     shard: int
     first: int
@@ -47,7 +47,7 @@ class Segment(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Give the rows that are permuted together, as their number, and the slots in the order in which they come.
+    """The rows that are permuted together, as their number, and the slots in the order in which they come.
 
     A slot is `(row, view)`, `row` counted from the first one of the block.
     """
@@ -58,60 +58,54 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Say how long an epoch is: the same number of whole batches for every rank.
+    """The length of an epoch: a number of whole updates.
 
     Args:
         num_samples: Samples of the source.
-        batch_size: Samples in a batch of one rank.
-        world_size: Ranks.
-        steps_multiple_of: The number of steps is rounded down to a multiple of this, the batches of an update.
+        batch_size: Samples in a micro-batch.
+        micro_batches: Micro-batches of an update, over all ranks.
         num_views: Views of each sample that an epoch shows.
         seed: Fixes the order of every epoch.
     """
 
     num_samples: int
     batch_size: int
-    world_size: int = 1
-    steps_multiple_of: int = 1
+    micro_batches: int = 1
     num_views: int = 1
     seed: int = 0
 
     @property
-    def steps(self) -> int:
-        """Return the number of batches of one rank in one epoch."""
-        steps = self.num_samples // (self.batch_size * self.world_size)
-        return steps - steps % self.steps_multiple_of
+    def updates(self) -> int:
+        """Number of updates in one epoch."""
+        return self.num_samples // (self.batch_size * self.micro_batches)
 
     @property
     def num_slots(self) -> int:
-        """Return the number of views over all ranks in one epoch."""
-        return self.steps * self.batch_size * self.world_size
+        """Number of views in one epoch."""
+        return self.updates * self.micro_batches * self.batch_size
 
 
 @dataclass(frozen=True)
 class MapPlan(EpochPlan):
-    """Divide a permutation of all samples.
-
-    The slots of a step are consecutive, whatever the number of ranks is that divide them.
-    """
+    """Parts of a permutation of all samples. The slots of an update are consecutive."""
 
     def permutation(self, epoch: int) -> NDArray[np.int64]:
         """Return the samples in the order of an epoch."""
         return _random(self.seed, epoch, SAMPLES).permutation(self.num_samples)
 
-    def slots(self, step: int, rank: int) -> range:
-        """Return the slots of a batch, counted over the whole epoch.
+    def slots(self, update: int, micro_batch: int) -> range:
+        """Return the slots of a micro-batch, counted over the whole epoch.
 
-        One view per sample: ranks take consecutive batches, so that two ranks see the batches that one rank would see
-        in twice as many steps. More views: slots are dealt out, so that the views of a sample go to different ranks,
-        as far as there are any.
+        One view per sample: the micro-batches of an update follow each other. More views: slots are dealt out, so
+        that the views of a sample go to different micro-batches, as far as there are any.
 
         Source: `RASampler` in `datasets/samplers.py` of hhb072/STViT@c9ed9a4, for the dealing.
         """
-        start = step * self.batch_size * self.world_size
+        size = self.batch_size * self.micro_batches
+        start = update * size
         if self.num_views == 1:
-            return range(start + rank * self.batch_size, start + (rank + 1) * self.batch_size)
-        return range(start + rank, start + self.batch_size * self.world_size, self.world_size)
+            return range(start + micro_batch * self.batch_size, start + (micro_batch + 1) * self.batch_size)
+        return range(start + micro_batch, start + size, self.micro_batches)
 
     def num_used(self) -> int:
         """Return the number of different samples of an epoch."""
@@ -120,16 +114,16 @@ class MapPlan(EpochPlan):
 
 @dataclass(frozen=True)
 class StreamPlan(EpochPlan):
-    """Divide shards that are read in passing.
+    """Parts of shards that are read in passing.
 
-    The shards, permuted, are one sequence of rows, which starts at a random row and is cut into
-    `world_size * num_ranges` ranges. A range may begin and end inside a shard. It is as long as its batches need,
-    so all rows that are left over lie together, and are others in each epoch. Along a range, rows are permuted within
-    blocks.
+    The shards, permuted, are one sequence of rows, which starts at a random row and is cut into `num_ranges` ranges.
+    A range may begin and end inside a shard. It is as long as its micro-batches need, so all rows that are left over
+    lie together, and are others in each epoch. Along a range, rows are permuted within blocks. The micro-batches of
+    the same place in their updates go round the same ranges, so that a rank reads only its own.
 
     Args:
         shard_sizes: Rows of each shard.
-        num_ranges: Ranges of one rank, which its steps go round.
+        num_ranges: Ranges of an epoch, a multiple of `micro_batches`.
         shuffle_block: Rows that are permuted together.
     """
 
@@ -137,27 +131,33 @@ class StreamPlan(EpochPlan):
     num_ranges: int = 1
     shuffle_block: int = 1024
 
-    def range_of_step(self, step: int) -> tuple[int, int]:
-        """Return the range that a step's batch comes from, and which batch of that range it is."""
-        return step % self.num_ranges, step // self.num_ranges
+    @property
+    def ranges_per_place(self) -> int:
+        """Number of ranges that the micro-batches of one place in their updates go round."""
+        return self.num_ranges // self.micro_batches
+
+    def range_of(self, update: int, micro_batch: int) -> tuple[int, int]:
+        """Return the range that a micro-batch comes from, and which micro-batch of that range it is."""
+        batch, turn = divmod(update, self.ranges_per_place)
+        return micro_batch * self.ranges_per_place + turn, batch
 
     def num_range_slots(self, index: int) -> int:
-        """Return the number of slots of a rank's range."""
-        return len(range(index, self.steps, self.num_ranges)) * self.batch_size
+        """Return the number of slots of a range."""
+        turn = index % self.ranges_per_place
+        return len(range(turn, self.updates, self.ranges_per_place)) * self.batch_size
 
     def num_range_rows(self, index: int) -> int:
-        """Return the number of rows of a rank's range."""
+        """Return the number of rows of a range."""
         return -(-self.num_range_slots(index) // self.num_views)
 
-    def rows_of_range(self, rank: int, index: int) -> range:
+    def rows_of_range(self, index: int) -> range:
         """Return the positions of a range in the epoch's sequence of rows."""
-        before = list(accumulate(map(self.num_range_rows, range(self.num_ranges)), initial=0))
-        start = rank * before[-1]
-        return range(start + before[index], start + before[index + 1])
+        before = list(accumulate(map(self.num_range_rows, range(index + 1)), initial=0))
+        return range(before[index], before[index + 1])
 
     def num_used(self) -> int:
         """Return the number of different samples of an epoch."""
-        return self.world_size * sum(map(self.num_range_rows, range(self.num_ranges)))
+        return sum(map(self.num_range_rows, range(self.num_ranges)))
 
     def segments(self, epoch: int, rows: range) -> Iterator[Segment]:
         """Yield where positions of the epoch's sequence lie in the source."""
@@ -165,13 +165,12 @@ class StreamPlan(EpochPlan):
         start = int(_random(self.seed, epoch, ROTATION).integers(self.num_samples)) + rows.start
         yield from segments(self.shard_sizes, order, start, len(rows))
 
-    def blocks(self, epoch: int, rank: int, index: int, first_block: int = 0) -> Iterator[Block]:
+    def blocks(self, epoch: int, index: int, first_block: int = 0) -> Iterator[Block]:
         """Yield the blocks of a range from the given one on."""
         size, num_slots = self.shuffle_block * self.num_views, self.num_range_slots(index)
         for block in range(first_block, -(-num_slots // size)):
             length = min(size, num_slots - block * size)
-            purpose = (BLOCKS, rank * self.num_ranges + index, block)
-            order = _random(self.seed, epoch, *purpose).permutation(length).tolist()
+            order = _random(self.seed, epoch, BLOCKS, index, block).permutation(length).tolist()
             yield Block(-(-length // self.num_views), [divmod(slot, self.num_views) for slot in order])
 
 

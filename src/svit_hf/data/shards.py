@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a source anew as parquet shards that stream well: mixed, of equal size, with small row groups."""
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from svit_hf.data.decoding import BadImage, DecodingError, ImageLimits, decode_image
 from svit_hf.data.loading import read_rows
 from svit_hf.data.locations import find_location
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import MapPlan, StreamPlan
-from svit_hf.data.sources import ImageSource, IndexedSource, Row, open_source
+from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
+from svit_hf.files import require_writable, whole_folder
 
 
 MEGABYTE = 1_000_000
@@ -25,7 +28,7 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """Say what shards look like.
+    """What shards look like.
 
     Args:
         rows_per_shard: Images in a file; None leaves it to `megabytes`.
@@ -50,11 +53,25 @@ class ShardOptions:
             raise SViTError(f"`megabytes` is {self.megabytes}; it has to be above 0.")
 
 
-def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -> dict[str, list[Path]]:
+class WrittenSplit(NamedTuple):
+    """What was written of a split.
+
+    Attributes:
+        files: The shards.
+        num_images: Images in them.
+        bad_images: Images that cannot be decoded, and were left out.
+    """
+
+    files: list[Path]
+    num_images: int
+    bad_images: list[BadImage]
+
+
+def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -> dict[str, WrittenSplit]:
     """Write all splits of a source as shards.
 
-    Encoded images are copied byte for byte. Nothing is left in `output_dir` unless all of it was written, and what was
-    written was counted again.
+    Encoded images are copied byte for byte, if they can be decoded. Nothing is left in `output_dir` unless all of it
+    was written, and what was written was counted again.
 
     Args:
         source: What to read.
@@ -62,7 +79,7 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
         options: What the shards look like.
 
     Returns:
-        The files of each split.
+        What was written of each split.
 
     Raises:
         SViTError: If the folder exists, or the source cannot be read.
@@ -70,26 +87,31 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
     """
     if output_dir.exists():
         raise SViTError(f"`output_dir` is {str(output_dir)!r}, which exists; name a new folder.")
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    require_writable(output_dir, "output_dir")
     written = {}
-    try:
+    with whole_folder(output_dir) as folder:
         for split in find_location(source).splits:
             images = open_source(replace(source, eval_split=split), "eval")
-            written[split] = [path.name for path in _write_split(images, partial, split, options)]
-        partial.rename(output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return {split: [output_dir / name for name in names] for split, names in written.items()}
+            written[split] = _write_split(images, folder, split, options, source.limits)
+    return {
+        split: done._replace(files=[output_dir / file.name for file in done.files]) for split, done in written.items()
+    }
 
 
-def _write_split(source: ImageSource, folder: Path, split: str, options: ShardOptions) -> list[Path]:
+def _write_split(
+    source: ImageSource, folder: Path, split: str, options: ShardOptions, limits: ImageLimits
+) -> WrittenSplit:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(source.label_names))}
     )
     labels: Counter[int] = Counter()
-    rows = shuffled_rows(source, options.seed, options.shuffle_block)
+    bad_images: list[BadImage] = []
+    rows = _decodable(
+        shuffled_rows(source, options.seed, options.shuffle_block),
+        source,
+        limits,
+        bad_images,
+    )
     files: list[Path] = []
     while first := list(islice(rows, 1)):
         files.append(folder / f"{split}-{len(files):05d}.parquet")
@@ -103,12 +125,27 @@ def _write_split(source: ImageSource, folder: Path, split: str, options: ShardOp
     found: Counter[int] = Counter()
     for file in files:
         found.update(pq.read_table(file, columns=["label"])["label"].to_pylist())
-    if found != labels or found.total() != source.num_samples:
+    num_wanted = source.num_samples - len(bad_images)
+    if found != labels or found.total() != num_wanted:
         raise DataError(
-            f"{found.total()} images of split {split!r} were written and {source.num_samples} were to be; nothing is "
-            "kept."
+            f"{found.total()} images of split {split!r} were written and {num_wanted} were to be; nothing is kept."
         )
-    return files
+    if not files:
+        raise DataError(f"none of the {source.num_samples} images of split {split!r} can be decoded; nothing is kept.")
+    return WrittenSplit(files, num_wanted, bad_images)
+
+
+def _decodable(
+    rows: Iterator[Row], source: ImageSource, limits: ImageLimits, bad_images: list[BadImage]
+) -> Iterator[Row]:
+    """Yield the rows whose images are images, and name the others."""
+    for row in rows:
+        try:
+            decode_image(row.image, limits)
+        except DecodingError as error:
+            bad_images.append(BadImage(row.sample_id, *source.locate(row.sample_id), str(error)))
+        else:
+            yield row
 
 
 def shuffled_rows(source: ImageSource, seed: int, shuffle_block: int) -> Iterator[Row]:
@@ -119,7 +156,7 @@ def shuffled_rows(source: ImageSource, seed: int, shuffle_block: int) -> Iterato
         return
     plan = StreamPlan(source.num_samples, 1, seed=seed, shard_sizes=source.shard_sizes, shuffle_block=shuffle_block)
     rows = read_rows(source, plan.segments(0, range(source.num_samples)))
-    for block in plan.blocks(0, 0, 0):
+    for block in plan.blocks(0, 0):
         held = list(islice(rows, block.num_rows))
         for row, _ in block.slots:
             yield held[row]

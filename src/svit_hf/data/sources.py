@@ -1,41 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images, labelled or not, wherever they are: the Hub, parquet, webdataset tars, a folder; indexed, or as a stream."""
+"""Images, labelled or not, as training and evaluation read them: any of them at any time, or shard by shard.
 
+`opening.py` finds out what a path holds and makes these.
+"""
+
+import hashlib
+import json
+import tarfile
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import datasets
-from datasets.packaged_modules.parquet.parquet import Parquet
 
-from svit_hf.data.columns import (
-    LabelIds,
-    field_of,
-    find_image_column,
-    find_label_column,
-    names_in_features,
-    names_of_labels,
-)
-from svit_hf.data.locations import Location, find_location
-from svit_hf.data.options import DataOptions
-from svit_hf.data.row_counts import FileCounts, SourceIndex, check_index, count_parquet, count_tar, names_of
-from svit_hf.errors import SViTError
+from svit_hf.data.columns import LabelIds, field_of, top_columns
+from svit_hf.data.counts import FileCounts
+from svit_hf.data.folders import FolderSplit, listed
+from svit_hf.errors import DataError, SViTError
 
 
-EVALUATION_SPLITS = ("validation", "valid", "val", "test")
-# local files up to this size are copied into an index, from which any image can be read at any time
-MAX_INDEXED_BYTES = 2 << 30
 # a stream of days outlives a server's bad hours: seconds between attempts, and how many there are
 READ_RETRIES = 60
 READ_RETRY_SECONDS = 5
 # the label of an image that has none
 UNLABELLED = -1
+# parts that a fingerprint lists one by one, so that a difference can be named
+MAX_LISTED_PARTS = 1000
+
+
+# of file systems, pyarrow, tarfile and the builders of datasets: whatever parsing foreign bytes ends in
+_READING_ERRORS = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError),
+    *(tarfile.TarError, datasets.exceptions.DatasetsError),
+)
 
 
 class Row(NamedTuple):
-    """Hold an image as it is stored, with its label if it has one.
+    """An image as it is stored, with its label if it has one.
 
     Attributes:
         sample_id: Its place in the source.
@@ -49,76 +54,240 @@ class Row(NamedTuple):
 
 
 class ImageSource(ABC):
-    """Give the images of one split, in an order that never changes.
+    """The images of one split, in an order that never changes.
+
+    Args:
+        description: What this is, in a few words.
+        label_names: Names of the classes, in order; none if the images are unlabelled.
+        shards: Rows of each shard, by its name.
 
     Attributes:
         num_samples: Images, broken ones included.
-        label_names: Names of the classes, in order; none if the images are unlabelled.
         is_streaming: Whether images can only be read in passing, shard by shard.
         description: What this is, in a line.
         split: Name of the split, if it was opened by `open_source`.
-        shard_sizes: Rows of each shard; one shard where any row can be read.
+        remarks: What a user should know before using it: files that are not used, odd names of classes.
+        shard_sizes: Rows of each shard.
         shard_names: Names of the shards.
     """
 
     is_streaming: bool
     split: str | None = None
+    remarks: tuple[str, ...] = ()
 
-    def __init__(self, description: str, label_names: tuple[str, ...], shards: dict[str, int]):
-        self.label_names = label_names
+    def __init__(self, description: str, label_names: Sequence[str], shards: Mapping[str, int]):
+        self.label_names = tuple(label_names)
         self.shard_names = tuple(shards)
         self.shard_sizes = tuple(shards.values())
         self.num_samples = sum(self.shard_sizes)
         self.first_rows = tuple(accumulate(self.shard_sizes, initial=0))
-        classes = f"{len(label_names)} classes" if label_names else "unlabelled"
+        classes = f"{len(self.label_names)} classes" if self.label_names else "unlabelled"
         self.description = f"{description}, {self.num_samples} images, {classes}"
-        self.label_ids = LabelIds(label_names)
 
     def locate(self, sample_id: int) -> tuple[str, int]:
         """Return the name of the shard that has a sample, and its row there."""
-        shard = bisect_right(self.first_rows, sample_id) - 1
+        shard = self.shard_of(sample_id)
         return self.shard_names[shard], sample_id - self.first_rows[shard]
+
+    def shard_of(self, sample_id: int) -> int:
+        """Return the number of the shard that has a sample."""
+        return bisect_right(self.first_rows, sample_id) - 1
 
     @abstractmethod
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield rows of a shard, from `first` up to and without `stop`."""
 
-    def _row(self, sample_id: int, image: Any, *labels: Any) -> Row:
-        """Return what is stored as a row; unlabelled if no label is given."""
-        label = self.label_ids(labels[0], *self.locate(sample_id)) if labels else UNLABELLED
-        return Row(sample_id, stored_image(image), label)
+    def parts(self) -> Mapping[str, Any]:
+        """Return what changes when the data do, by name: shards with their rows, for example."""
+        return dict(zip(self.shard_names, self.shard_sizes, strict=True))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this source from another one, cheaply and as JSON: nothing of the images is read."""
+        parts = self.parts()
+        content = json.dumps(list(parts.items())).encode()
+        return {
+            "class_names": list(self.label_names),
+            "num_images": self.num_samples,
+            "digest": hashlib.sha256(content).hexdigest(),
+            "parts": dict(parts) if len(parts) <= MAX_LISTED_PARTS else None,
+        }
+
+
+def differences(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs between two fingerprints; nothing if they are equal."""
+    lines = []
+    if saved["class_names"] != found["class_names"]:
+        lines.append(f"the classes were {listed(saved['class_names'])} and are {listed(found['class_names'])}")
+    if saved["num_images"] != found["num_images"]:
+        lines.append(f"there were {saved['num_images']} images and there are {found['num_images']}")
+    if saved["digest"] != found["digest"]:
+        old, new = saved["parts"], found["parts"]
+        if old is not None and new is not None:
+            lines += [f"{name!r} is gone" for name in old if name not in new]
+            lines += [f"{name!r} is new" for name in new if name not in old]
+            changed = [name for name in old if new.get(name, old[name]) != old[name]]
+            lines += [f"{name!r} was {old[name]} and is {new[name]}" for name in changed]
+        if not lines:
+            lines.append("the names of the files, or their order, are others")
+    return lines
 
 
 class IndexedSource(ImageSource):
-    """Give any image at any time.
-
-    Args:
-        dataset: The images, not decoded.
-        columns: Column of the images and, if there are labels, theirs.
-        label_names: Names of the classes, in order; none without labels.
-        name: What to call the data.
-    """
+    """Images any of which can be read at any time."""
 
     is_streaming = False
 
-    def __init__(self, dataset: datasets.Dataset, columns: tuple[str, ...], label_names: tuple[str, ...], name: str):
-        super().__init__(f"{name}, indexed", label_names, {name: len(dataset)})
-        self.dataset = dataset
-        self.columns = columns
-
+    @abstractmethod
     def row(self, sample_id: int) -> Row:
         """Return an image."""
-        example = self.dataset[sample_id]
-        return self._row(sample_id, *(field_of(example, column) for column in self.columns))
 
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield images that lie side by side."""
-        for sample_id in range(first, stop):
+        start = self.first_rows[shard]
+        for sample_id in range(start + first, start + stop):
             yield self.row(sample_id)
 
 
+class FolderSource(IndexedSource):
+    """Image files of a local folder, each in the folder of its class.
+
+    Args:
+        root: The folder.
+        images: The images, and the classes of each.
+        label_names: Names of the classes, in order; none if no labels are wanted.
+        name: What to call the data.
+    """
+
+    def __init__(self, root: str, images: FolderSplit, label_names: Sequence[str], name: str):
+        super().__init__(f"{name}, image files", label_names, {name: len(images.files)})
+        self.root = root
+        self.files = images.files
+        ids = {name: index for index, name in enumerate(label_names)}
+        self.labels = [ids[name] for name in images.classes] if label_names else [UNLABELLED] * len(images.files)
+
+    def row(self, sample_id: int) -> Row:
+        """Return the path of an image, and its label."""
+        return Row(sample_id, f"{self.root}/{self.files[sample_id]}", self.labels[sample_id])
+
+    def locate(self, sample_id: int) -> tuple[str, int]:
+        """Return the file, and row 0."""
+        return self.files[sample_id], 0
+
+    def parts(self) -> Mapping[str, Any]:
+        """Return the files with their labels."""
+        return dict(zip(self.files, self.labels, strict=True))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this source from another one; of many files, only the numbers of each class are listed."""
+        fingerprint = super().fingerprint()
+        if fingerprint["parts"] is None:
+            counts = Counter(self.labels)
+            fingerprint["parts"] = {name: counts[index] for index, name in enumerate(self.label_names)}
+        return fingerprint
+
+
+class TableSource(IndexedSource):
+    """Rows of a table of `datasets`, which is on this machine.
+
+    Args:
+        table: The images, not decoded.
+        columns: Column of the images and, if there are labels, theirs.
+        label_names: Names of the classes, in order; none without labels.
+        name: What to call the data.
+        shards: Rows of each file, by its name; one shard by default.
+        stored_names: What integers stand for in each shard; none where labels are names or there are no labels.
+        file_sizes: Bytes of each file, where that is known.
+        has_files: Whether the table names image files, which its builder has put on this machine. Paths in other
+            tables come from whoever made them, and are never opened.
+    """
+
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        columns: tuple[str, ...],
+        label_names: Sequence[str],
+        name: str,
+        shards: Mapping[str, int] | None = None,
+        stored_names: Sequence[Sequence[str] | None] = (None,),
+        file_sizes: Sequence[int] = (),
+        has_files: bool = False,
+    ):
+        super().__init__(f"{name}, indexed", label_names, shards or {name: len(table)})
+        self.table = table
+        self.columns = columns
+        self.label_ids = [LabelIds(self.label_names, names) for names in stored_names]
+        self.file_sizes = tuple(file_sizes)
+        self.has_files = has_files
+
+    def row(self, sample_id: int) -> Row:
+        """Return an image."""
+        example = self.table[sample_id]
+        image, *labels = (field_of(example, column) for column in self.columns)
+        label = self._label_of(sample_id, labels[0]) if labels else UNLABELLED
+        return Row(sample_id, stored_image(image, self.has_files), label)
+
+    def labels(self) -> list[int]:
+        """Read the labels of all images, and nothing else of them.
+
+        Raises:
+            DataError: If one is no class; the message names the first of them.
+        """
+        (column,) = self.columns[1:]
+        found, problems = [], []
+        for sample_id, row in enumerate(self.table.select_columns(top_columns(column))):
+            try:
+                found.append(self._label_of(sample_id, field_of(row, column)))
+            except DataError as error:
+                problems.append(str(error))
+        if problems:
+            more = f" {len(problems) - 1} more labels are none either." if len(problems) > 1 else ""
+            raise DataError(f"{problems[0]}{more} Labels of -1 are those of a split without labels.")
+        return found
+
+    def parts(self) -> Mapping[str, Any]:
+        """Return the rows and the bytes of each file."""
+        parts = super().parts()
+        if not self.file_sizes:
+            return parts
+        return {name: [parts[name], size] for name, size in zip(parts, self.file_sizes, strict=True)}
+
+    def _label_of(self, sample_id: int, label: Any) -> int:
+        label_ids = self.label_ids[self.shard_of(sample_id) if len(self.label_ids) > 1 else 0]
+        return label_ids(label, *self.locate(sample_id))
+
+
+class SelectedSource(IndexedSource):
+    """Some images of another source.
+
+    Args:
+        source: The other source.
+        sample_ids: The places there.
+        name: What to call them.
+    """
+
+    def __init__(self, source: IndexedSource, sample_ids: Sequence[int], name: str):
+        super().__init__(name, source.label_names, {name: len(sample_ids)})
+        self.source = source
+        self.sample_ids = tuple(sample_ids)
+        self.remarks = source.remarks
+
+    def row(self, sample_id: int) -> Row:
+        """Return an image, by its place in the selection."""
+        return self.source.row(self.sample_ids[sample_id])._replace(sample_id=sample_id)
+
+    def locate(self, sample_id: int) -> tuple[str, int]:
+        """Return where the other source has it."""
+        return self.source.locate(self.sample_ids[sample_id])
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return that of the other source, with what was selected."""
+        selected = hashlib.sha256(json.dumps(self.sample_ids).encode()).hexdigest()
+        whole = self.source.fingerprint()
+        return whole | {"num_images": self.num_samples, "digest": whole["digest"] + selected}
+
+
 class StreamingSource(ImageSource):
-    """Give shards one by one, each opened by itself: a row group of a parquet file, or a tar.
+    """Shards that are read in passing, each opened by itself: a row group of a parquet file, or a tar.
 
     Args:
         dataset: The stream of all files, not decoded.
@@ -126,6 +295,8 @@ class StreamingSource(ImageSource):
         label_names: Names of the classes, in order; none without labels.
         counts: Rows of the shards of each file, by the file's name.
         name: What to call the data.
+        stored_names: What integers stand for in each file; none where labels are names.
+        file_sizes: Bytes of each file, where that is known.
     """
 
     is_streaming = True
@@ -134,9 +305,11 @@ class StreamingSource(ImageSource):
         self,
         dataset: datasets.IterableDataset,
         columns: tuple[str, ...],
-        label_names: tuple[str, ...],
-        counts: dict[str, FileCounts],
+        label_names: Sequence[str],
+        counts: Mapping[str, FileCounts],
         name: str,
+        stored_names: Sequence[Sequence[str] | None] | None = None,
+        file_sizes: Sequence[int] | None = None,
     ):
         shards = {
             f"{file}, row group {group}" if len(sizes) > 1 else file: size
@@ -146,200 +319,74 @@ class StreamingSource(ImageSource):
         super().__init__(f"{name}, streamed from {len(shards)} shards", label_names, shards)
         self.dataset = dataset
         self.columns = columns
-        self.num_files = len(counts)
+        self.counts = counts
+        self.file_sizes = tuple(file_sizes or [0] * len(counts))
         self.places = [
             (file, group, len(sizes)) for file, sizes in enumerate(counts.values()) for group in range(len(sizes))
         ]
+        self.label_ids = [LabelIds(self.label_names, names) for names in stored_names or [None] * len(counts)]
 
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
-        """Open a shard and yield some of its rows."""
-        be_patient()
+        """Open a shard and yield some of its rows.
+
+        Raises:
+            DataError: If the shard cannot be read, has fewer rows than were counted, or a label is no class.
+        """
+        set_read_retries()
         file, group, num_groups = self.places[shard]
-        stream = self.dataset.shard(self.num_files, file)
-        if num_groups > 1:
-            stream = stream.reshard().shard(num_groups, group)
-        # not `iter(stream)`: inside a worker of a DataLoader that would give a part of the shard
-        batches = stream.skip(first).iter(batch_size=1)
-        sample_id = self.first_rows[shard] + first
+        start = self.first_rows[shard]
         found = 0
-        for found, batch in enumerate(islice(batches, stop - first), 1):
-            example = {key: value[0] for key, value in batch.items()}
-            yield self._row(sample_id + found - 1, *(field_of(example, column) for column in self.columns))
+        with explain_reading(self.shard_names[shard]):
+            stream = self.dataset.shard(len(self.counts), file)
+            if num_groups > 1:
+                stream = stream.reshard().shard(num_groups, group)
+            # not `iter(stream)`: inside a worker of a DataLoader that would give a part of the shard
+            batches = stream.skip(first).iter(batch_size=1)
+            for found, batch in enumerate(islice(batches, stop - first), 1):
+                example = {key: value[0] for key, value in batch.items()}
+                image, *labels = (field_of(example, column) for column in self.columns)
+                row = first + found - 1
+                label = self.label_ids[file](labels[0], self.shard_names[shard], row) if labels else UNLABELLED
+                yield Row(start + row, stored_image(image), label)
         if found != stop - first:
-            raise SViTError(
+            raise DataError(
                 f"{self.shard_names[shard]} ends after {first + found} rows, but {self.shard_sizes[shard]} were "
                 "counted; it changed, or the `index` is about something else."
             )
 
+    def parts(self) -> Mapping[str, Any]:
+        """Return the rows of the shards of each file, and its bytes."""
+        return {
+            file: [*sizes, num_bytes]
+            for (file, sizes), num_bytes in zip(self.counts.items(), self.file_sizes, strict=True)
+        }
 
-def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> ImageSource:
-    """Find the images and labels of a split, and count them.
 
-    Args:
-        options: Where they are.
-        split: `train` or `eval`, for the split that `options` name as such.
-        labelled: Whether labels are wanted; if not, there need not be any, none are read, and the only split that
-            there is will do, whatever it is called.
+def stored_image(image: Any, has_files: bool = False) -> bytes | str | None:
+    """Return the bytes of a stored image; the path of a file only where files were put there for that."""
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    return image if isinstance(image, bytes) or has_files else None
+
+
+@contextmanager
+def explain_reading(name: str) -> Iterator[None]:
+    """Turn what `datasets` and what is below it raise over damaged or missing files into an error that names the file.
 
     Raises:
-        SViTError: If something is not there, not clear, or too expensive to find out.
+        DataError: Instead.
     """
-    location = find_location(options)
-    name = _split_name(options, location, split, labelled)
-    opener = _open_counted_stream if _is_streamed(options, location) else _open_indexed
-    source: ImageSource = opener(options, location, name, labelled)
-    source.split = name
-    return source
-
-
-def _split_name(options: DataOptions, location: Location, split: str, labelled: bool) -> str:
-    wanted = [options.train_split] if split == "train" else [options.eval_split or ""]
-    if split == "eval" and options.eval_split is None:
-        wanted = list(EVALUATION_SPLITS)
-        if not labelled and len(location.splits) == 1:
-            # a model that is evaluated on what it was trained on should be told so; images to predict just lie there
-            wanted += location.splits
-    for name in wanted:
-        if name in location.splits:
-            return name
-    argument = "train_split" if split == "train" else "eval_split"
-    raise SViTError(
-        f"{options.path!r} has no split {' or '.join(wanted)}, only {', '.join(location.splits)}; `{argument}` names "
-        "another."
-    )
-
-
-def _is_streamed(options: DataOptions, location: Location) -> bool:
-    if location.format == "imagefolder":
-        if options.streaming:
-            raise SViTError(
-                f"`streaming` is True, but {options.path!r} is a folder of images: as a stream it would be one shard, "
-                "class after class. Leave `streaming` out, or write shards with `svit-hf data shard`."
-            )
-        return False
-    if options.streaming is not None:
-        return options.streaming
-    return location.num_bytes() > MAX_INDEXED_BYTES
-
-
-def _open_indexed(options: DataOptions, location: Location, split: str, labelled: bool) -> IndexedSource:
     try:
-        location.builder.download_and_prepare()
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise SViTError(f"{options.path!r} cannot be read: {error.__cause__ or error}") from error
-    dataset = location.builder.as_dataset(split)
-    columns = find_columns(options, dataset.features, labelled)
-    names = _names_of_indexed(options, location, split, dataset.features, columns[1]) if labelled else ()
-    return IndexedSource(_bare(dataset, *columns), columns, names, f"{options.path}, split {split}")
+        yield
+    except SViTError:
+        raise
+    except _READING_ERRORS as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else None
+        cause = cause or error
+        raise DataError(f"{name} cannot be read: {type(cause).__name__}: {cause}") from error
 
 
-def _names_of_indexed(
-    options: DataOptions, location: Location, split: str, features: datasets.Features, label_column: str
-) -> tuple[str, ...]:
-    names = names_in_features(features, label_column)
-    if names is None:
-        labels = location.builder.as_dataset(reference_split(options, location, split))
-        labels = labels.select_columns(_top_columns(label_column))
-        names = names_of_labels((field_of(row, label_column) for row in labels), options.path)
-    return names
-
-
-def open_stream(
-    options: DataOptions, location: Location, split: str, labelled: bool = True
-) -> tuple[Any, tuple[str, ...]]:
-    """Return the files of a split as a stream of the columns that count, and what these are called.
-
-    These are the column of the images and, if labels are wanted, theirs. Nothing is counted, and labels are as they
-    are stored.
-    """
-    be_patient()
-    builder = location.builder
-    stream = builder.as_streaming_dataset(split)
-    if stream.features is None:
-        stream = stream._resolve_features()
-    columns = find_columns(options, stream.features, labelled)
-    if isinstance(builder, Parquet):
-        # read nothing else
-        builder.config.columns = _top_columns(*columns)
-        stream = builder.as_streaming_dataset(split)
-    return _bare(stream, *columns), columns
-
-
-def reference_split(options: DataOptions, location: Location, split: str) -> str:
-    """Return the split whose labels say which classes there are, so that these have the same numbers in all splits."""
-    return options.train_split if options.train_split in location.splits else split
-
-
-def _open_counted_stream(options: DataOptions, location: Location, split: str, labelled: bool) -> StreamingSource:
-    stream, columns = open_stream(options, location, split, labelled)
-    index = SourceIndex.read(options.index) if options.index else None
-    names = _names_of_stream(options, stream.features, columns[1], index) if labelled else ()
-    files = location.files(split)
-    if stream.num_shards != len(files):
-        raise SViTError(
-            f"{options.path!r} has {len(files)} files, but {stream.num_shards} shards: a shard cannot be opened by "
-            "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
-        )
-    counted = dict(zip(names_of(files), _count(options, index, files, split), strict=True))
-    return StreamingSource(stream, columns, names, counted, f"{options.path}, split {split}")
-
-
-def _names_of_stream(
-    options: DataOptions, features: datasets.Features, label_column: str, index: SourceIndex | None
-) -> tuple[str, ...]:
-    names = names_in_features(features, label_column) or (index.label_names if index else None)
-    if names is None:
-        raise SViTError(
-            f"the column {label_column!r} of {options.path!r} does not say which classes there are, and a stream is "
-            f"not searched for them. `svit-hf data inspect {options.path} --write-index FILE` does that once; give "
-            "FILE as `index`. Or set `streaming` to False."
-        )
-    return names
-
-
-def _count(options: DataOptions, index: SourceIndex | None, files: list[str], split: str) -> list[FileCounts]:
-    if index is not None and options.index is not None:
-        if split not in index.splits:
-            raise SViTError(f"`index` is {options.index!r}, which has no split {split!r}.")
-        return check_index(index.splits[split], files, split, options.index)
-    if all(file.endswith(".parquet") for file in files):
-        return count_parquet(files)
-    if all(file.endswith(".tar") and "://" not in file for file in files):
-        return [(count_tar(file),) for file in files]
-    raise SViTError(
-        f"the shards of {options.path!r} do not say how many rows they have without being read whole. `svit-hf data "
-        f"inspect {options.path} --write-index FILE` reads them once; give FILE as `index`. Or set `streaming` to "
-        "False."
-    )
-
-
-def find_columns(options: DataOptions, features: datasets.Features, labelled: bool) -> tuple[str, ...]:
-    """Return the column of the images and, if labels are wanted, theirs."""
-    image_column = find_image_column(features, options.image_column)
-    return (image_column, find_label_column(features, options.label_column)) if labelled else (image_column,)
-
-
-def _bare(dataset: Any, image_column: str, *label_columns: str) -> Any:
-    """Leave the other columns out, and images as they are stored."""
-    dataset = dataset.select_columns(_top_columns(image_column, *label_columns))
-    if isinstance(dataset.features[image_column], datasets.Image):
-        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    return dataset
-
-
-def _top_columns(*columns: str) -> list[str]:
-    """Return the columns without fields inside them."""
-    return list(dict.fromkeys(column.split(".")[0] for column in columns))
-
-
-def stored_image(image: Any) -> bytes | str | None:
-    """Return the bytes of a stored image, or the path of the file that has them."""
-    if isinstance(image, dict):
-        return image.get("bytes") or image.get("path")
-    return image
-
-
-def be_patient() -> None:
+def set_read_retries() -> None:
     """Let `datasets` go on after a bad hour of a server.
 
     It has no other place for these settings; workers that are spawned set them anew.

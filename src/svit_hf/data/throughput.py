@@ -20,7 +20,7 @@ from svit_hf.data.decoding import DecodingError, decode_image
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.data.options import AugmentationOptions
 from svit_hf.data.sharding import SampleKey
-from svit_hf.data.sources import ImageSource, IndexedSource, Row
+from svit_hf.data.sources import ImageSource, IndexedSource, Row, TableSource
 from svit_hf.errors import SViTError
 
 
@@ -88,7 +88,7 @@ def measure_loading(
             f"`num_images` gives {len(images)} images; two batches of {batch_size} for each worker need {needed}."
         )
     stored = datasets.Dataset.from_dict({"image": images, "label": [0] * len(images)})
-    source = IndexedSource(stored, ("image", "label"), ("any",), "in memory")
+    source = TableSource(stored, ("image", "label"), ("any",), "in memory", stored_names=[("any",)])
     transform = TrainingTransform(
         (image_size, image_size), tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD), augmentation
     )

@@ -15,7 +15,8 @@ from accelerate.utils import reduce
 
 from svit_hf.data.decoding import BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
-from svit_hf.data.sources import ImageSource, IndexedSource, open_source
+from svit_hf.data.opening import open_source
+from svit_hf.data.sources import ImageSource, IndexedSource
 from svit_hf.evaluation.checkpoints import find_weights
 from svit_hf.evaluation.classification import evaluate_batches
 from svit_hf.evaluation.command import EvaluateCommand

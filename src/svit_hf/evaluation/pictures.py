@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sources import UNLABELLED, ImageSource, Row, open_source
+from svit_hf.data.sources import UNLABELLED, ImageSource, Row
 from svit_hf.errors import SViTError
 
 

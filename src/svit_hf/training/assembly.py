@@ -15,7 +15,8 @@ from torch import nn
 from svit_hf.data.augmentation import TrainingTransform
 from svit_hf.data.evaluation_transform import EvaluationTransform
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
-from svit_hf.data.sources import ImageSource, open_source
+from svit_hf.data.opening import open_source
+from svit_hf.data.sources import ImageSource
 from svit_hf.errors import SViTError
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.training.config import OptimizationOptions, RunOptions, TrainingRecipe
@@ -129,7 +130,7 @@ def training_loader(
         world_size=accelerator.num_processes,
         num_workers=data.num_workers,
         seed=recipe.run.seed,
-        steps_multiple_of=steps,
+        micro_batches=steps * accelerator.num_processes,
         num_views=recipe.augmentation.num_views,
         shuffle_block=recipe.data.shuffle_block,
         num_ranges=num_ranges,

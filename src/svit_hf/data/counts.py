@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import fsspec
 import pyarrow.parquet as pq
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import DataError, SViTError
+from svit_hf.files import write_text
 
 
 INDEX_VERSION = 1
@@ -24,7 +26,7 @@ FileCounts = tuple[int, ...]
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """Hold what an index file says about a split.
+    """What an index file says about a split.
 
     Attributes:
         files: Rows of the shards of each file, by the file's name.
@@ -35,7 +37,7 @@ class SplitIndex:
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """Hold what an index file says.
+    """What an index file says.
 
     Attributes:
         label_names: Names of the classes, in order.
@@ -52,9 +54,7 @@ class SourceIndex:
             "label_names": self.label_names,
             "splits": {name: {"files": split.files} for name, split in self.splits.items()},
         }
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: str) -> "SourceIndex":
@@ -107,29 +107,64 @@ def check_index(index: SplitIndex, files: list[str], split: str, path: str) -> l
     return [index.files[name] for name in names]
 
 
-def count_parquet(files: list[str]) -> list[FileCounts]:
-    """Return the rows of each row group of parquet files, local or remote, from their footers."""
+@dataclass(frozen=True)
+class Footer:
+    """What the footer of a parquet file says.
+
+    Attributes:
+        rows: Rows of each row group.
+        num_bytes: Size of the file; 0 where it is remote.
+        features: Columns and their features, as `datasets` writes them down; none if somebody else wrote the file.
+    """
+
+    rows: FileCounts
+    num_bytes: int
+    features: datasets.Features | None
+
+
+def read_footers(files: list[str]) -> list[Footer]:
+    """Return what the footers of parquet files say, reading several at a time."""
     with ThreadPoolExecutor(NUM_THREADS) as threads:
-        return list(threads.map(_count_row_groups, files))
+        return list(threads.map(read_footer, files))
 
 
-def _count_row_groups(file: str) -> FileCounts:
-    with fsspec.open(file, "rb") as opened:
-        footer = pq.read_metadata(opened)
-    return tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+def read_footer(file: str) -> Footer:
+    """Return what the footer of a parquet file says, local or remote.
+
+    Raises:
+        DataError: If it is no parquet file, or is cut short; the message names it.
+    """
+    try:
+        with fsspec.open(file, "rb") as opened:
+            footer = pq.read_metadata(opened)
+        schema = footer.schema.to_arrow_schema()
+        described = b"huggingface" in (schema.metadata or {})
+        features = datasets.Features.from_arrow_schema(schema) if described else None
+    # of pyarrow for the file, of fsspec for the way to it, of datasets for what it wrote there
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read as parquet: {type(error).__name__}: {error}") from error
+    num_bytes = 0 if "://" in file else Path(file).stat().st_size
+    groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    return Footer(groups, num_bytes, features)
 
 
 def count_tar(file: str) -> int:
     """Return the samples of a local webdataset tar, from its headers.
 
     A sample is a run of files with the same name up to the first dot of the last part, as in `datasets`.
+
+    Raises:
+        DataError: If the file is no tar, or is cut short.
     """
     count, last = 0, None
-    with tarfile.open(file) as archive:
-        for member in archive:
-            key = _sample_key(member)
-            if key is not None and key != last:
-                count, last = count + 1, key
+    try:
+        with tarfile.open(file) as archive:
+            for member in archive:
+                key = _sample_key(member)
+                if key is not None and key != last:
+                    count, last = count + 1, key
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{file} cannot be read as a tar: {type(error).__name__}: {error}") from error
     return count
 
 

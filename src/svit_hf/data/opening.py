@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From options to a source: which split, which columns, which classes, indexed or as a stream, and how many rows."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import datasets
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from svit_hf.data.columns import (
+    field_of,
+    find_columns,
+    names_in_features,
+    names_of_labels,
+    remarks_on_names,
+    require_classes,
+    top_columns,
+)
+from svit_hf.data.counts import FileCounts, Footer, SourceIndex, check_index, count_tar, names_of, read_footers
+from svit_hf.data.locations import Location, find_location
+from svit_hf.data.options import DataOptions
+from svit_hf.data.sources import (
+    FolderSource,
+    ImageSource,
+    IndexedSource,
+    SelectedSource,
+    StreamingSource,
+    TableSource,
+    explain_reading,
+    set_read_retries,
+)
+from svit_hf.errors import SViTError
+
+
+EVALUATION_SPLITS = ("validation", "valid", "val", "test")
+# local files up to this size are copied into an index, from which any image can be read at any time
+MAX_INDEXED_BYTES = 2 << 30
+
+
+def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> ImageSource:
+    """Find the images and labels of a split, and count them.
+
+    Classes are matched by name: with those of the training split, if there is one, over splits and shards.
+
+    Args:
+        options: Where they are.
+        split: `train` or `eval`, for the split that `options` name as such.
+        labelled: Whether labels are wanted; if not, there need not be any, none are read, and the only split that
+            there is will do, whatever it is called.
+
+    Raises:
+        SViTError: If something is not there, not clear, or too expensive to find out.
+        DataError: If files are damaged, or labels are none of the classes.
+    """
+    location = find_location(options)
+    if options.validation_share and labelled:
+        return _open_share(options, location, split)
+    return _open_split(options, location, _split_name(options, location, split, labelled), labelled)
+
+
+def _open_split(options: DataOptions, location: Location, split: str, labelled: bool) -> ImageSource:
+    source: ImageSource
+    if split in location.empty_splits:
+        raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
+    if location.folder is not None:
+        source = _open_folder(options, location, split, labelled)
+    elif _is_streamed(options, location):
+        source = _open_stream(options, location, split, labelled)
+    else:
+        source = _open_table(options, location, split, labelled)
+    if source.num_samples == 0:
+        raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
+    source.split = split
+    unused = [f"not used: {count} {reason}" for reason, count in sorted(location.unused.items())]
+    source.remarks = (*unused, *remarks_on_names(source.label_names))
+    return source
+
+
+def _open_share(options: DataOptions, location: Location, split: str) -> ImageSource:
+    """Open the part of the training split that is kept for validation, or the rest of it."""
+    others = [name for name in EVALUATION_SPLITS[:3] if name in location.splits]
+    if others:
+        raise SViTError(
+            f"`validation_share` is {options.validation_share}, but {options.path!r} has a split {others[0]!r}; leave "
+            "`validation_share` out, or name the training files alone."
+        )
+    whole = _open_split(options, location, _split_name(options, location, "train", True), True)
+    if not isinstance(whole, IndexedSource):
+        raise SViTError(
+            f"`validation_share` is {options.validation_share}, but {options.path!r} is read as a stream, of which no "
+            "part can be kept. Set `streaming` to False, or write a validation split."
+        )
+    kept = held_out(labels_of(whole), options.validation_share, options.validation_seed)
+    is_kept = set(kept)
+    rest = [sample_id for sample_id in range(whole.num_samples) if sample_id not in is_kept]
+    chosen, name = (rest, "train") if split == "train" else (kept, "validation")
+    if not chosen:
+        raise SViTError(
+            f"`validation_share` is {options.validation_share}, which leaves no image for {name} of "
+            f"{whole.num_samples}."
+        )
+    words = "the rest" if split == "train" else f"{options.validation_share:.0%}, kept for validation"
+    source = SelectedSource(whole, chosen, f"{options.path}, split {whole.split}, {words}")
+    source.split = name
+    return source
+
+
+def held_out(labels: Sequence[int], share: float, seed: int) -> list[int]:
+    """Return the images that are kept for validation: the share of each class, rounded, but never all of it.
+
+    An image's chance depends on the seed and its place alone, so that nothing is remembered.
+
+    Args:
+        labels: Class of each image.
+        share: Share to keep.
+        seed: Another seed keeps other images.
+    """
+    by_class: dict[int, list[int]] = {}
+    for sample_id, label in enumerate(labels):
+        by_class.setdefault(label, []).append(sample_id)
+    kept: list[int] = []
+    for members in by_class.values():
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        kept += sorted(members, key=lambda sample_id: _draw(seed, sample_id))[:count]
+    return sorted(kept)
+
+
+def _draw(seed: int, sample_id: int) -> bytes:
+    return hashlib.blake2b(f"{seed} {sample_id}".encode(), digest_size=8).digest()
+
+
+def labels_of(source: IndexedSource) -> list[int]:
+    """Return the class of each image, without reading the images."""
+    if isinstance(source, SelectedSource):
+        whole = labels_of(source.source)
+        return [whole[sample_id] for sample_id in source.sample_ids]
+    if isinstance(source, TableSource):
+        return source.labels()
+    assert isinstance(source, FolderSource)
+    return list(source.labels)
+
+
+def _split_name(options: DataOptions, location: Location, split: str, labelled: bool) -> str:
+    wanted = [options.train_split] if split == "train" else [options.eval_split or ""]
+    if split == "eval" and options.eval_split is None:
+        wanted = list(EVALUATION_SPLITS)
+        if not labelled and len(location.splits) == 1:
+            # a model that is evaluated on what it was trained on should be told so; images to predict just lie there
+            wanted += location.splits
+    for name in wanted:
+        if name in location.splits:
+            return name
+    argument = "train_split" if split == "train" else "eval_split"
+    hint = "" if split == "train" else "; `validation_share` keeps a part of the training split"
+    raise SViTError(
+        f"{options.path!r} has no split {' or '.join(wanted)}, only {', '.join(location.splits)}; `{argument}` names "
+        f"another{hint}."
+    )
+
+
+def _is_streamed(options: DataOptions, location: Location) -> bool:
+    if location.format == "imagefolder":
+        require_indexed(options)
+        return False
+    if options.streaming is not None:
+        return options.streaming
+    return location.num_bytes() > MAX_INDEXED_BYTES
+
+
+def require_indexed(options: DataOptions) -> None:
+    """Refuse to stream a folder of images.
+
+    Raises:
+        SViTError: If that is asked for.
+    """
+    if options.streaming:
+        raise SViTError(
+            f"`streaming` is True, but {options.path!r} is a folder of images: as a stream it would be one shard, "
+            "class after class. Leave `streaming` out, or write shards with `svit-hf data shard`."
+        )
+
+
+def reference_split(options: DataOptions, location: Location, split: str) -> str:
+    """Return the split whose labels say which classes there are, so that these have the same numbers in all splits."""
+    is_there = options.train_split in location.splits and options.train_split not in location.empty_splits
+    return options.train_split if is_there else split
+
+
+# folders
+
+
+def _open_folder(options: DataOptions, location: Location, split: str, labelled: bool) -> FolderSource:
+    require_indexed(options)
+    assert location.folder is not None
+    folder = location.folder
+    images = folder.splits[split]
+    names: tuple[str, ...] = ()
+    if labelled:
+        reference = reference_split(options, location, split)
+        names = folder.splits[reference].class_names
+        for name in {reference, split}:
+            if not folder.splits[name].classes:
+                raise SViTError(
+                    f"the images of the split {name!r} of {options.path!r}, such as {folder.splits[name].files[0]!r}, "
+                    "are in no folder of a class; labels are wanted, and each class has to be a folder."
+                )
+        require_classes(images.class_names, names, f"the split {split!r} of {options.path!r}")
+    return FolderSource(str(folder.root), images, names, f"{options.path}, split {split}")
+
+
+# tables
+
+
+def _open_table(options: DataOptions, location: Location, split: str, labelled: bool) -> TableSource:
+    with explain_reading(options.path):
+        footers = _footers(location, split)
+        reference = reference_split(options, location, split)
+        names = _stored_names_of(options, location, reference, labelled)
+        stored = [names_of_footer(footer, options) for footer in footers] if labelled else [None]
+        if names is not None:
+            _require_classes_of_files(stored, names, options, split)
+        location.builder.download_and_prepare()
+        table = location.builder.as_dataset(split)
+    columns = find_columns(table.features, options.image_column, options.label_column, labelled)
+    if labelled and not footers:
+        stored = [names_in_features(table.features, columns[1])]
+    if labelled and names is None:
+        names = names_in_features(table.features, columns[1]) or _names_by_reading(
+            options, location, reference, columns[1]
+        )
+    shards = None
+    if footers:
+        files = [sum(footer.rows) for footer in footers]
+        shards = dict(zip(names_of(location.files(split)), files, strict=True))
+    source = TableSource(
+        _bare(table, *columns),
+        columns,
+        names or (),
+        f"{options.path}, split {split}",
+        shards,
+        stored if labelled else (None,),
+        [footer.num_bytes for footer in footers],
+        has_files=location.format == "imagefolder",
+    )
+    if labelled:
+        # a label that is no class is better found now than in the middle of a run
+        source.labels()
+    return source
+
+
+def _footers(location: Location, split: str) -> list[Footer]:
+    """Return the footers of local parquet files; none for other data."""
+    return read_footers(location.files(split)) if location.format == "parquet" else []
+
+
+def names_of_footer(footer: Footer, options: DataOptions) -> tuple[str, ...] | None:
+    """Return the names that integers stand for in a parquet file, if it says so."""
+    if footer.features is None:
+        return None
+    (_, label_column) = find_columns(footer.features, options.image_column, options.label_column, True)
+    return names_in_features(footer.features, label_column)
+
+
+def _stored_names_of(options: DataOptions, location: Location, split: str, labelled: bool) -> tuple[str, ...] | None:
+    """Return the names of the classes that the first parquet file of a split states."""
+    if not labelled or location.format != "parquet":
+        return None
+    return next((names_of_footer(footer, options) for footer in _footers(location, split)), None)
+
+
+def _require_classes_of_files(
+    stored: Iterable[Sequence[str] | None], names: Sequence[str], options: DataOptions, split: str
+) -> None:
+    for of_file in {tuple(of_file) for of_file in stored if of_file is not None}:
+        require_classes(of_file, names, f"a file of the split {split!r} of {options.path!r}")
+
+
+def _names_by_reading(options: DataOptions, location: Location, reference: str, label_column: str) -> tuple[str, ...]:
+    table = location.builder.as_dataset(reference).select_columns(top_columns(label_column))
+    source = f"the split {reference!r} of {options.path!r}"
+    if not len(table):
+        raise SViTError(f"{source} has no images.")
+    return names_of_labels((field_of(row, label_column) for row in table), source)
+
+
+# streams
+
+
+def stream_columns(
+    options: DataOptions, location: Location, split: str, labelled: bool = True
+) -> tuple[Any, tuple[str, ...]]:
+    """Return the files of a split as a stream of the columns that count, and what these are called.
+
+    These are the column of the images and, if labels are wanted, theirs. Nothing is counted, and labels are as they
+    are stored.
+    """
+    set_read_retries()
+    builder = location.builder
+    stream = builder.as_streaming_dataset(split)
+    if stream.features is None:
+        stream = stream._resolve_features()
+    if stream.features is None:
+        raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
+    columns = find_columns(stream.features, options.image_column, options.label_column, labelled)
+    if isinstance(builder, Parquet):
+        # read nothing else
+        builder.config.columns = top_columns(*columns)
+        stream = builder.as_streaming_dataset(split)
+    return _bare(stream, *columns), columns
+
+
+def _open_stream(options: DataOptions, location: Location, split: str, labelled: bool) -> StreamingSource:
+    with explain_reading(options.path):
+        stream, columns = stream_columns(options, location, split, labelled)
+    index = SourceIndex.read(options.index) if options.index else None
+    files = location.files(split)
+    if stream.num_shards != len(files):
+        raise SViTError(
+            f"{options.path!r} has {len(files)} files, but {stream.num_shards} shards: a shard cannot be opened by "
+            "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
+        )
+    footers = read_footers(files) if index is None and all(file.endswith(".parquet") for file in files) else []
+    names: tuple[str, ...] = ()
+    stored: list[tuple[str, ...] | None] = [None] * len(files)
+    if labelled:
+        of_split = names_in_features(stream.features, columns[1])
+        stored = [names_of_footer(footer, options) or of_split for footer in footers] or [of_split] * len(files)
+        reference = reference_split(options, location, split)
+        stated = _stored_names_of(options, location, reference, labelled) if location.format == "parquet" else of_split
+        names = stated or of_split or _names_of_index(options, columns[1], index)
+        _require_classes_of_files(stored, names, options, split)
+    counts = [footer.rows for footer in footers] or _count(options, index, files, split)
+    return StreamingSource(
+        stream,
+        columns,
+        names,
+        dict(zip(names_of(files), counts, strict=True)),
+        f"{options.path}, split {split}",
+        stored,
+        [footer.num_bytes for footer in footers] or None,
+    )
+
+
+def _names_of_index(options: DataOptions, label_column: str, index: SourceIndex | None) -> tuple[str, ...]:
+    if index is None or not index.label_names:
+        raise SViTError(
+            f"the column {label_column!r} of {options.path!r} does not say which classes there are, and a stream is "
+            f"not searched for them. `svit-hf data inspect {options.path} --write-index FILE` does that once; give "
+            "FILE as `index`. Or set `streaming` to False."
+        )
+    return index.label_names
+
+
+def _count(options: DataOptions, index: SourceIndex | None, files: list[str], split: str) -> list[FileCounts]:
+    if index is not None and options.index is not None:
+        if split not in index.splits:
+            raise SViTError(f"`index` is {options.index!r}, which has no split {split!r}.")
+        return check_index(index.splits[split], files, split, options.index)
+    if all(file.endswith(".tar") and "://" not in file for file in files):
+        return [(count_tar(file),) for file in files]
+    raise SViTError(
+        f"the shards of {options.path!r} do not say how many rows they have without being read whole. `svit-hf data "
+        f"inspect {options.path} --write-index FILE` reads them once; give FILE as `index`. Or set `streaming` to "
+        "False."
+    )
+
+
+def _bare(dataset: Any, image_column: str, *label_columns: str) -> Any:
+    """Leave the other columns out, and images as they are stored."""
+    dataset = dataset.select_columns(top_columns(image_column, *label_columns))
+    if isinstance(dataset.features[image_column], datasets.Image):
+        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    return dataset
