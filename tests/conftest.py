@@ -107,6 +107,8 @@ def fresh_python(tmp_path):
             capture_output=True,
             text=True,
             check=False,
+            # a process that does not end is a failure, and not the end of the test run
+            timeout=900,
         )
         assert result.returncode == 0, f"status {result.returncode}\n{result.stdout}\n{result.stderr}"
         return result.stdout

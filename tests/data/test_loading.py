@@ -116,6 +116,21 @@ def test_repeated_augmentation_shows_a_third_three_times(folder, streaming):
     assert "shows 32 of 103 images in 3 augmented views" in ranks[0].coverage.text()
 
 
+def test_small_classes_are_shown_again_in_other_views(folder):
+    source = source_of(folder, streaming=False)
+    labels = [0 if number < 90 else 1 for number in range(NUM_TRAIN)]
+    (loader,) = loaders(source, labels=labels)
+    batches = seen(loader.epoch(0))
+    ids = [number for batch in batches for number in batch[0]]
+    assert abs(sum(labels[number] for number in ids) - len(ids) / 2) <= 3
+    shown = [
+        (number, pixels[1]) for numbers, _, images in batches for number, pixels in zip(numbers, images, strict=True)
+    ]
+    assert len(set(shown)) == len(shown)
+    assert "of each class equally many: it shows at most 64 of 103 different images" in loader.coverage.text()
+    assert seen(loader.epoch(0, 4)) == batches[4:]
+
+
 def test_coverage_says_what_is_left_out_and_what_would_be_faster(folder):
     (indexed,) = loaders(source_of(folder, streaming=False))
     assert indexed.coverage.text() == (
@@ -257,9 +272,7 @@ def end_this_process(image, key):
 
 def test_killed_worker_is_an_error_that_says_what_to_do(folder):
     loader = EvaluationLoader(source_of(folder, True, "eval"), end_this_process, batch_size=4, num_workers=1)
-    with pytest.raises(
-        DataError, match=r"ended from outside.* lower `data\.num_workers`"
-    ):
+    with pytest.raises(DataError, match=r"ended from outside.* lower `data\.num_workers`"):
         list(loader)
 
 

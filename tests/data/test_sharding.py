@@ -2,16 +2,17 @@
 """The division of an epoch, over many sizes: nothing twice, nothing lost but the remainder, the same from any step."""
 
 import random
+from collections import Counter
 from itertools import islice
 
 import pytest
 
-from svit_hf.data.sharding import MapPlan, StreamPlan, segments, share
+from svit_hf.data.sharding import BalancedPlan, MapPlan, StreamPlan, segments, share
 
 
 def samples_of_map(plan, epoch):
     """Return the `(sample, view)` of each micro-batch."""
-    order = plan.permutation(epoch).tolist()
+    order = plan.order(epoch)[0].tolist()
     return [
         [(order[slot // plan.num_views], slot % plan.num_views) for slot in plan.slots(update, micro_batch)]
         for update in range(plan.updates)
@@ -100,6 +101,24 @@ def test_stream_block_is_found_without_those_before_it():
             blocks = list(plan.blocks(1, index))
             for first in range(len(blocks)):
                 assert list(plan.blocks(1, index, first)) == blocks[first:]
+
+
+def test_balanced_epoch_has_every_class_equally_often():
+    labels = (0,) * 70 + (1,) * 20 + (2,) * 11
+    plan = BalancedPlan(101, 10, labels=labels)
+    for epoch in range(3):
+        samples, repeats = plan.order(epoch)
+        counts = Counter(labels[sample] for sample in samples.tolist())
+        assert sorted(counts.values()) == [33, 34, 34]
+        times = Counter(samples.tolist())
+        assert {times[sample] for sample in range(70)} == {0, 1}
+        assert {times[sample] for sample in range(70, 90)} == {1, 2}
+        assert {times[sample] for sample in range(90, 101)} == {3} or counts[2] == 34
+        # no sample comes twice with the same number, which its augmentation follows from
+        assert len(set(zip(samples.tolist(), repeats.tolist(), strict=True))) == 101
+    assert plan.order(0)[0].tolist() == plan.order(0)[0].tolist() != plan.order(1)[0].tolist()
+    # classes are mixed
+    assert {labels[sample] for sample in plan.order(0)[0][:20].tolist()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("plan", [MapPlan(100, 5), StreamPlan(100, 5, shard_sizes=(40, 60))], ids=["map", "stream"])

@@ -9,7 +9,7 @@ import atexit
 import os
 import signal
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling
 
 from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits, decode_image
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sharding import MapPlan, SampleKey, Segment, StreamPlan, segments, share
+from svit_hf.data.sharding import BalancedPlan, MapPlan, SampleKey, Segment, StreamPlan, segments, share
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
 
@@ -60,6 +60,7 @@ class Coverage:
         updates: Updates of an epoch.
         update_size: Images of one update, over all ranks.
         advice: What would make reading faster, or empty.
+        is_balanced: Whether every class comes equally often.
     """
 
     num_samples: int
@@ -68,6 +69,7 @@ class Coverage:
     updates: int
     update_size: int
     advice: str
+    is_balanced: bool = False
 
     @property
     def remainder(self) -> int:
@@ -81,7 +83,13 @@ class Coverage:
             f"an epoch is {self.updates} updates of {self.update_size} images and shows {self.num_used} of "
             f"{self.num_samples} images {once}"
         )
-        if self.remainder:
+        if self.is_balanced:
+            text = (
+                f"an epoch is {self.updates} updates of {self.update_size} images, of each class equally many: it "
+                f"shows at most {self.num_used} of {self.num_samples} different images, those of small classes "
+                "several times, each time augmented anew"
+            )
+        elif self.remainder:
             text += f"; the remainder of {self.remainder} is dropped, others in each epoch"
         return f"{text}. {self.advice}" if self.advice else f"{text}."
 
@@ -103,6 +111,7 @@ class TrainingLoader:
         num_workers: Processes that read, decode and transform; 0 for this one.
         seed: Fixes the order.
         num_views: Views of each sample that an epoch shows; it shows fewer samples then.
+        labels: Class of each sample, if every class shall come equally often; only of indexed sources.
         shuffle_block: Rows of a stream that are permuted together.
         num_ranges: Ranges of a stream, over all ranks, a multiple of `micro_batches`; by default at least one per
             worker. A run that goes on with another number of workers or ranks has to state the former number here.
@@ -127,6 +136,7 @@ class TrainingLoader:
         num_workers: int = 0,
         seed: int = 0,
         num_views: int = 1,
+        labels: Sequence[int] | None = None,
         shuffle_block: int = 1024,
         num_ranges: int | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
@@ -142,6 +152,8 @@ class TrainingLoader:
             raise SViTError(f"`num_ranges` is {self.num_ranges}; it has to be a multiple of {micro_batches}.")
         common = (source.num_samples, batch_size, micro_batches, num_views, seed)
         plan: MapPlan | StreamPlan = MapPlan(*common)
+        if labels is not None:
+            plan = BalancedPlan(*common, tuple(labels))
         if source.is_streaming:
             plan = StreamPlan(*common, source.shard_sizes, self.num_ranges, shuffle_block)
         self.maker = _BatchMaker(source, transform, limits)
@@ -158,7 +170,13 @@ class TrainingLoader:
             )
         advice = _advice(source, self.num_ranges) if source.is_streaming else ""
         self.coverage = Coverage(
-            source.num_samples, plan.num_used(), num_views, plan.updates, micro_batches * batch_size, advice
+            source.num_samples,
+            plan.num_used(),
+            num_views,
+            plan.updates,
+            micro_batches * batch_size,
+            advice,
+            is_balanced=labels is not None,
         )
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -293,17 +311,19 @@ class _IndexedBatches(_Batches, Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         source, plan = self.maker.source, self.plan
         assert isinstance(source, IndexedSource)
-        order = _permutation(plan, self.epoch)
+        samples, repeats = _order(plan, self.epoch)
         rows = []
         for slot in plan.slots(*self.place_of(self.steps[index])):
             position, view = divmod(slot, plan.num_views)
-            rows.append((source.row(int(order[position])), view))
+            # a sample that comes again is augmented anew
+            view += int(repeats[position]) * plan.num_views
+            rows.append((source.row(int(samples[position])), view))
         return self.maker.training_batch(rows, plan.seed, self.epoch)
 
 
 @lru_cache(maxsize=2)
-def _permutation(plan: MapPlan, epoch: int) -> Any:
-    return plan.permutation(epoch)
+def _order(plan: MapPlan, epoch: int) -> Any:
+    return plan.order(epoch)
 
 
 class _StreamedBatches(_Batches, IterableDataset[Batch]):

@@ -11,9 +11,11 @@ from svit_hf.errors import SViTError
 
 DataFormat = Literal["auto", "hub", "parquet", "webdataset", "imagefolder"]
 Interpolation = Literal["bicubic", "bilinear"]
+Sampling = Literal["uniform", "balanced"]
 
 FORMATS = ("auto", "hub", "parquet", "webdataset", "imagefolder")
 INTERPOLATIONS = ("bicubic", "bilinear")
+SAMPLINGS = ("uniform", "balanced")
 RANDAUGMENT = re.compile(
     r"rand-m(?P<magnitude>\d+(?:\.\d+)?)(?:-n(?P<num_ops>\d+))?(?:-mstd(?P<std>\d+(?:\.\d+)?))?-inc1"
 )
@@ -43,6 +45,8 @@ class DataOptions:
         validation_share: Share of the training images that is kept for evaluation, where there is no validation
             split: so many of each class. Only of data that are not streamed.
         validation_seed: Another seed keeps other images.
+        sampling: uniform shows each training image once per epoch; balanced shows each class equally often. Only of
+            data that are not streamed.
         max_image_pixels: Width times height from which on a picture counts as broken, without being decoded.
         max_image_bytes: Encoded bytes from which on a picture counts as broken, without being decoded.
     """
@@ -61,6 +65,7 @@ class DataOptions:
     index: str | None = None
     validation_share: float = 0.0
     validation_seed: int = 0
+    sampling: Sampling = "uniform"
     max_image_pixels: int = DEFAULT_LIMITS.max_pixels
     max_image_bytes: int = DEFAULT_LIMITS.max_bytes
 
@@ -70,6 +75,7 @@ class DataOptions:
             _require_at_least("num_workers", self.num_workers, 0)
         _require_at_least("shuffle_block", self.shuffle_block, 1)
         _require_between("max_bad_share", self.max_bad_share, 0, 1)
+        _require_one_of("sampling", self.sampling, SAMPLINGS)
         if not 0 <= self.validation_share < 1:
             raise SViTError(f"`validation_share` is {self.validation_share}; it has to be at least 0 and below 1.")
         _require_at_least("max_image_pixels", self.max_image_pixels, 1)

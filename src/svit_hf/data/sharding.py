@@ -89,9 +89,10 @@ class EpochPlan:
 class MapPlan(EpochPlan):
     """Parts of a permutation of all samples. The slots of an update are consecutive."""
 
-    def permutation(self, epoch: int) -> NDArray[np.int64]:
-        """Return the samples in the order of an epoch."""
-        return _random(self.seed, epoch, SAMPLES).permutation(self.num_samples)
+    def order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the samples in the order of an epoch, and for each how often it came before."""
+        permutation = _random(self.seed, epoch, SAMPLES).permutation(self.num_samples)
+        return permutation, np.zeros_like(permutation)
 
     def slots(self, update: int, micro_batch: int) -> range:
         """Return the slots of a micro-batch, counted over the whole epoch.
@@ -110,6 +111,39 @@ class MapPlan(EpochPlan):
     def num_used(self) -> int:
         """Return the number of different samples of an epoch."""
         return -(-self.num_slots // self.num_views)
+
+
+@dataclass(frozen=True)
+class BalancedPlan(MapPlan):
+    """As many samples as there are, with every class equally often.
+
+    Samples of a small class come several times, those of a large one are partly left out: of a class, each sample
+    comes as often as any other, or once more. Which ones do changes with the epoch.
+
+    Args:
+        labels: Class of each sample.
+    """
+
+    labels: tuple[int, ...] = ()
+
+    def order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the samples in the order of an epoch, and for each how often it came before."""
+        generator = _random(self.seed, epoch, SAMPLES)
+        labels = np.asarray(self.labels)
+        classes = np.unique(labels)
+        samples, repeats = [], []
+        for place, label in enumerate(generator.permutation(classes)):
+            members = generator.permutation(np.flatnonzero(labels == label))
+            wanted = len(share(self.num_samples, place, len(classes)))
+            samples.append(np.resize(members, wanted))
+            repeats.append(np.arange(wanted) // len(members))
+        mixed = generator.permutation(self.num_samples)
+        return np.concatenate(samples)[mixed], np.concatenate(repeats)[mixed]
+
+    def num_used(self) -> int:
+        """Return the number of different samples of an epoch, where all of its slots are filled."""
+        counts = np.unique(np.asarray(self.labels), return_counts=True)[1]
+        return int(np.minimum(counts, self.num_samples // len(counts)).sum())
 
 
 @dataclass(frozen=True)

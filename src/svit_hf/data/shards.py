@@ -151,7 +151,7 @@ def _decodable(
 def shuffled_rows(source: ImageSource, seed: int, shuffle_block: int) -> Iterator[Row]:
     """Yield all images in random order: of an indexed source any order, of a stream as in an epoch of training."""
     if isinstance(source, IndexedSource):
-        for sample_id in MapPlan(source.num_samples, 1, seed=seed).permutation(0).tolist():
+        for sample_id in MapPlan(source.num_samples, 1, seed=seed).order(0)[0].tolist():
             yield source.row(sample_id)
         return
     plan = StreamPlan(source.num_samples, 1, seed=seed, shard_sizes=source.shard_sizes, shuffle_block=shuffle_block)
