@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from svit_hf.training.config import DistillationOptions, OptimizationOptions
 from svit_hf.training.losses import Teacher, make_criterion
+from svit_hf.training.options import DistillationOptions, OptimizationOptions
 
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]])

@@ -9,16 +9,19 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from svit_hf.data.augmentation import TrainingTransform
+from svit_hf.data.columns import field_of
 from svit_hf.data.evaluation_transform import EvaluationTransform
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
-from svit_hf.data.sources import ImageSource, open_source
+from svit_hf.data.sources import ImageSource, IndexedSource, open_source
 from svit_hf.errors import SViTError
+from svit_hf.files import is_disk_full
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
-from svit_hf.training.config import OptimizationOptions, RunOptions, TrainingRecipe
+from svit_hf.training.options import OptimizationOptions, RunOptions, TrainingRecipe
 
 
 Result = TypeVar("Result")
@@ -26,7 +29,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Data:
-    """Hold the images of a run."""
+    """Images of a run."""
 
     train: ImageSource
     evaluation: ImageSource | None
@@ -42,8 +45,14 @@ def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
     """Return the accelerator of a run.
 
     Raises:
-        SViTError: If the precision, or the way of dividing the model, does not work on this machine.
+        SViTError: If a tracker is not installed, or the precision or the way of dividing the model does not work here.
     """
+    installed = {str(tracker.value) for tracker in get_available_trackers()}
+    if missing := [tracker for tracker in options.trackers if tracker not in installed]:
+        raise SViTError(
+            f"`run.trackers` names {', '.join(missing)}, which cannot be found; install it with: pip install "
+            f"{' '.join(missing)}"
+        )
     if options.deterministic:
         # read when CUDA starts; without it, cuBLAS is not deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -90,6 +99,25 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
             f"{list(evaluation.label_names)}; they have to be the same."
         )
     return Data(train, evaluation, workers_per_rank(recipe.data))
+
+
+def count_classes(source: ImageSource) -> list[int]:
+    """Return the number of images of each class.
+
+    Raises:
+        SViTError: If the labels of the source cannot be read without its images.
+    """
+    if not isinstance(source, IndexedSource):
+        raise SViTError(
+            "`optimization.class_weights` is 'balanced', but the classes of a stream are not counted; it has to be "
+            "'none', or `data.streaming` False."
+        )
+    counts = [0] * len(source.label_names)
+    column = source.columns[1]
+    labels = source.dataset.select_columns([column.split(".")[0]])
+    for sample_id, example in enumerate(labels):
+        counts[source.label_ids(field_of(example, column), *source.locate(sample_id))] += 1
+    return counts
 
 
 def steps_per_update(options: OptimizationOptions, world_size: int) -> int:
@@ -165,15 +193,30 @@ def with_sync_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Modul
 
 
 def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Result:
-    """Call a function on rank 0 alone, and give every rank its result, or raise its error everywhere."""
+    """Call a function on rank 0 alone, and give every rank its result, or raise its error everywhere.
+
+    Raises:
+        SViTError: What the function raised, or that the disk is full.
+    """
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             answer[0] = function()
         except SViTError as error:
             answer[1] = error
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            answer[1] = disk_full_error(error)
     broadcast_object_list(answer)
     result, problem = answer
     if problem is not None:
         raise problem
     return result
+
+
+def disk_full_error(error: Exception) -> SViTError:
+    """Return what to say when something could not be written for want of room."""
+    return SViTError(
+        f"the disk is full: {error}. The checkpoints are whole; make room and give the same command again."
+    )

@@ -29,18 +29,20 @@ from svit_hf.data.mixing import mix_batch
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
 from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluate_batches
 from svit_hf.training.agreement import Agreement, DelayedSignals
-from svit_hf.training.assembly import autocast_dtype
+from svit_hf.training.assembly import autocast_dtype, on_rank_zero
 from svit_hf.training.checkpointing import (
     checkpoint_folder,
+    checkpoints_of,
     keep_as_best,
+    new_checkpoint,
     remove_old_checkpoints,
-    write_checkpoint,
+    set_aside_newer,
 )
-from svit_hf.training.config import TrainingRecipe
 from svit_hf.training.console import Console, Stopwatch
 from svit_hf.training.fully_sharded import accumulating, whole
 from svit_hf.training.losses import Criterion, Teacher
 from svit_hf.training.optimization import learning_rate, set_learning_rate
+from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.progress import Progress, Setting
 from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import set_drop_path_rate
@@ -53,7 +55,7 @@ SECONDS_PER_MINUTE = 60
 
 @dataclass
 class Run:
-    """Train until the end, or until told to stop; `run` is all of it.
+    """Training until the end, or until told to stop; `run` is all of it.
 
     Attributes:
         recipe: What to do.
@@ -115,15 +117,22 @@ class Run:
             TrainingInterruptedError: After SIGTERM or SIGINT to any rank, when everything is saved.
             DivergenceError: If too many updates in a row were not finite.
             DataError: If too many images are broken.
+            SViTError: If a checkpoint cannot be written; on every rank.
         """
         with self.stop:
             self.console.start(self.progress.update)
             while True:
                 if self._is_time_to_evaluate():
                     self._evaluate()
-                if self.progress.update == self.num_updates:
+                if self.progress.update == self.num_updates or self._is_out_of_patience():
                     return self.progress
                 self._train_to_end_of_epoch()
+
+    def close(self) -> None:
+        """End what is shown and close the log."""
+        self.console.close()
+        if self.log is not None:
+            self.log.close()
 
     # training
 
@@ -137,8 +146,8 @@ class Run:
             if self.ranks_stop:
                 self._leave()
             if self.ranks_save or self._is_update_to_save():
-                self._save()
-        self._save()
+                self.save()
+        self.save()
 
     def _train_one_update(self, batches: Iterator[Batch]) -> None:
         update, options = self.progress.update, self.recipe.optimization
@@ -271,14 +280,14 @@ class Run:
         )
 
     def _leave(self) -> None:
-        self._save()
+        self.save()
         raise TrainingInterruptedError(
             f"stopped after update {self.progress.update} of {self.num_updates} and saved "
             f"{self._last_checkpoint()}; the same command goes on from there."
         )
 
     def _last_checkpoint(self) -> str:
-        folders = sorted(self.run_dir.glob("checkpoints/step-*"))
+        folders = checkpoints_of(self.run_dir)
         return str(folders[-1]) if folders else "not there: none was saved yet"
 
     # checkpoints
@@ -291,8 +300,12 @@ class Run:
         every = self.recipe.run.save_every_minutes * SECONDS_PER_MINUTE
         return every > 0 and time.monotonic() - self.last_save >= every
 
-    def _save(self) -> None:
-        """Save a checkpoint of the present update, unless there is one."""
+    def save(self) -> None:
+        """Save a checkpoint of the present update, unless there is one.
+
+        Raises:
+            SViTError: If it cannot be written; on every rank.
+        """
         self._settle()
         self.ranks_save = False
         self.last_save = time.monotonic()
@@ -300,17 +313,20 @@ class Run:
             return
         self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
         snapshot = self.weights.snapshot(keep=self.log is not None)
-        if self.log is not None and snapshot is not None:
-            self.progress.log_size = self.log.size
 
-            def write(folder: Path) -> None:
+        def write() -> None:
+            assert self.log is not None
+            assert snapshot is not None
+            self.progress.log_size = self.log.sync()
+            with new_checkpoint(checkpoint_folder(self.run_dir, self.progress.update)) as folder:
                 snapshot.write(folder)
                 self.progress.save(folder, self.recipe, self.setting)
-
-            write_checkpoint(checkpoint_folder(self.run_dir, self.progress.update), write)
+            for newer in set_aside_newer(self.run_dir, self.progress.update):
+                self.console.say(f"set aside {newer.name}, which is newer and not of this training")
             remove_old_checkpoints(self.run_dir, self.recipe.run.keep_checkpoints)
+
+        on_rank_zero(write, self.accelerator)
         self.saved_update = self.progress.update
-        self.accelerator.wait_for_everyone()
 
     # evaluation
 
@@ -321,8 +337,18 @@ class Run:
             return False
         return epoch % every == 0 or epoch == self.recipe.optimization.epochs
 
+    def _is_out_of_patience(self) -> bool:
+        patience, best = self.recipe.run.patience, self.progress.best
+        if not patience or best is None or self.progress.evaluated_update != self.progress.update:
+            return False
+        epochs = self.progress.update // self.setting.updates_per_epoch - best["epoch"]
+        if epochs >= patience:
+            self.console.say(f"no better accuracy in {epochs} epochs, and `run.patience` is {patience}: the end")
+        return epochs >= patience
+
     def _evaluate(self) -> None:
-        """Evaluate raw weights and their average; keep the checkpoint, which is there already, if it is the best."""
+        """Evaluate raw weights and their average, and keep their checkpoint if it is the best."""
+        self.save()
         metrics = {}
         try:
             for name, values in self.weights.variants():
@@ -340,13 +366,18 @@ class Run:
                 "epoch": self.progress.update // self.setting.updates_per_epoch,
                 "chosen": chosen,
                 "metrics": metrics,
+                "sha256": on_rank_zero(self._keep_as_best, self.accelerator),
             }
             if self.accelerator.is_main_process:
-                keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
                 self.on_new_best()
-        if self.log is not None:
-            self.log.draw()
-        self.accelerator.wait_for_everyone()
+        on_rank_zero(self._draw, self.accelerator)
+
+    def _keep_as_best(self) -> dict[str, str]:
+        return keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
+
+    def _draw(self) -> None:
+        assert self.log is not None
+        self.log.draw()
 
     def _evaluate_once(self, name: str) -> dict[str, Any]:
         assert self.evaluation is not None

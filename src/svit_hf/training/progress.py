@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training is, and whether a checkpoint belongs to the same training."""
+"""Where training is, and whether a checkpoint belongs to the same training.
+
+What may change between two parts of a run is said where an option is (`changes_freely`).
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,35 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from svit_hf.option_fields import freely_changing
 from svit_hf.training.checkpointing import PROGRESS
-from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import flatten, to_json
-
-
-# what may be changed between two parts of a run without changing what is trained on, or how
-FREE = frozenset(
-    {
-        "name",
-        "data.num_workers",
-        "data.max_bad_share",
-        "data.index",
-        "optimization.device_batch_size",
-        "run.log_every_updates",
-        "run.evaluate_every_epochs",
-        "run.evaluation_batch_size",
-        "run.save_every_updates",
-        "run.save_every_minutes",
-        "run.keep_checkpoints",
-        "run.max_non_finite_updates",
-        "run.trackers",
-        "run.push_to",
-    }
-)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Hold what fixes the sequence of updates, besides the recipe.
+    """What fixes the sequence of updates, besides the recipe.
 
     Attributes:
         world_size: Number of ranks.
@@ -52,7 +35,7 @@ class Setting:
 
 @dataclass
 class Progress:
-    """Hold what a run knows besides weights and optimizer: all of it is in progress.json.
+    """What a run knows besides weights and optimizer: all of it is in progress.json.
 
     Attributes:
         update: Updates that were made or skipped.
@@ -66,7 +49,8 @@ class Progress:
         window_skipped: Updates skipped since then.
         log_size: Bytes of the log.
         seconds: Duration of the run so far, of all its parts.
-        best: What was evaluated best: `update`, `epoch`, `chosen` (raw or ema), and `metrics` of both.
+        best: What was evaluated best: `update`, `epoch`, `chosen` (raw or ema), and `metrics` and `sha256` of both
+            weights.
     """
 
     update: int = 0
@@ -90,7 +74,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class SavedProgress:
-    """Hold what a checkpoint's progress.json says."""
+    """Content of a checkpoint's progress.json."""
 
     progress: Progress
     setting: Setting
@@ -106,10 +90,11 @@ class SavedProgress:
         """Say in what the checkpoint's run differs from this one, such that it would not be the same training."""
         before = flatten(self.recipe) | asdict(self.setting)
         now = flatten(to_json(recipe)) | asdict(setting)
+        free = freely_changing(TrainingRecipe)
         return [
             f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
             for name in sorted(before.keys() | now.keys())
-            if name not in FREE and before.get(name) != now.get(name)
+            if name not in free and before.get(name) != now.get(name)
         ]
 
     def moved_to(self, setting: Setting) -> Progress:
