@@ -18,9 +18,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+from svit_hf.data.sources import open_source
 from svit_hf.errors import DataError, DivergenceError, PushError, SViTError, TrainingInterruptedError
 from svit_hf.hub import background
 from svit_hf.training import loop
+from svit_hf.training.assembly import count_classes
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.recipe_files import read_recipe
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
@@ -290,6 +292,47 @@ def test_drop_path_follows_its_schedule(toy_recipe, tmp_path, monkeypatch):
     values = {"optimization__epochs": 2, "optimization__batch_size": 80}
     train(changed(toy_recipe, **values, model__drop_path_schedule=[[0, 0.2], [1, 0.3]]), tmp_path / "run")
     assert rates == pytest.approx([0.2] * 2 + [0.3] * 2)
+
+
+def test_run_without_improvement_ends_early_also_after_a_stop(toy_recipe, tmp_path, monkeypatch):
+    # weights that never change
+    recipe = changed(
+        toy_recipe,
+        optimization__epochs=6,
+        optimization__batch_size=80,
+        optimization__learning_rate=0,
+        optimization__final_learning_rate=0,
+        model__freeze_batch_norm=True,
+        run__patience=2,
+    )
+    report = train(recipe, tmp_path / "whole")
+    assert (report["epoch"], max(row["epoch"] for row in log_of(tmp_path / "whole"))) == (1, 3)
+    update = loop.Run._train_one_update
+
+    def stop_at_three(self, batches):
+        if self.progress.update == 3:
+            signal.raise_signal(signal.SIGTERM)
+        update(self, batches)
+
+    monkeypatch.setattr(loop.Run, "_train_one_update", stop_at_three)
+    with pytest.raises(TrainingInterruptedError):
+        train(recipe, tmp_path / "stopped")
+    monkeypatch.setattr(loop.Run, "_train_one_update", update)
+    for _ in range(2):
+        train(recipe, tmp_path / "stopped")
+        assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_class_weights_come_from_the_training_images(finished, toy_recipe, tmp_path):
+    source = open_source(toy_recipe.data, "train")
+    assert count_classes(source) == [41, 41, 41, 40]
+    train(changed(toy_recipe, optimization__class_weights="balanced"), tmp_path / "run")
+    balanced, plain = log_of(tmp_path / "run")[0]["loss"], log_of(finished[0])[0]["loss"]
+    assert balanced != plain
+    assert balanced == pytest.approx(plain, rel=0.02)
+    streamed = changed(toy_recipe, optimization__class_weights="balanced", data__streaming=True)
+    with pytest.raises(SViTError, match=r"has to be 'none', or `data.streaming` False"):
+        train(streamed, tmp_path / "stream")
 
 
 def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ from svit_hf.training.progress import Progress, Setting
 from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import set_drop_path_rate
 from svit_hf.training.stopping import StopRequest
-from svit_hf.training.weights import TrainedWeights
+from svit_hf.training.weights import TrainedWeights, as_others_load_it
 
 
 SECONDS_PER_MINUTE = 60
@@ -352,7 +352,7 @@ class Run:
         metrics = {}
         try:
             for name, values in self.weights.variants():
-                with values, whole(self.weights.model):
+                with values, whole(self.weights.model), as_others_load_it(self.weights.model):
                     metrics[name] = self._evaluate_once(name)
         except EvaluationInterruptedError:
             self._leave()

@@ -63,7 +63,7 @@ from svit_hf.training.starting_model import (
     require_batch_for_norms,
 )
 from svit_hf.training.weight_average import WeightAverage
-from svit_hf.training.weights import TrainedWeights
+from svit_hf.training.weights import LAYOUT, TrainedWeights
 
 
 # options whose change makes accuracies incomparable
@@ -218,9 +218,8 @@ def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) 
     if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
         model = with_sync_batch_norm(model, accelerator)
     if isinstance(model, SViTPreTrainedModel) and recipe.run.parallelism == "ddp":
-        # the layout in which its activations are; in another one, DDP would have to copy every gradient;
-        # FSDP takes none but the other
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        # FSDP takes no such layout
+        model.to(memory_format=LAYOUT)  # type: ignore[call-arg]
     return model.to(accelerator.device)
 
 
