@@ -9,7 +9,7 @@ from svit_hf.errors import SViTError
 # names to import, per extra of pyproject.toml
 EXTRAS = {
     "quickstart": ("accelerate", "datasets", "evaluate", "sklearn"),
-    "train": ("accelerate", "datasets", "evaluate", "matplotlib", "sklearn"),
+    "train": ("accelerate", "datasets", "evaluate", "sklearn"),
     "kernels": ("triton",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "quantization": ("torchao",),

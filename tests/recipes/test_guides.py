@@ -79,6 +79,6 @@ def test_command_runs(arguments, given, tmp_path, monkeypatch):
     arguments[arguments.index("--output-dir") + 1] = str(tmp_path / "run")
     values = {"data.path": "pictures", **TEST_SIZE}
     for name, value in values.items():
-        arguments += ["--set", f"{name}={value}"]
+        arguments += [f"--{name}", str(value)]
     assert cli.main(["train", *arguments]) == 0
     assert (tmp_path / "run" / "model" / "README.md").is_file()

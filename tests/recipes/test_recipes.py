@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import inspect
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from svit_hf.cli import main
 from svit_hf.data.mixing import mix_batch
 from svit_hf.errors import SViTError
 from svit_hf.recipes import RECIPES
-from svit_hf.recipes.command import find_recipe
+from svit_hf.recipes.command import TrainCommand, find_recipe
+from svit_hf.recipes.finetune import finetune
 from svit_hf.training.losses import make_criterion
 from svit_hf.training.optimization import learning_rate, make_optimizer, set_learning_rate
 from svit_hf.training.recipe_files import from_json, to_json
@@ -78,8 +80,91 @@ def test_recipe_is_read_from_a_file(tmp_path):
     assert find_recipe(str(path)) == recipe
 
 
-def test_command_reports_a_typo_and_writes_nothing(tmp_path, capsys):
-    arguments = ["--recipe", "smoke", "--output-dir", str(tmp_path / "run"), "--set", "optimization.epoch=1"]
-    assert main(["train", *arguments]) == 2
-    assert "did you mean `optimization.epochs`" in capsys.readouterr().err
+def parsed(*arguments):
+    return TrainCommand.parse(["--output-dir", "run", *arguments], "svit-hf train")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part", "field", "value"),
+    [
+        (["--optimization.learning-rate", "1e-3"], "optimization", "learning_rate", 1e-3),
+        (["--optimization.epochs=7"], "optimization", "epochs", 7),
+        (["--optimization.betas", "0.8", "0.9"], "optimization", "betas", (0.8, 0.9)),
+        (["--optimization.loss", "binary_cross_entropy"], "optimization", "loss", "binary_cross_entropy"),
+        (["--data.path", "1234"], "data", "path", "1234"),
+        (["--data.streaming", "True"], "data", "streaming", True),
+        (["--data.num_workers", "3"], "data", "num_workers", 3),
+        (["--data.num-workers", "None"], "data", "num_workers", None),
+        (["--run.trackers", "tensorboard", "wandb"], "run", "trackers", ("tensorboard", "wandb")),
+        (
+            ["--model.drop-path-schedule", "0", "0.4", "260", "0.6"],
+            "model",
+            "drop_path_schedule",
+            ((0, 0.4), (260, 0.6)),
+        ),
+        (["--run.deterministic"], "run", "deterministic", True),
+        (["--model.no-freeze-batch-norm"], "model", "freeze_batch_norm", False),
+        (
+            ["--model.config.depths", "[1, 1, 1, 1]"],
+            "model",
+            "config",
+            {"drop_path_rate": 0.1, "depths": [1, 1, 1, 1]},
+        ),
+        (["--model.config.drop-path-rate=0.2"], "model", "config", {"drop_path_rate": 0.2}),
+        (["--model.config", '{"depths": [1]}'], "model", "config", {"depths": [1]}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_option_changes_one_field_of_the_recipe(arguments, part, field, value):
+    recipe, options = finetune(), parsed("--recipe", "finetune", *arguments).options
+    expected = replace(recipe, **{part: replace(getattr(recipe, part), **{field: value})})
+    assert options == expected
+    assert type(getattr(getattr(options, part), field)) is type(value)
+
+
+def test_options_of_a_recipe_of_a_file(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(to_json(replace(finetune(), name="mine"))))
+    assert parsed(f"--recipe={path}", "--name", "other").options == replace(finetune(), name="other")
+
+
+def test_values_that_only_go_together_may_come_in_any_order():
+    arguments = ["--recipe", "imagenet_small_224", "--optimization.epochs", "2"]
+    options = parsed(*arguments, "--optimization.warmup-epochs", "1").options
+    assert (options.optimization.epochs, options.optimization.warmup_epochs) == (2, 1)
+    with pytest.raises(SViTError, match=r"`optimization.warmup_epochs` is 5; it has to be at most the 2 epochs"):
+        parsed(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimization.epoch", "1"], "--optimization.epochs"),
+        (["--optimization.epochs", "1.5"], "--optimization.epochs"),
+        (["--optimization.loss", "hinge"], "binary_cross_entropy"),
+        (["--optimization.epochs", "0"], "`optimization.epochs` is 0; it has to be at least 1."),
+        (["--model.config.depth", "[1]"], "did you mean `model.config.depths`"),
+        (["--model.config", '{"depth": [1]}'], "did you mean `model.config.depths`"),
+        (["--model.config", "depth"], "--model.config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_command_refuses_what_cannot_be_meant_and_writes_nothing(arguments, message, tmp_path, capsys):
+    try:
+        status = main(["train", "--recipe", "smoke", "--output-dir", str(tmp_path / "run"), *arguments])
+    except SystemExit as exit_:
+        status = exit_.code
+    assert status == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_help_shows_the_values_of_the_recipe(capsys):
+    for arguments, default in (([], "5"), (["--recipe", "finetune"], "1")):
+        with pytest.raises(SystemExit) as exit_:
+            main(["train", *arguments, "--help"])
+        assert exit_.value.code == 0
+        shown = " ".join(re.sub("[│─]", " ", capsys.readouterr().out).split())
+        assert "Epochs of linear growth from `warmup_learning_rate`; may be a fraction." in shown
+        assert f"may be a fraction. (default: {default})" in shown
+        assert "linear_probe" in shown

@@ -13,15 +13,18 @@ import pytest
 import torch
 from hub.hub_stand_in import hub_stand_in
 from huggingface_hub import HfApi, constants
+from recipe_changes import changed
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+from svit_hf.data.sources import open_source
 from svit_hf.errors import DataError, DivergenceError, PushError, SViTError, TrainingInterruptedError
 from svit_hf.hub import background
 from svit_hf.training import loop
+from svit_hf.training.assembly import count_classes
 from svit_hf.training.checkpointing import checkpoints_of
-from svit_hf.training.recipe_files import override, read_recipe
+from svit_hf.training.recipe_files import read_recipe
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
 from svit_hf.training.train import train
 
@@ -38,6 +41,10 @@ def assert_same_run(first, second):
     for name in ("raw", "ema"):
         torch.testing.assert_close(weights_of(first, name), weights_of(second, name), rtol=0, atol=0)
     assert log_of(first) == log_of(second)
+
+
+def contents_of_folder(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +128,7 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run(toy_recipe, tmp_
         return value * float("nan") if self.progress.update == 3 or self.progress.update >= 6 else value
 
     monkeypatch.setattr(loop.Run, "_loss", is_bad_from_six)
-    recipe = override(
-        toy_recipe, ["run.max_non_finite_updates=3", "run.save_every_updates=1", "run.keep_checkpoints=9"]
-    )
+    recipe = changed(toy_recipe, run__max_non_finite_updates=3, run__save_every_updates=1, run__keep_checkpoints=9)
     with pytest.raises(DivergenceError, match=r"3 updates in a row up to update 9 .*step-000000") as error:
         train(recipe, tmp_path / "run")
     assert error.value.exit_code == 4
@@ -139,14 +144,17 @@ def test_non_finite_updates_are_skipped_counted_and_end_the_run(toy_recipe, tmp_
 @pytest.mark.slow
 def test_another_training_is_not_continued_by_accident(finished, toy_recipe, capsys):
     run_dir = finished[0]
-    changed = override(toy_recipe, ["optimization.learning_rate=1e-4", "run.log_every_updates=3"])
+    other = changed(toy_recipe, optimization__learning_rate=1e-4, run__log_every_updates=3)
+    before = contents_of_folder(run_dir)
     with pytest.raises(SViTError, match=r"learning_rate: 0.002 there, 0.0001 here") as error:
-        train(changed, run_dir)
+        train(other, run_dir)
     # what changes nothing is not complained about
     assert "log_every" not in str(error.value)
-    longer = override(toy_recipe, ["optimization.epochs=2"])
+    assert contents_of_folder(run_dir) == before
+    longer = changed(toy_recipe, optimization__epochs=2)
     train(longer, run_dir, resume_changed=True)
     assert "NOT EXACT" in capsys.readouterr().err
+    assert read_recipe(run_dir / "recipe.json") == longer
     assert max(row["update"] for row in log_of(run_dir)) == 20
 
 
@@ -159,18 +167,18 @@ def test_folder_with_other_things_is_left_alone(toy_recipe, tmp_path):
 
 def test_gradient_accumulation_is_one_big_batch(toy_recipe, tmp_path):
     # what makes steps differ is off: batch statistics, drop path, mixing, augmentation
-    assignments = [
-        "model.freeze_batch_norm=true",
-        "model.config.drop_path_rate=0.0",
-        "mixing.mixup_alpha=0",
-        "mixing.cutmix_alpha=0",
-        "run.evaluate_every_epochs=0",
+    recipe = changed(
+        toy_recipe,
+        model__freeze_batch_norm=True,
+        model__config__drop_path_rate=0.0,
+        mixing__mixup_alpha=0,
+        mixing__cutmix_alpha=0,
+        run__evaluate_every_epochs=0,
         # the size of Adam's first steps does not depend on that of the gradient, but on its sign, also near zero
-        "optimization.epsilon=1e-3",
-    ]
-    recipe = override(toy_recipe, assignments)
+        optimization__epsilon=1e-3,
+    )
     train(recipe, tmp_path / "one")
-    train(override(recipe, ["optimization.device_batch_size=4"]), tmp_path / "four")
+    train(changed(recipe, optimization__device_batch_size=4), tmp_path / "four")
     torch.testing.assert_close(weights_of(tmp_path / "one"), weights_of(tmp_path / "four"), rtol=1e-3, atol=1e-5)
     losses = [[row["loss"] for row in log_of(tmp_path / name)] for name in ("one", "four")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -181,7 +189,7 @@ def test_gradient_accumulation_is_one_big_batch(toy_recipe, tmp_path):
 
 @pytest.mark.parametrize("kind", ["full", "selective"])
 def test_gradient_checkpointing_trains_as_well_and_updates_statistics_once(finished, toy_recipe, tmp_path, kind):
-    recipe = override(toy_recipe, [f"model.gradient_checkpointing={kind}"])
+    recipe = changed(toy_recipe, model__gradient_checkpointing=kind)
     train(recipe, tmp_path / "run")
     torch.testing.assert_close(weights_of(finished[0]), weights_of(tmp_path / "run"), rtol=1e-3, atol=1e-4)
 
@@ -200,12 +208,12 @@ class Foreign(nn.Module):
 
 @pytest.mark.slow
 def test_any_module_trains_under_the_same_loop(toy_recipe, tmp_path):
-    recipe = override(toy_recipe, ["optimization.epochs=2"])
+    recipe = changed(toy_recipe, optimization__epochs=2)
     torch.manual_seed(0)
     report = train(recipe, tmp_path / "whole", model=Foreign())
     assert report["num_parameters"] == sum(parameter.numel() for parameter in Foreign().parameters())
     torch.manual_seed(0)
-    half = override(recipe, ["run.max_non_finite_updates=1"])
+    half = changed(recipe, run__max_non_finite_updates=1)
     run_loss = loop.Run._loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -224,13 +232,8 @@ def test_any_module_trains_under_the_same_loop(toy_recipe, tmp_path):
 @pytest.mark.slow
 def test_linear_probe_changes_the_classifier_alone(finished, toy_recipe, tmp_path):
     run_dir = finished[0]
-    assignments = [
-        f"model.name_or_path={run_dir / 'model'}",
-        "model.freeze_backbone=true",
-        "model.eval_mode=true",
-        "model.config={}",
-    ]
-    train(override(toy_recipe, assignments), tmp_path / "probe")
+    values = {"name_or_path": str(run_dir / "model"), "freeze_backbone": True, "eval_mode": True, "config": {}}
+    train(replace(toy_recipe, model=replace(toy_recipe.model, **values)), tmp_path / "probe")
     before, after = load_file(run_dir / "model" / "model.safetensors"), weights_of(tmp_path / "probe")
     assert {name for name in before if not torch.equal(before[name], after[name])} == {
         "classifier.weight",
@@ -240,8 +243,8 @@ def test_linear_probe_changes_the_classifier_alone(finished, toy_recipe, tmp_pat
 
 def test_distillation_and_trackers(finished, toy_recipe, tmp_path):
     run_dir = finished[0]
-    assignments = [f"distillation.teacher={run_dir / 'model'}", "run.trackers=tensorboard"]
-    train(override(toy_recipe, assignments), tmp_path / "student")
+    values = {"distillation__teacher": str(run_dir / "model"), "run__trackers": ["tensorboard"]}
+    train(changed(toy_recipe, **values), tmp_path / "student")
     with_teacher, without = log_of(tmp_path / "student"), log_of(run_dir)
     assert with_teacher[0]["loss"] != without[0]["loss"]
     assert list((tmp_path / "student").rglob("events.out.tfevents*"))
@@ -253,27 +256,28 @@ def test_teacher_with_other_classes_is_refused(finished, toy_recipe, tmp_path):
     config["id2label"] = {"0": "d", "1": "c", "2": "b", "3": "a"}
     path.write_text(json.dumps(config))
     with pytest.raises(SViTError, match="not the 4 of the data"):
-        train(override(toy_recipe, [f"distillation.teacher={path.parent}"]), tmp_path / "student")
+        train(changed(toy_recipe, distillation__teacher=str(path.parent)), tmp_path / "student")
 
 
 @pytest.mark.parametrize(
-    ("assignment", "message"),
+    ("values", "message"),
     [
-        ("run.precision=fp16", "needs a GPU"),
-        ("model.name_or_path=nowhere", "cannot be loaded"),
-        ("model.config.depths=[1]", "does not describe a model"),
-        ("optimization.batch_size=1024", "too few for one update"),
-        ("run.evaluate_every_epochs=0", None),
+        ({"run__precision": "fp16"}, "needs a GPU"),
+        ({"model__name_or_path": "nowhere"}, "cannot be loaded"),
+        ({"model__config__depths": [1]}, "does not describe a model"),
+        ({"optimization__batch_size": 1024}, "too few for one update"),
+        # 32 pixels are one position in the last stage
+        ({"optimization__batch_size": 1}, "leave 1 image to a step of each rank; it has to be 2 at least"),
+        ({"run__evaluate_every_epochs": 0, "data__label_column": "nothing"}, "nothing"),
+        # the data is not opened, and would be refused
+        ({"run__trackers": ["wandb"], "data__path": "nowhere"}, "`run.trackers` names wandb, which cannot be found"),
     ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_impossible_recipe_is_refused(toy_recipe, tmp_path, assignment, message):
-    if message is None:
-        recipe = override(toy_recipe, [assignment, "data.max_bad_share=0", "data.label_column=nothing"])
-        message = "nothing"
-    else:
-        recipe = override(toy_recipe, [assignment])
+def test_impossible_recipe_is_refused_and_leaves_nothing(toy_recipe, tmp_path, values, message):
     with pytest.raises(SViTError, match=message):
-        train(recipe, tmp_path / "run")
+        train(changed(toy_recipe, **values), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_drop_path_follows_its_schedule(toy_recipe, tmp_path, monkeypatch):
@@ -285,9 +289,50 @@ def test_drop_path_follows_its_schedule(toy_recipe, tmp_path, monkeypatch):
         update(self, batches)
 
     monkeypatch.setattr(loop.Run, "_train_one_update", note)
-    schedule = "model.drop_path_schedule=[[0, 0.2], [1, 0.3]]"
-    train(override(toy_recipe, ["optimization.epochs=2", "optimization.batch_size=80", schedule]), tmp_path / "run")
+    values = {"optimization__epochs": 2, "optimization__batch_size": 80}
+    train(changed(toy_recipe, **values, model__drop_path_schedule=[[0, 0.2], [1, 0.3]]), tmp_path / "run")
     assert rates == pytest.approx([0.2] * 2 + [0.3] * 2)
+
+
+def test_run_without_improvement_ends_early_also_after_a_stop(toy_recipe, tmp_path, monkeypatch):
+    # weights that never change
+    recipe = changed(
+        toy_recipe,
+        optimization__epochs=6,
+        optimization__batch_size=80,
+        optimization__learning_rate=0,
+        optimization__final_learning_rate=0,
+        model__freeze_batch_norm=True,
+        run__patience=2,
+    )
+    report = train(recipe, tmp_path / "whole")
+    assert (report["epoch"], max(row["epoch"] for row in log_of(tmp_path / "whole"))) == (1, 3)
+    update = loop.Run._train_one_update
+
+    def stop_at_three(self, batches):
+        if self.progress.update == 3:
+            signal.raise_signal(signal.SIGTERM)
+        update(self, batches)
+
+    monkeypatch.setattr(loop.Run, "_train_one_update", stop_at_three)
+    with pytest.raises(TrainingInterruptedError):
+        train(recipe, tmp_path / "stopped")
+    monkeypatch.setattr(loop.Run, "_train_one_update", update)
+    for _ in range(2):
+        train(recipe, tmp_path / "stopped")
+        assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_class_weights_come_from_the_training_images(finished, toy_recipe, tmp_path):
+    source = open_source(toy_recipe.data, "train")
+    assert count_classes(source) == [41, 41, 41, 40]
+    train(changed(toy_recipe, optimization__class_weights="balanced"), tmp_path / "run")
+    balanced, plain = log_of(tmp_path / "run")[0]["loss"], log_of(finished[0])[0]["loss"]
+    assert balanced != plain
+    assert balanced == pytest.approx(plain, rel=0.02)
+    streamed = changed(toy_recipe, optimization__class_weights="balanced", data__streaming=True)
+    with pytest.raises(SViTError, match=r"has to be 'none', or `data.streaming` False"):
+        train(streamed, tmp_path / "stream")
 
 
 def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path, monkeypatch):
@@ -304,7 +349,7 @@ def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path
     with pytest.raises(DataError, match="could not be decoded") as error:
         train(toy_recipe, tmp_path / "strict")
     assert error.value.exit_code == 3
-    report = train(override(toy_recipe, ["data.max_bad_share=0.5"]), tmp_path / "lax")
+    report = train(changed(toy_recipe, data__max_bad_share=0.5), tmp_path / "lax")
     assert 10 < report["bad_images"] < 80
 
 
@@ -312,7 +357,7 @@ def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path
 def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_path, monkeypatch):
     # the graphs are those of the default backend, without its C++ compiler, which takes minutes
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
-    recipe = override(toy_recipe, ["model.compile=true", "run.evaluate_every_epochs=0"])
+    recipe = changed(toy_recipe, model__compile=True, run__evaluate_every_epochs=0)
     report = train(recipe, tmp_path / "run")
     assert report["versions"]["torch"] == torch.__version__
     assert report["update"] == 10
@@ -321,7 +366,7 @@ def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_pat
 
 
 def test_bf16_keeps_weights_in_fp32(toy_recipe, tmp_path):
-    train(override(toy_recipe, ["run.precision=bf16"]), tmp_path / "run")
+    train(changed(toy_recipe, run__precision="bf16"), tmp_path / "run")
     assert {tensor.dtype for tensor in weights_of(tmp_path / "run").values()} == {torch.float32, torch.int64}
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from svit_hf.training.config import DistillationOptions, OptimizationOptions
-from svit_hf.training.losses import Teacher, make_criterion
+from svit_hf.training.losses import Teacher, balanced_class_weights, make_criterion
+from svit_hf.training.options import DistillationOptions, OptimizationOptions
 
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]])
@@ -70,3 +70,24 @@ def test_only_the_student_gets_gradients(kind):
     distiller.mix(torch.tensor(0.0), logits, distiller.answer(pixel_values)).backward()
     assert logits.grad.abs().sum() > 0
     assert pixel_values.grad is None
+
+
+def test_balanced_weights_are_inverse_to_the_counts_and_one_on_average():
+    counts = [6, 3, 0, 1]
+    weights = balanced_class_weights(counts)
+    torch.testing.assert_close(weights[[0, 1, 3]], torch.tensor([10 / 18, 10 / 9, 10 / 3]))
+    assert weights[2] == weights[3]
+    assert (weights * torch.tensor(counts)).sum() == pytest.approx(10)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_class_weights_multiply_the_terms_of_labels_and_soft_targets_alike(loss):
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    criterion = make_criterion(OptimizationOptions(loss=loss, label_smoothing=0.1), weights)
+    targets = F.one_hot(LABELS, 3) * 0.9 + 0.1 / 3
+    terms = targets * (LOGITS.log_softmax(-1) if loss == "cross_entropy" else LOGITS.sigmoid().log())
+    if loss == "binary_cross_entropy":
+        terms = terms + (1 - targets) * (1 - LOGITS.sigmoid()).log()
+    expected = -(weights * terms).sum(-1).mean()
+    torch.testing.assert_close(criterion(LOGITS, LABELS), expected)
+    torch.testing.assert_close(criterion(LOGITS, F.one_hot(LABELS, 3).float()), expected)

@@ -8,7 +8,6 @@ from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
 from svit_hf.errors import SViTError
-from svit_hf.training.config import OptimizationOptions
 from svit_hf.training.optimization import (
     layer_of,
     learning_rate,
@@ -17,6 +16,7 @@ from svit_hf.training.optimization import (
     parameter_groups,
     set_learning_rate,
 )
+from svit_hf.training.options import OptimizationOptions
 
 
 OFFICIAL = OptimizationOptions()

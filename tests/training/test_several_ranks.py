@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_changes import changed
 from safetensors.torch import load_file
 
 from svit_hf.errors import SViTError
 from svit_hf.training.checkpointing import checkpoints_of
-from svit_hf.training.recipe_files import override, read_recipe
+from svit_hf.training.recipe_files import read_recipe
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
 from svit_hf.training.train import train
 
@@ -31,7 +32,7 @@ LOSS_TOLERANCE, GRADIENT_NORM_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-3, 1e-3
 # a bias before a batch norm has no gradient but rounding, which Adam turns into steps; the norm's mean follows it
 CANCELLED = re.compile(r"(downsampling\.convolution|pooler\.projection)\.bias|(downsampling|pooler)\..*running_mean")
 SETTINGS = {
-    "data.streaming": "true",
+    "data.streaming": "True",
     "data.num_workers": "2",
     "data.shuffle_block": "8",
     "optimization.batch_size": "16",
@@ -58,9 +59,8 @@ class Launch:
         self.output = run_dir.with_suffix(f".{time.monotonic_ns()}.txt")
         settings = {name.replace("__", "."): value for name, value in settings.items()}
         settings = SETTINGS | {"data.path": str(toy_images)} | settings
-        assignments = [f"{name}={value}" for name, value in settings.items()]
         command = ["-m", "svit_hf", "train", "--recipe", "smoke", "--output-dir", str(run_dir)]
-        command += [word for assignment in assignments for word in ("--set", assignment)]
+        command += [f"--{name}={value}" for name, value in settings.items()]
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
@@ -188,7 +188,7 @@ def test_divided_model_trains_like_copies_and_goes_on_exactly(toy_images, uninte
 
 
 def test_one_rank_has_the_same_curve_and_coverage_and_is_not_mixed_up_with_two(uninterrupted, tmp_path, capsys):
-    recipe = override(read_recipe(uninterrupted / "recipe.json"), ["data.num_workers=0"])
+    recipe = changed(read_recipe(uninterrupted / "recipe.json"), data__num_workers=0)
     with pytest.raises(SViTError, match="world_size: 2 there, 1 here"):
         train(recipe, uninterrupted)
     capsys.readouterr()

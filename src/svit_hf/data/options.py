@@ -7,6 +7,7 @@ from typing import Literal
 
 from svit_hf.data.decoding import DEFAULT_LIMITS, ImageLimits
 from svit_hf.errors import SViTError
+from svit_hf.option_fields import option
 
 
 DataFormat = Literal["auto", "hub", "parquet", "webdataset", "imagefolder"]
@@ -59,10 +60,10 @@ class DataOptions:
     image_column: str | None = None
     label_column: str | None = None
     streaming: bool | None = None
-    num_workers: int | None = None
+    num_workers: int | None = option(None, at_least=0, changes_freely=True)
     shuffle_block: int = 1024
-    max_bad_share: float = 0.001
-    index: str | None = None
+    max_bad_share: float = option(0.001, changes_freely=True)
+    index: str | None = option(None, changes_freely=True)
     validation_share: float = 0.0
     validation_seed: int = 0
     sampling: Sampling = "uniform"

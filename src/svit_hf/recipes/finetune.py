@@ -7,7 +7,7 @@ Source: common practice on small data (layer decay, little mixing, a short cosin
 from dataclasses import replace
 
 from svit_hf.data.options import AugmentationOptions, MixingOptions
-from svit_hf.training.config import DistillationOptions, ModelOptions, OptimizationOptions, RunOptions, TrainingRecipe
+from svit_hf.training.options import DistillationOptions, ModelOptions, OptimizationOptions, RunOptions, TrainingRecipe
 
 
 WEIGHTS = "svit-small-224"
@@ -20,7 +20,7 @@ def finetune() -> TrainingRecipe:
 
     Command:
         svit-hf train --recipe finetune --output-dir runs/pictures \
-            --set model.name_or_path=svit-small-224 --set data.path=pictures
+            --model.name-or-path svit-small-224 --data.path pictures
 
     Expectation:
         Depends on the data; not measured.
@@ -52,7 +52,7 @@ def linear_probe() -> TrainingRecipe:
 
     Command:
         svit-hf train --recipe linear_probe --output-dir runs/probe \
-            --set model.name_or_path=svit-small-224 --set data.path=pictures
+            --model.name-or-path svit-small-224 --data.path pictures
 
     Expectation:
         Depends on the data; not measured.
@@ -84,7 +84,7 @@ def distill() -> TrainingRecipe:
 
     Command:
         svit-hf train --recipe distill --output-dir runs/distilled \
-            --set distillation.teacher=runs/pictures/model --set data.path=pictures
+            --distillation.teacher runs/pictures/model --data.path pictures
 
     Expectation:
         Depends on teacher and data; not measured.

@@ -10,7 +10,7 @@ the GPU has it.
 from dataclasses import replace
 
 from svit_hf.data.options import AugmentationOptions, DataOptions, MixingOptions
-from svit_hf.training.config import Layout, ModelOptions, OptimizationOptions, TrainingRecipe
+from svit_hf.training.options import Layout, ModelOptions, OptimizationOptions, TrainingRecipe
 
 
 IMAGENET = "ILSVRC/imagenet-1k"
@@ -68,7 +68,7 @@ def imagenet_large_224() -> TrainingRecipe:
     The official README says that 0.4 for the first 260 epochs and 0.6 for the last 40 does better; there, it takes a
     restart by hand. Here it is an option:
 
-        --set "model.drop_path_schedule=[[0, 0.4], [260, 0.6]]"
+        --model.drop-path-schedule 0 0.4 260 0.6
 
     Command:
         torchrun --nproc_per_node 8 -m svit_hf train --recipe imagenet_large_224 --output-dir runs/large_224

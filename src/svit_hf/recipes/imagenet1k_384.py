@@ -8,7 +8,7 @@ given: batch norms stay on their running statistics, and drop path is off althou
 from dataclasses import replace
 
 from svit_hf.recipes.imagenet1k_224 import imagenet_small_224
-from svit_hf.training.config import ModelOptions, TrainingRecipe
+from svit_hf.training.options import ModelOptions, TrainingRecipe
 
 
 def imagenet_small_384() -> TrainingRecipe:
@@ -16,7 +16,7 @@ def imagenet_small_384() -> TrainingRecipe:
 
     Command:
         torchrun --nproc_per_node 8 -m svit_hf train --recipe imagenet_small_384 --output-dir runs/small_384 \
-            --set model.name_or_path=svit-small-224
+            --model.name-or-path svit-small-224
 
     Expectation:
         85.0 % top-1, published. Not measured here.
@@ -29,7 +29,7 @@ def imagenet_base_384() -> TrainingRecipe:
 
     Command:
         torchrun --nproc_per_node 8 -m svit_hf train --recipe imagenet_base_384 --output-dir runs/base_384 \
-            --set model.name_or_path=svit-base-224
+            --model.name-or-path svit-base-224
 
     Expectation:
         86.0 % top-1, published. Not measured here.
@@ -42,7 +42,7 @@ def imagenet_large_384() -> TrainingRecipe:
 
     Command:
         torchrun --nproc_per_node 8 -m svit_hf train --recipe imagenet_large_384 --output-dir runs/large_384 \
-            --set model.name_or_path=svit-large-224
+            --model.name-or-path svit-large-224
 
     Expectation:
         86.4 % top-1, published. Not measured here.

@@ -2,7 +2,7 @@
 """The smallest recipe: to see that an installation, a machine or a cluster trains."""
 
 from svit_hf.data.options import AugmentationOptions, MixingOptions
-from svit_hf.training.config import ModelOptions, OptimizationOptions, RunOptions, TrainingRecipe
+from svit_hf.training.options import ModelOptions, OptimizationOptions, RunOptions, TrainingRecipe
 
 
 def smoke() -> TrainingRecipe:
@@ -11,7 +11,7 @@ def smoke() -> TrainingRecipe:
     It needs no torchvision: images are cropped and flipped, and neither recoloured nor mixed.
 
     Command:
-        svit-hf train --recipe smoke --output-dir runs/smoke --set data.path=pictures
+        svit-hf train --recipe smoke --output-dir runs/smoke --data.path pictures
 
     Expectation:
         Less than two minutes on a laptop's CPU with 2000 images or fewer; the accuracy is beside the point.

@@ -5,7 +5,6 @@ Every rank reads the same sums, and so all of them skip, save and stop at the sa
 statistics whenever something is saved or evaluated.
 """
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -39,7 +38,11 @@ class Signals(NamedTuple):
 
 
 class Agreement:
-    """Average the running statistics of batch norms over ranks, and add up signals, in one all-reduce per update.
+    """Averages of running statistics over the micro-batches of an update, and sums of signals, in one all-reduce.
+
+    Every micro-batch starts from the same running statistics, those of the update before, and the next ones are the
+    mean of where all of them arrive: an update moves the statistics once, in whatever order and on however many ranks
+    its micro-batches are computed.
 
     The statistics of a norm that is frozen, or of a model in eval mode, stay as they are: an average of equal numbers
     may differ from them in the last bit.
@@ -47,26 +50,44 @@ class Agreement:
     Args:
         model: The unwrapped model, in the mode in which it trains.
         device: Where it is.
+        micro_batches: Micro-batches of an update, over all ranks.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device):
-        norms: Iterable[_BatchNorm] = (module for module in model.modules() if isinstance(module, _BatchNorm))
+    def __init__(self, model: nn.Module, device: torch.device, micro_batches: int):
+        modules = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+        norms: list[_BatchNorm] = [norm for norm in modules if norm.training]
         self.statistics = [
-            buffer
-            for norm in norms
-            if norm.training
-            for buffer in (norm.running_mean, norm.running_var)
-            if buffer is not None
+            buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None
         ]
+        self.counters = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
         self.device = device
+        self.micro_batches = micro_batches
         self.world_size = distributed.get_world_size() if distributed.is_initialized() else 1
         self._before = self._flat_statistics()
+        self._arrived = torch.zeros_like(self._before)
+        self._num_arrived = 0
+
+    def start_micro_batch(self) -> None:
+        """Have the running statistics of before the update; to be called before each forward pass."""
+        if self._num_arrived:
+            self._write_statistics(self._before)
+
+    def end_micro_batch(self) -> torch.Tensor:
+        """Note where the running statistics have arrived, and return them, one vector; called after the backward pass."""
+        arrived = self._flat_statistics()
+        self._arrived += arrived
+        self._num_arrived += 1
+        return arrived
 
     @torch.no_grad()
     def exchange(
-        self, loss: torch.Tensor, gradient_norm: torch.Tensor, counts: tuple[float, float, float, float]
+        self,
+        loss: torch.Tensor,
+        gradient_norm: torch.Tensor,
+        counts: tuple[float, float, float, float],
+        total_statistics: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, "DelayedSignals"]:
-        """Give every running statistic its mean over ranks, and add up the signals; the host waits for nothing.
+        """Give every running statistic its mean over micro-batches, and add up the signals; the host waits for nothing.
 
         To be called on every rank, once per update, between the backward pass and the step of the optimizer.
 
@@ -74,6 +95,8 @@ class Agreement:
             loss: Sum of the losses of this rank's images, scalar.
             gradient_norm: Norm of the gradient, scalar, the same on every rank.
             counts: The other fields of `Signals`, in order, without these two.
+            total_statistics: Where the running statistics of all micro-batches have arrived, added up, if that is known
+                already; `loss` is that of all ranks then, too.
 
         Returns:
             Whether all that any rank sent is finite, a boolean scalar on the device, and the signals. Where it is
@@ -81,17 +104,29 @@ class Agreement:
         """
         num_images, num_bad_images, wants_stop, wants_save = counts
         host = _to_device([num_images, num_bad_images, wants_stop, wants_save], self.device)
-        head = torch.stack([loss.float(), host[0], host[1], gradient_norm.float(), host[2], host[3]])
-        message = torch.cat([head, self._flat_statistics()])
+        # what every rank has alike is sent by one, and added to zeros: no rounding
+        is_first = self.world_size == 1 or distributed.get_rank() == 0
+        norm, loss, statistics = gradient_norm.float(), loss.float(), self._arrived
+        if total_statistics is not None:
+            statistics = total_statistics
+        if not is_first:
+            norm = torch.zeros_like(norm)
+            if total_statistics is not None:
+                loss, statistics = torch.zeros_like(loss), torch.zeros_like(statistics)
+        head = torch.stack([loss, host[0], host[1], norm, host[2], host[3]])
+        message = torch.cat([head, statistics])
         if self.world_size > 1:
             distributed.all_reduce(message)
         is_finite = torch.isfinite(message).all()
-        sums, statistics = message[: len(head)], message[len(head) :] / self.world_size
+        sums, statistics = message[: len(head)], message[len(head) :] / self.micro_batches
         # one non-finite activation would stay in the statistics for ever
         self._before = torch.where(is_finite, statistics, self._before)
         self._write_statistics(self._before)
+        # each forward pass counted one; how many these were on this rank is no part of the training
+        for counter in self.counters:
+            counter -= self._num_arrived - 1
+        self._arrived, self._num_arrived = torch.zeros_like(self._before), 0
         sums[0] = torch.where(is_finite, sums[0], torch.nan)
-        sums[3] /= self.world_size
         return is_finite, DelayedSignals(sums)
 
     def _flat_statistics(self) -> torch.Tensor:

@@ -2,6 +2,7 @@
 """From a recipe to the things that train: accelerator, data, model, optimizer."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from svit_hf.data.augmentation import TrainingTransform
 from svit_hf.data.evaluation_transform import EvaluationTransform
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
-from svit_hf.data.opening import open_source
-from svit_hf.data.sources import ImageSource
+from svit_hf.data.opening import labels_of, open_source
+from svit_hf.data.sources import ImageSource, IndexedSource
 from svit_hf.errors import SViTError
+from svit_hf.files import is_disk_full
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
-from svit_hf.training.config import OptimizationOptions, RunOptions, TrainingRecipe
+from svit_hf.training.options import OptimizationOptions, RunOptions, TrainingRecipe
 
 
 Result = TypeVar("Result")
@@ -27,7 +30,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Data:
-    """Hold the images of a run."""
+    """Images of a run."""
 
     train: ImageSource
     evaluation: ImageSource | None
@@ -43,8 +46,14 @@ def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
     """Return the accelerator of a run.
 
     Raises:
-        SViTError: If the precision, or the way of dividing the model, does not work on this machine.
+        SViTError: If a tracker is not installed, or the precision or the way of dividing the model does not work here.
     """
+    installed = {str(tracker.value) for tracker in get_available_trackers()}
+    if missing := [tracker for tracker in options.trackers if tracker not in installed]:
+        raise SViTError(
+            f"`run.trackers` names {', '.join(missing)}, which cannot be found; install it with: pip install "
+            f"{' '.join(missing)}"
+        )
     if options.deterministic:
         # read when CUDA starts; without it, cuBLAS is not deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -93,8 +102,27 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     return Data(train, evaluation, workers_per_rank(recipe.data))
 
 
-def steps_per_update(options: OptimizationOptions, world_size: int) -> int:
-    """Return into how many batches per rank an update is divided: as few as the devices can hold.
+def count_classes(source: ImageSource) -> list[int]:
+    """Return the number of images of each class.
+
+    Raises:
+        SViTError: If the labels of the source cannot be read without its images.
+    """
+    counts = Counter(labels_of(_require_indexed(source, "optimization.class_weights")))
+    return [counts[index] for index in range(len(source.label_names))]
+
+
+def _require_indexed(source: ImageSource, argument: str) -> IndexedSource:
+    if not isinstance(source, IndexedSource):
+        raise SViTError(
+            f"`{argument}` is 'balanced', but the classes of a stream are not counted. Leave it out, or set "
+            "`data.streaming` to False."
+        )
+    return source
+
+
+def micro_batches_of(options: OptimizationOptions, world_size: int) -> int:
+    """Return into how many micro-batches an update is divided: as few as the devices can hold, if none are named.
 
     Raises:
         SViTError: If the images of an update cannot be divided evenly.
@@ -106,7 +134,16 @@ def steps_per_update(options: OptimizationOptions, world_size: int) -> int:
             f"such as {max(1, on_rank) * world_size}."
         )
     least = -(-on_rank // options.device_batch_size)
-    return next(steps for steps in range(least, on_rank + 1) if on_rank % steps == 0)
+    if options.micro_batches:
+        number = options.micro_batches
+        if options.batch_size % number or number % world_size or number < least * world_size:
+            raise SViTError(
+                f"`optimization.micro_batches` is {number}; it has to divide the `optimization.batch_size` of "
+                f"{options.batch_size}, be a multiple of the {world_size} ranks, and leave at most the "
+                f"`optimization.device_batch_size` of {options.device_batch_size} images for each."
+            )
+        return number
+    return world_size * next(steps for steps in range(least, on_rank + 1) if on_rank % steps == 0)
 
 
 def training_loader(
@@ -114,10 +151,17 @@ def training_loader(
     data: Data,
     processor: SViTImageProcessorPil,
     accelerator: Accelerator,
+    micro_batches: int,
     num_ranges: int | None = None,
 ) -> TrainingLoader:
-    """Return the loader of this rank's training batches."""
-    steps = steps_per_update(recipe.optimization, accelerator.num_processes)
+    """Return the loader of this rank's training batches.
+
+    Raises:
+        SViTError: If the source is too small, or cannot be sampled as the recipe says.
+    """
+    labels = None
+    if recipe.data.sampling == "balanced":
+        labels = labels_of(_require_indexed(data.train, "data.sampling"))
     size = recipe.model.image_size
     transform = TrainingTransform(
         (size, size), tuple(processor.image_mean), tuple(processor.image_std), recipe.augmentation
@@ -125,15 +169,17 @@ def training_loader(
     return TrainingLoader(
         data.train,
         transform,
-        batch_size=recipe.optimization.batch_size // accelerator.num_processes // steps,
+        batch_size=recipe.optimization.batch_size // micro_batches,
+        micro_batches=micro_batches,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=data.num_workers,
         seed=recipe.run.seed,
-        micro_batches=steps * accelerator.num_processes,
         num_views=recipe.augmentation.num_views,
         shuffle_block=recipe.data.shuffle_block,
+        labels=labels,
         num_ranges=num_ranges,
+        limits=recipe.data.limits,
     )
 
 
@@ -150,6 +196,7 @@ def evaluation_loader(
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=data.num_workers,
+        limits=recipe.data.limits,
     )
 
 
@@ -166,15 +213,30 @@ def with_sync_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Modul
 
 
 def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Result:
-    """Call a function on rank 0 alone, and give every rank its result, or raise its error everywhere."""
+    """Call a function on rank 0 alone, and give every rank its result, or raise its error everywhere.
+
+    Raises:
+        SViTError: What the function raised, or that the disk is full.
+    """
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             answer[0] = function()
         except SViTError as error:
             answer[1] = error
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            answer[1] = disk_full_error(error)
     broadcast_object_list(answer)
     result, problem = answer
     if problem is not None:
         raise problem
     return result
+
+
+def disk_full_error(error: Exception) -> SViTError:
+    """Return what to say when something could not be written for want of room."""
+    return SViTError(
+        f"the disk is full: {error}. The checkpoints are whole; make room and give the same command again."
+    )

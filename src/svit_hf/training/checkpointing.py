@@ -5,34 +5,39 @@
         raw/ ema/        folders that Transformers loads: weights, config, image processor
         optimizer.pt     state of the optimizer, and of the loss scale under fp16
         progress.json    where training is
-        manifest.json    size and SHA-256 of every other file; written last
+        manifest.json    size and SHA-256 of every other file
     RUN/best/            the same of the best evaluation, without the optimizer
+    RUN/set_aside/       what a run left behind that went on from an older checkpoint, or as another training
 
-A folder is made under another name and renamed when everything in it is on the disk. What training needs is all there:
-there is no state of a random generator or of a data loader to save (see `svit_hf.data` and `loop.py`).
+What training needs is all there: there is no state of a random generator or of a data loader to save (see
+`svit_hf.data` and `loop.py`).
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from svit_hf.errors import SViTError
+from svit_hf.files import whole_folder
 
 
-CHECKPOINTS, BEST = "checkpoints", "best"
+CHECKPOINTS, BEST, SET_ASIDE = "checkpoints", "best", "set_aside"
 RAW, EMA, OPTIMIZER, PROGRESS, MANIFEST = "raw", "ema", "optimizer.pt", "progress.json", "manifest.json"
-UNFINISHED = ".tmp-"
+WEIGHTS = "model.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
+# endings of hidden names: what is about to be replaced, and whatever can go
+_OLD, _TEMPORARY = ".old.tmp", ".tmp"
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """Hold which checkpoint to continue from, and which newer ones were passed over.
+    """The checkpoint to continue from, and newer ones that were passed over.
 
     Attributes:
         folder: The newest valid checkpoint; none if there is none.
@@ -48,43 +53,61 @@ def checkpoint_folder(run_dir: Path, update: int) -> Path:
     return run_dir / CHECKPOINTS / f"step-{update:08d}"
 
 
-def write_checkpoint(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make a checkpoint folder; an earlier one of the same name is replaced.
-
-    Args:
-        folder: What to make.
-        write: Puts everything but the manifest into the folder that it is given.
+@contextmanager
+def new_checkpoint(folder: Path) -> Iterator[Path]:
+    """Give a folder to be filled with everything but the manifest; an earlier checkpoint of the name is replaced.
 
     Raises:
         SViTError: If a file cannot be written; earlier checkpoints stay as they are.
     """
-    unfinished = folder.with_name(UNFINISHED + folder.name)
     try:
-        # left there by a run that was killed
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        write(unfinished)
-        files = {path.relative_to(unfinished).as_posix(): path for path in _files(unfinished)}
-        for path in files.values():
-            _flush(path)
-        content = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
-        manifest = unfinished / MANIFEST
-        manifest.write_text(json.dumps({"files": content}, indent=2) + "\n", encoding="utf-8")
-        for path in (manifest, *{path.parent for path in files.values()}, unfinished):
-            _flush(path)
-        _put_in_place(unfinished, folder)
+        folder.parent.mkdir(exist_ok=True)
+        with replaced_folder(folder) as unfinished:
+            yield unfinished
+            files = {path.relative_to(unfinished).as_posix(): path for path in _files(unfinished)}
+            content = {name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in files.items()}
+            (unfinished / MANIFEST).write_text(json.dumps({"files": content}, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         raise SViTError(
-            f"the checkpoint {str(folder)!r} cannot be written: {error}. Earlier ones stand; make room, and continue "
-            "with the same command."
+            f"the checkpoint {str(folder)!r} cannot be written: {error}. Earlier ones stand; continue with the same "
+            "command when it can."
         ) from error
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `folder`, if the block ends well, as a whole.
+
+    A process that is killed at the worst moment leaves the earlier folder under another name; `sweep` puts it back.
+    """
+    old = folder.with_name(f".{folder.name}{_OLD}")
+    try:
+        with whole_folder(folder) as temporary:
+            yield temporary
+            if folder.exists():
+                folder.rename(old)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(run_dir: Path) -> None:
+    """Remove what a run that was killed left unfinished; no other run may be at work in the folder."""
+    for parent in (run_dir, run_dir / CHECKPOINTS):
+        for old in parent.glob(f".*{_OLD}"):
+            folder = parent / old.name.removeprefix(".").removesuffix(_OLD)
+            if not folder.exists():
+                old.rename(folder)
+        for path in parent.glob(f".*{_TEMPORARY}"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def problem_of(folder: Path) -> str | None:
     """Say why a checkpoint cannot be used; nothing if it can."""
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        content = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:
         return "it has no manifest.json, so it was not finished"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,7 +118,7 @@ def problem_of(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if _sha256(path) != expected["sha256"]:
+        if sha256_of(path) != expected["sha256"]:
             return f"{name} is damaged: its SHA-256 is not that of the manifest"
     if missing := {PROGRESS, OPTIMIZER} - content.keys():
         return f"{', '.join(sorted(missing))} is not part of it"
@@ -141,44 +164,87 @@ def find_checkpoint(run_dir: Path, resume: str) -> FoundCheckpoint:
 def checkpoints_of(run_dir: Path) -> list[Path]:
     """Return the checkpoint folders of a run, valid or not, oldest first; unfinished ones have other names."""
     folders = [path for path in (run_dir / CHECKPOINTS).glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(folders, key=update_of)
+
+
+def update_of(folder: Path) -> int:
+    """Return the number of updates before a checkpoint."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def remove_old_checkpoints(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and whatever a killed run left unfinished."""
+    """Remove all but the newest `keep` checkpoints."""
     for folder in checkpoints_of(run_dir)[:-keep]:
         # under another name first: half a checkpoint must not look like one
-        doomed = folder.with_name(UNFINISHED + folder.name)
-        folder.rename(doomed)
-    for folder in (run_dir / CHECKPOINTS).glob(f"{UNFINISHED}*"):
-        shutil.rmtree(folder)
+        shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}{_TEMPORARY}")))
 
 
-def keep_as_best(folder: Path, run_dir: Path) -> Path:
-    """Make `RUN/best` of a checkpoint, without its optimizer: hard links where the disk has them."""
-    unfinished = run_dir / f"{UNFINISHED}{BEST}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for path in _files(folder):
-        name = path.relative_to(folder)
-        if name.as_posix() in (OPTIMIZER, MANIFEST):
-            continue
-        (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-        _link_or_copy(path, unfinished / name)
-    _put_in_place(unfinished, run_dir / BEST)
-    return run_dir / BEST
+def set_aside_newer(run_dir: Path, update: int) -> list[Path]:
+    """Set aside the checkpoints after an update, which belong to a future that was given up, and return them."""
+    newer = [folder for folder in checkpoints_of(run_dir) if update_of(folder) > update]
+    for folder in newer:
+        set_aside(folder, run_dir)
+    return newer
 
 
-def _put_in_place(unfinished: Path, folder: Path) -> None:
-    """Rename a finished folder; one that is there already is moved out of the way first."""
-    if folder.exists():
-        old = folder.with_name(f"{UNFINISHED}old-{folder.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        os.replace(unfinished, folder)  # noqa: PTH105 - the word says that it is atomic
-        shutil.rmtree(old)
-    else:
-        os.replace(unfinished, folder)  # noqa: PTH105
-    _flush(folder.parent)
+def set_aside(folder: Path, run_dir: Path) -> None:
+    """Move a folder of a run to where nothing looks for it."""
+    target = run_dir / SET_ASIDE / folder.name
+    target.parent.mkdir(exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
+
+
+def keep_as_best(folder: Path, run_dir: Path) -> dict[str, str]:
+    """Make `RUN/best` of a checkpoint, without its optimizer: hard links where the disk has them.
+
+    Returns:
+        The SHA-256 of the weights, by their name.
+    """
+    with replaced_folder(run_dir / BEST) as best:
+        for path in _files(folder):
+            name = path.relative_to(folder)
+            if name.as_posix() not in (OPTIMIZER, MANIFEST):
+                (best / name).parent.mkdir(parents=True, exist_ok=True)
+                _link_or_copy(path, best / name)
+    return digests_of(run_dir / BEST)
+
+
+def restore_best(run_dir: Path, best: Mapping[str, Any] | None, checkpoint: Path) -> bool:
+    """Make sure that `RUN/best` has the weights that a checkpoint calls the best; if nothing has, set it aside.
+
+    Args:
+        run_dir: Folder of the run.
+        best: What the checkpoint says: `update` and `sha256` among others, or nothing.
+        checkpoint: The checkpoint, of this run or another.
+
+    Returns:
+        Whether it has them.
+    """
+    if best is not None:
+        if digests_of(run_dir / BEST) == best["sha256"]:
+            return True
+        for run in (run_dir, checkpoint.parent.parent):
+            for folder in (checkpoint_folder(run, best["update"]), run / BEST):
+                if digests_of(folder) == best["sha256"]:
+                    keep_as_best(folder, run_dir)
+                    return True
+    if (run_dir / BEST).exists():
+        set_aside(run_dir / BEST, run_dir)
+    return best is None
+
+
+def digests_of(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the weights in a checkpoint or a run's best, by their name."""
+    files = {name: folder / name / WEIGHTS for name in (RAW, EMA)}
+    return {name: sha256_of(file) for name, file in files.items() if file.is_file()}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -191,17 +257,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _files(folder: Path) -> Iterable[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop.
 
-Everything random is a function of (seed, update, step, rank), and so is what is trained on: the loaders of
-`svit_hf.data` give the batches of any epoch from any step on, and `Run` seeds torch anew before every batch. The
+Everything random is a function of (seed, update, micro-batch), and so is what is trained on: the loaders of
+`svit_hf.data` give the batches of any epoch from any step on, and `Run` seeds torch anew before every batch. An update
+is a fixed list of micro-batches, which ranks divide: another number of ranks makes the same training, but for the
+rounding of sums, or bit for bit with `run.canonical_sums` (`ordered_sums.py`). The
 learning rate is a function of the update. What is left to save is weights, optimizer, moving average and a few counts:
 a run that is killed anywhere goes on as if nothing had happened.
 
@@ -29,23 +31,26 @@ from svit_hf.data.mixing import mix_batch
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
 from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluate_batches
 from svit_hf.training.agreement import Agreement, DelayedSignals
-from svit_hf.training.assembly import autocast_dtype
+from svit_hf.training.assembly import autocast_dtype, on_rank_zero
 from svit_hf.training.checkpointing import (
     checkpoint_folder,
+    checkpoints_of,
     keep_as_best,
+    new_checkpoint,
     remove_old_checkpoints,
-    write_checkpoint,
+    set_aside_newer,
 )
-from svit_hf.training.config import TrainingRecipe
 from svit_hf.training.console import Console, Stopwatch
 from svit_hf.training.fully_sharded import accumulating, whole
 from svit_hf.training.losses import Criterion, Teacher
 from svit_hf.training.optimization import learning_rate, set_learning_rate
+from svit_hf.training.options import TrainingRecipe
+from svit_hf.training.ordered_sums import OrderedSums
 from svit_hf.training.progress import Progress, Setting
 from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import set_drop_path_rate
 from svit_hf.training.stopping import StopRequest
-from svit_hf.training.weights import TrainedWeights
+from svit_hf.training.weights import TrainedWeights, as_others_load_it
 
 
 SECONDS_PER_MINUTE = 60
@@ -53,7 +58,7 @@ SECONDS_PER_MINUTE = 60
 
 @dataclass
 class Run:
-    """Train until the end, or until told to stop; `run` is all of it.
+    """Training until the end, or until told to stop; `run` is all of it.
 
     Attributes:
         recipe: What to do.
@@ -92,7 +97,13 @@ class Run:
     def __post_init__(self) -> None:
         self.num_labels = len(self.loader.maker.source.label_names)
         self.num_updates = self.recipe.optimization.epochs * self.setting.updates_per_epoch
-        self.agreement = Agreement(self.weights.model, self.accelerator.device)
+        micro_batches = self.setting.micro_batches
+        self.world_size = self.accelerator.num_processes
+        self.steps_per_update = micro_batches // self.world_size
+        self.agreement = Agreement(self.weights.model, self.accelerator.device, micro_batches)
+        self.sums = None
+        if self.recipe.run.canonical_sums:
+            self.sums = OrderedSums(self.weights.model.parameters(), micro_batches)
         self.tally = BadImageTally(
             self.recipe.data.max_bad_share, self.progress.num_images, self.progress.num_bad_images
         )
@@ -115,61 +126,75 @@ class Run:
             TrainingInterruptedError: After SIGTERM or SIGINT to any rank, when everything is saved.
             DivergenceError: If too many updates in a row were not finite.
             DataError: If too many images are broken.
+            SViTError: If a checkpoint cannot be written; on every rank.
         """
         with self.stop:
             self.console.start(self.progress.update)
             while True:
                 if self._is_time_to_evaluate():
                     self._evaluate()
-                if self.progress.update == self.num_updates:
+                if self.progress.update == self.num_updates or self._is_out_of_patience():
                     return self.progress
                 self._train_to_end_of_epoch()
+
+    def close(self) -> None:
+        """End what is shown and close the log."""
+        self.console.close()
+        if self.log is not None:
+            self.log.close()
 
     # training
 
     def _train_to_end_of_epoch(self) -> None:
         epoch, updates_done = divmod(self.progress.update, self.setting.updates_per_epoch)
         self._set_drop_path(epoch)
-        batches = self.loader.epoch(epoch, updates_done * self.setting.steps_per_update)
+        batches = self.loader.epoch(epoch, updates_done * self.steps_per_update)
         self.stopwatch.restart()
         for _ in range(updates_done, self.setting.updates_per_epoch):
             self._train_one_update(batches)
             if self.ranks_stop:
                 self._leave()
             if self.ranks_save or self._is_update_to_save():
-                self._save()
-        self._save()
+                self.save()
+        self.save()
 
     def _train_one_update(self, batches: Iterator[Batch]) -> None:
         update, options = self.progress.update, self.recipe.optimization
-        steps = self.setting.steps_per_update
         set_learning_rate(self.weights.optimizer, learning_rate(options, update, self.setting.updates_per_epoch))
         loss = torch.zeros((), device=self.accelerator.device)
         num_images = num_bad_images = 0
-        for step in range(steps):
+        for micro_batch in self.loader.places:
             batch = self._next(batches)
             self.tally.note(batch["bad_images"])
             num_bad_images += len(batch["bad_images"])
             num_images += len(batch["labels"])
-            seed = self._seed_of(update, step)
+            seed = self._seed_of(update, micro_batch)
             torch.manual_seed(seed)
-            # ranks exchange gradients in the backward pass of the last step
-            with nullcontext() if step == steps - 1 else accumulating(self.model, self.accelerator):
+            self.agreement.start_micro_batch()
+            # ranks exchange gradients in the backward pass of the last step, unless they are added in order
+            exchanges = micro_batch == self.loader.places[-1] and self.sums is None
+            with nullcontext() if exchanges else accumulating(self.model, self.accelerator):
                 step_loss = self._loss(batch, seed)
-                self.accelerator.backward(step_loss / steps)
+                self.accelerator.backward(step_loss if self.sums else step_loss / self.steps_per_update)
+            statistics = self.agreement.end_micro_batch()
+            if self.sums is not None:
+                self.sums.add(step_loss.detach() * len(batch["labels"]), statistics)
             loss += step_loss.detach() * len(batch["labels"])
+        total_statistics = None
+        if self.sums is not None:
+            loss, total_statistics = self.sums.finish(len(statistics))
         # the norm is wanted without a limit, too
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), options.max_gradient_norm or float("inf"))
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         wants_save = self.accelerator.is_main_process and self._is_minute_to_save()
         is_finite, signals = self.agreement.exchange(
-            loss, norm, (num_images, num_bad_images, float(self.stop.is_set), float(wants_save))
+            loss, norm, (num_images, num_bad_images, float(self.stop.is_set), float(wants_save)), total_statistics
         )
         self.weights.step(is_finite, update)
         self.progress.update += 1
         self.console.advance()
-        self.stopwatch.num_images += num_images * self.setting.world_size
+        self.stopwatch.num_images += num_images * self.world_size
         # while the device computes this update, read what the one before it told
         previous, self.pending = self.pending, signals
         if previous is not None:
@@ -199,8 +224,8 @@ class Run:
         self.stopwatch.waited += time.perf_counter() - began
         return batch
 
-    def _seed_of(self, update: int, step: int) -> int:
-        place = (self.recipe.run.seed, update, step, self.accelerator.process_index)
+    def _seed_of(self, update: int, micro_batch: int) -> int:
+        place = (self.recipe.run.seed, update, micro_batch)
         return int(np.random.SeedSequence(place).generate_state(1)[0])
 
     def _set_drop_path(self, epoch: int) -> None:
@@ -271,14 +296,14 @@ class Run:
         )
 
     def _leave(self) -> None:
-        self._save()
+        self.save()
         raise TrainingInterruptedError(
             f"stopped after update {self.progress.update} of {self.num_updates} and saved "
             f"{self._last_checkpoint()}; the same command goes on from there."
         )
 
     def _last_checkpoint(self) -> str:
-        folders = sorted(self.run_dir.glob("checkpoints/step-*"))
+        folders = checkpoints_of(self.run_dir)
         return str(folders[-1]) if folders else "not there: none was saved yet"
 
     # checkpoints
@@ -291,8 +316,12 @@ class Run:
         every = self.recipe.run.save_every_minutes * SECONDS_PER_MINUTE
         return every > 0 and time.monotonic() - self.last_save >= every
 
-    def _save(self) -> None:
-        """Save a checkpoint of the present update, unless there is one."""
+    def save(self) -> None:
+        """Save a checkpoint of the present update, unless there is one.
+
+        Raises:
+            SViTError: If it cannot be written; on every rank.
+        """
         self._settle()
         self.ranks_save = False
         self.last_save = time.monotonic()
@@ -300,17 +329,20 @@ class Run:
             return
         self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
         snapshot = self.weights.snapshot(keep=self.log is not None)
-        if self.log is not None and snapshot is not None:
-            self.progress.log_size = self.log.size
 
-            def write(folder: Path) -> None:
+        def write() -> None:
+            assert self.log is not None
+            assert snapshot is not None
+            self.progress.log_size = self.log.sync()
+            with new_checkpoint(checkpoint_folder(self.run_dir, self.progress.update)) as folder:
                 snapshot.write(folder)
                 self.progress.save(folder, self.recipe, self.setting)
-
-            write_checkpoint(checkpoint_folder(self.run_dir, self.progress.update), write)
+            for newer in set_aside_newer(self.run_dir, self.progress.update):
+                self.console.say(f"set aside {newer.name}, which is newer and not of this training")
             remove_old_checkpoints(self.run_dir, self.recipe.run.keep_checkpoints)
+
+        on_rank_zero(write, self.accelerator)
         self.saved_update = self.progress.update
-        self.accelerator.wait_for_everyone()
 
     # evaluation
 
@@ -321,12 +353,22 @@ class Run:
             return False
         return epoch % every == 0 or epoch == self.recipe.optimization.epochs
 
+    def _is_out_of_patience(self) -> bool:
+        patience, best = self.recipe.run.patience, self.progress.best
+        if not patience or best is None or self.progress.evaluated_update != self.progress.update:
+            return False
+        epochs = self.progress.update // self.setting.updates_per_epoch - best["epoch"]
+        if epochs >= patience:
+            self.console.say(f"no better accuracy in {epochs} epochs, and `run.patience` is {patience}: the end")
+        return epochs >= patience
+
     def _evaluate(self) -> None:
-        """Evaluate raw weights and their average; keep the checkpoint, which is there already, if it is the best."""
+        """Evaluate raw weights and their average, and keep their checkpoint if it is the best."""
+        self.save()
         metrics = {}
         try:
             for name, values in self.weights.variants():
-                with values, whole(self.weights.model):
+                with values, whole(self.weights.model), as_others_load_it(self.weights.model):
                     metrics[name] = self._evaluate_once(name)
         except EvaluationInterruptedError:
             self._leave()
@@ -340,13 +382,18 @@ class Run:
                 "epoch": self.progress.update // self.setting.updates_per_epoch,
                 "chosen": chosen,
                 "metrics": metrics,
+                "sha256": on_rank_zero(self._keep_as_best, self.accelerator),
             }
             if self.accelerator.is_main_process:
-                keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
                 self.on_new_best()
-        if self.log is not None:
-            self.log.draw()
-        self.accelerator.wait_for_everyone()
+        on_rank_zero(self._draw, self.accelerator)
+
+    def _keep_as_best(self) -> dict[str, str]:
+        return keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
+
+    def _draw(self) -> None:
+        assert self.log is not None
+        self.log.draw()
 
     def _evaluate_once(self, name: str) -> dict[str, Any]:
         assert self.evaluation is not None

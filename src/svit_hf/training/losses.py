@@ -1,41 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of logits against class indices, soft targets, and another model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from svit_hf.training.config import DistillationOptions, OptimizationOptions
+from svit_hf.training.options import DistillationOptions, OptimizationOptions
 
 
 # logits (B, num_labels) and targets, (B,) indices or (B, num_labels) probabilities, to a mean over the images
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_criterion(options: OptimizationOptions) -> Criterion:
+def make_criterion(options: OptimizationOptions, class_weights: torch.Tensor | None = None) -> Criterion:
     """Return the loss of a recipe: of logits `(B, num_labels)` and targets `(B,)` or `(B, num_labels)`.
 
     Smoothing spreads a share of every target evenly over all classes, whether it is an index or already soft: mixed
-    and then smoothed is the same as smoothed and then mixed, since both are linear.
+    and then smoothed is the same as smoothed and then mixed, since both are linear. The same holds for weights: they
+    multiply the terms of the classes, and the sum is divided by the number of images, not by the sum of their weights.
+
+    Args:
+        options: Kind of loss and smoothing.
+        class_weights: Factor of each class, `(num_labels,)`; all 1 by default.
     """
-    if options.loss == "binary_cross_entropy":
-        return lambda logits, targets: _binary_cross_entropy(logits, targets, options.label_smoothing)
-    return lambda logits, targets: F.cross_entropy(logits.float(), targets, label_smoothing=options.label_smoothing)
+    is_binary, smoothing = options.loss == "binary_cross_entropy", options.label_smoothing
+
+    def criterion(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        if not targets.is_floating_point() and (is_binary or class_weights is not None):
+            targets = F.one_hot(targets, logits.shape[-1]).float()
+        if is_binary:
+            return _binary_cross_entropy(logits, targets, smoothing, class_weights)
+        return F.cross_entropy(logits, targets, class_weights, label_smoothing=smoothing)
+
+    return criterion
 
 
-def _binary_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> torch.Tensor:
+def balanced_class_weights(counts: Sequence[int]) -> torch.Tensor:
+    """Return weights `(num_labels,)` in inverse proportion to the images of each class, whose mean over images is 1.
+
+    A class without images has the weight of one with a single image.
+    """
+    images = torch.tensor(counts, dtype=torch.float64).clamp(min=1)
+    num_present = sum(count > 0 for count in counts)
+    return (sum(counts) / num_present / images).float()
+
+
+def _binary_cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, smoothing: float, weights: torch.Tensor | None
+) -> torch.Tensor:
     """Sum over the classes and average over the images, so that the gradient does not shrink with many classes."""
-    num_labels = logits.shape[-1]
-    if not targets.is_floating_point():
-        targets = F.one_hot(targets, num_labels)
-    targets = targets.float() * (1 - smoothing) + smoothing / num_labels
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(dim=-1).mean()
+    targets = targets * (1 - smoothing) + smoothing / logits.shape[-1]
+    return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="none").sum(dim=-1).mean()
 
 
 class Teacher:
-    """Answer what a trained model says about images that were prepared for the student.
+    """A trained model that says what it sees in images that were prepared for the student.
 
     Args:
         model: Maps `pixel_values` to an output with `logits`; never trained.

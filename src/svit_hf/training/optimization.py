@@ -11,7 +11,7 @@ from torch import nn
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.layers_svit import SViTLayerScale
-from svit_hf.training.config import OptimizationOptions
+from svit_hf.training.options import OptimizationOptions
 
 
 def learning_rate(options: OptimizationOptions, update: int, updates_per_epoch: int) -> float:

@@ -5,13 +5,15 @@ import json
 import shutil
 from typing import Any
 
+from svit_hf.errors import SViTError
+from svit_hf.files import write_text
 from svit_hf.hub.model_card import build_model_card
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.provenance import commit_of_source, device_name, versions
 from svit_hf.training.assembly import Data
-from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder
+from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder, digests_of, replaced_folder
 from svit_hf.training.loop import Run
 from svit_hf.training.recipe_files import to_json
 
@@ -31,20 +33,29 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
 
     Returns:
         The content of report.json.
+
+    Raises:
+        SViTError: If the best weights are not those that were evaluated.
     """
     report = report_of(run, data, command)
     best, last = run.run_dir / BEST, checkpoint_folder(run.run_dir, run.progress.update)
+    if run.progress.best is not None and digests_of(best) != run.progress.best["sha256"]:
+        raise SViTError(
+            f"the weights in {str(best)!r} are not those that this run evaluated: something else has written to it. "
+            "Move it away and give the same command again, which looks for the best anew."
+        )
     weights = (best if run.progress.best is not None else last) / report["chosen"]
-    folder = run.run_dir / MODEL
-    shutil.rmtree(folder, ignore_errors=True)
-    if isinstance(run.weights.model, SViTForImageClassification):
-        # from the disk, where it is whole whatever the model here is
-        model = SViTForImageClassification.from_pretrained(weights)
-        save_with_code(model, folder, run.weights.processor)
-        build_model_card(model, card_text_of_run(report)).save(folder / CARD)
-    else:
-        shutil.copytree(weights, folder)
-    (run.run_dir / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    # never beside a model that it does not describe
+    (run.run_dir / REPORT).unlink(missing_ok=True)
+    with replaced_folder(run.run_dir / MODEL) as folder:
+        if isinstance(run.weights.model, SViTForImageClassification):
+            # from the disk, where it is whole whatever the model here is
+            model = SViTForImageClassification.from_pretrained(weights)
+            save_with_code(model, folder, run.weights.processor)
+            build_model_card(model, card_text_of_run(report)).save(folder / CARD)
+        else:
+            shutil.copytree(weights, folder, dirs_exist_ok=True)
+    write_text(run.run_dir / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
 
@@ -77,7 +88,7 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(run.accelerator.device),
-        "world_size": run.setting.world_size,
+        "world_size": run.world_size,
         "seconds": round(progress.seconds, 1),
         "images": progress.num_images,
         "bad_images": progress.num_bad_images,

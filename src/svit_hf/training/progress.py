@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training is, and whether a checkpoint belongs to the same training."""
+"""Where training is, and whether a checkpoint belongs to the same training.
+
+What may change between two parts of a run is said where an option is (`changes_freely`).
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,52 +10,36 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from svit_hf.data.sources import differences
+from svit_hf.errors import SViTError
+from svit_hf.option_fields import freely_changing
 from svit_hf.training.checkpointing import PROGRESS
-from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import flatten, to_json
-
-
-# what may be changed between two parts of a run without changing what is trained on, or how
-FREE = frozenset(
-    {
-        "name",
-        "data.num_workers",
-        "data.max_bad_share",
-        "data.index",
-        "optimization.device_batch_size",
-        "run.log_every_updates",
-        "run.evaluate_every_epochs",
-        "run.evaluation_batch_size",
-        "run.save_every_updates",
-        "run.save_every_minutes",
-        "run.keep_checkpoints",
-        "run.max_non_finite_updates",
-        "run.trackers",
-        "run.push_to",
-    }
-)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Hold what fixes the sequence of updates, besides the recipe.
+    """What fixes the sequence of updates, besides the recipe.
 
     Attributes:
-        world_size: Number of ranks.
-        steps_per_update: Batches of each rank in an update.
+        micro_batches: Micro-batches of an update, which any number of ranks that divides them may share.
         updates_per_epoch: Updates of an epoch.
-        num_ranges: Ranges of a stream that each rank reads at a time.
+        num_ranges: Ranges that a stream is read in; 0 of indexed data.
+        batch_norm_ranks: Ranks whose images a batch norm sees together: 1 unless norms are synchronised.
+        data: What the training images and those of the evaluation are recognised by, where there are any.
     """
 
-    world_size: int
-    steps_per_update: int
+    micro_batches: int
     updates_per_epoch: int
     num_ranges: int
+    batch_norm_ranks: int = 1
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Progress:
-    """Hold what a run knows besides weights and optimizer: all of it is in progress.json.
+    """What a run knows besides weights and optimizer: all of it is in progress.json.
 
     Attributes:
         update: Updates that were made or skipped.
@@ -66,7 +53,8 @@ class Progress:
         window_skipped: Updates skipped since then.
         log_size: Bytes of the log.
         seconds: Duration of the run so far, of all its parts.
-        best: What was evaluated best: `update`, `epoch`, `chosen` (raw or ema), and `metrics` of both.
+        best: What was evaluated best: `update`, `epoch`, `chosen` (raw or ema), and `metrics` and `sha256` of both
+            weights.
     """
 
     update: int = 0
@@ -90,7 +78,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class SavedProgress:
-    """Hold what a checkpoint's progress.json says."""
+    """Content of a checkpoint's progress.json."""
 
     progress: Progress
     setting: Setting
@@ -98,19 +86,34 @@ class SavedProgress:
 
     @classmethod
     def read(cls, folder: Path) -> "SavedProgress":
-        """Read it; the folder is known to be valid."""
+        """Read it; the folder is known to be valid.
+
+        Raises:
+            SViTError: If another version of this package wrote it.
+        """
         content = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        return cls(Progress(**content["progress"]), Setting(**content["setting"]), content["recipe"])
+        try:
+            return cls(Progress(**content["progress"]), Setting(**content["setting"]), content["recipe"])
+        except (KeyError, TypeError) as error:
+            raise SViTError(
+                f"the checkpoint {str(folder)!r} was written by another version of svit-hf, and its run cannot go on "
+                f"here ({error}). Start another run from its weights: `model.name_or_path={folder / 'raw'}`."
+            ) from error
 
     def differences(self, recipe: TrainingRecipe, setting: Setting) -> list[str]:
         """Say in what the checkpoint's run differs from this one, such that it would not be the same training."""
         before = flatten(self.recipe) | asdict(self.setting)
         now = flatten(to_json(recipe)) | asdict(setting)
-        return [
+        saved_data, found_data = before.pop("data"), now.pop("data")
+        free = freely_changing(TrainingRecipe)
+        lines = [
             f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
             for name in sorted(before.keys() | now.keys())
-            if name not in FREE and before.get(name) != now.get(name)
+            if name not in free and before.get(name) != now.get(name)
         ]
+        for split in sorted(saved_data.keys() & found_data.keys()):
+            lines += [f"{split} data: {line}" for line in differences(saved_data[split], found_data[split])]
+        return lines
 
     def moved_to(self, setting: Setting) -> Progress:
         """Return the progress for a run whose epochs have another number of updates: the same share of the epochs."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes as text: JSON files, and single values by dotted name. The types of the fields decide what is allowed."""
+"""Recipes as JSON. The types of the fields decide what is allowed."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.options import TrainingRecipe
 
 
 def to_json(recipe: TrainingRecipe) -> dict[str, Any]:
@@ -42,29 +42,6 @@ def read_recipe(path: Path) -> TrainingRecipe:
     return from_json(content)
 
 
-def override(recipe: TrainingRecipe, assignments: Sequence[str]) -> TrainingRecipe:
-    """Change single values.
-
-    Args:
-        recipe: The recipe; it stays as it is.
-        assignments: Texts such as `optimization.learning_rate=1e-3`. Lists and objects are written as JSON.
-
-    Returns:
-        A recipe with the new values.
-
-    Raises:
-        SViTError: If a name is unknown, with the nearest one, or a value does not have the type of its field.
-    """
-    content = to_json(recipe)
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise SViTError(f"`set` is {assignment!r}; it has to be like optimization.learning_rate=1e-3.")
-        _assign(content, TrainingRecipe, name.strip().split("."), text.strip(), "")
-    # checked when all are there: two values may only go together
-    return from_json(json.loads(json.dumps(content)))
-
-
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
@@ -74,48 +51,6 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def _assign(content: dict[str, Any], kind: Any, path: Sequence[str], text: str, prefix: str) -> None:
-    """Give the field at the end of `path` of a `kind`, as plain values, the value that `text` stands for."""
-    name, *rest = path
-    _require_known([name], kind, prefix)
-    field_kind, full_name = get_type_hints(kind)[name], f"{prefix}{name}"
-    if is_dataclass(field_kind) and rest:
-        _assign(content[name], field_kind, rest, text, f"{full_name}.")
-    elif is_dataclass(field_kind):
-        parts = ", ".join(f"{full_name}.{part.name}" for part in fields(field_kind))
-        raise SViTError(f"`{full_name}` has several values; set one of {parts}.")
-    elif isinstance(content[name], dict) and rest:
-        content[name][".".join(rest)] = _from_text(text)
-        _require_config_fields(content[name], full_name)
-    elif rest:
-        raise SViTError(f"`{'.'.join([full_name, *rest])}` is unknown: `{full_name}` is a single value.")
-    else:
-        content[name] = _parse(text, field_kind, full_name)
-
-
-def _parse(text: str, kind: Any, name: str) -> object:
-    """Read a text from the command line as a value of a type; texts need no quotes, lists are JSON."""
-    alternatives = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if type(None) in alternatives and text.lower() in ("none", "null"):
-        return None
-    if str in alternatives or any(get_origin(alternative) is Literal for alternative in alternatives):
-        return _convert(text, kind, name)
-    if bool in alternatives and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    value = _from_text(text)
-    # a list with one entry may go without brackets
-    if any(get_origin(alternative) is tuple for alternative in alternatives) and not isinstance(value, list):
-        value = text.split(",") if text else []
-    return _convert(value, kind, name)
-
-
-def _from_text(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
@@ -136,7 +71,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_convert(item, item_kind, name) for item, item_kind in zip(value, kinds, strict=True))
     if origin is not None and issubclass(dict, origin if isinstance(origin, type) else ()) and isinstance(value, dict):
-        _require_config_fields(value, name)
+        require_config_fields(value, name)
         return value
     # a bool is an int to Python, and an int may stand for a float
     if kind is float and type(value) is int:
@@ -164,7 +99,12 @@ def _require_known(names: Sequence[str] | Mapping[str, Any], kind: Any, prefix: 
             _refuse_unknown(prefix + name, [prefix + candidate for candidate in known])
 
 
-def _require_config_fields(values: Mapping[str, Any], name: str) -> None:
+def require_config_fields(values: Mapping[str, Any], name: str) -> None:
+    """Refuse fields that `SViTConfig` does not have.
+
+    Raises:
+        SViTError: If there is one; the message has the nearest name.
+    """
     known = [item.name for item in fields(SViTConfig)] + ["out_features", "out_indices", "num_labels"]
     for key in values:
         if key not in known:

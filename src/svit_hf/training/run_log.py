@@ -7,10 +7,18 @@ has the same log as one that was not.
 
 import csv
 import json
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from svit_hf.extras import install_hint
+from svit_hf.files import whole_file
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 LOG, METRICS, CURVES = "log.jsonl", "metrics.csv", "curves.png"
@@ -19,46 +27,84 @@ UPDATE, EVALUATION = "update", "evaluation"
 
 
 class RunLog:
-    """Append rows to the log of a run.
+    """Log of a run, to which rows are appended.
+
+    Rows that do not belong to the past of the run, written after the checkpoint that it goes on from, are cut off, and
+    so is whatever follows a row that is damaged.
 
     Args:
         run_dir: Folder of the run.
-        size: Bytes of the log that belong to the past of this run; what follows, written after the checkpoint that it
-            goes on from, is cut off.
+        updates: Last update of the past by the kind of row, `UPDATE` or `EVALUATION`.
+        size: Bytes of the log that the past is known to have had.
+        say: Says what is missing.
     """
 
-    def __init__(self, run_dir: Path, size: int = 0):
+    def __init__(
+        self,
+        run_dir: Path,
+        updates: dict[str, int] | None = None,
+        size: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         self.run_dir = run_dir
+        self.say = say
         self._path = run_dir / LOG
-        self._file = self._path.open("a", encoding="utf-8")
-        if self._path.stat().st_size > size:
-            self._file.truncate(size)
+        self._can_draw = find_spec("matplotlib") is not None
+        # without a buffer: what a full disk refuses must not be written later
+        self._file = self._path.open("ab", buffering=0)
+        past = _whole_rows(self._path.read_bytes(), updates or {})
+        self._file.truncate(past)
+        if past < size:
+            say(f"{LOG} has lost rows: {past} of {size} bytes are left of the time before this checkpoint")
+        if not self._can_draw:
+            say(f"{CURVES} is not drawn, which needs matplotlib: {install_hint('benchmark')}")
 
-    @property
-    def size(self) -> int:
-        """Bytes of the log, all of them written."""
-        self._file.flush()
+    def sync(self) -> int:
+        """Wait until the log is on the disk, and return its size in bytes."""
+        os.fsync(self._file.fileno())
         return self._path.stat().st_size
 
     def add(self, kind: str, **values: Any) -> None:
-        """Append a row."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._file.flush()
+        """Append a row.
+
+        Raises:
+            OSError: If the disk has no room for it.
+        """
+        row = (json.dumps({"kind": kind, **values}) + "\n").encode()
+        while row:
+            row = row[self._file.write(row) :]
 
     def draw(self) -> None:
-        """Make metrics.csv and curves.png of the log as it is."""
+        """Make metrics.csv and curves.png of the log as it is; the latter if there is matplotlib."""
         rows = read_log(self.run_dir)
         evaluations = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == EVALUATION]
         if evaluations:
-            with (self.run_dir / METRICS).open("w", newline="", encoding="utf-8") as file:
+            with whole_file(self.run_dir / METRICS) as path, path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(evaluations[0]))
                 writer.writeheader()
                 writer.writerows(evaluations)
-        draw_curves(rows).savefig(self.run_dir / CURVES, dpi=120)
+        if self._can_draw:
+            with whole_file(self.run_dir / CURVES) as path:
+                draw_curves(rows).savefig(path, dpi=120, format="png")
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _whole_rows(content: bytes, updates: dict[str, int]) -> int:
+    """Return the length of the rows at the start that are whole and belong to the past."""
+    length = 0
+    for line in content.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            is_past = row["update"] <= updates[row["kind"]]
+        except (ValueError, KeyError, TypeError):
+            break
+        if not (is_past and line.endswith(b"\n")):
+            break
+        length += len(line)
+    return length
 
 
 def read_log(run_dir: Path) -> list[dict[str, Any]]:
@@ -66,8 +112,10 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / LOG).read_text(encoding="utf-8").splitlines()]
 
 
-def draw_curves(rows: list[dict[str, Any]]) -> Figure:
+def draw_curves(rows: list[dict[str, Any]]) -> "Figure":
     """Draw the loss, the learning rate and the accuracies over the epochs."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 6), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
     updates = [row for row in rows if row["kind"] == UPDATE]

@@ -19,13 +19,11 @@ from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.layers_svit import SViTDropPath
 from svit_hf.model.modeling_svit import SViTForImageClassification
-from svit_hf.training.config import DistillationOptions, ModelOptions
+from svit_hf.training.checkpointing import WEIGHTS
 from svit_hf.training.fully_sharded import class_of, is_sharded, load_weights_into_shards
 from svit_hf.training.losses import Teacher
+from svit_hf.training.options import DistillationOptions, ModelOptions
 from svit_hf.training.recomputation import selective_checkpointing
-
-
-WEIGHTS = "model.safetensors"
 
 
 def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> SViTForImageClassification:
@@ -108,6 +106,28 @@ def freeze(model: nn.Module, options: ModelOptions) -> None:
             kwargs = selective_checkpointing() if is_selective else None
             model.gradient_checkpointing_enable(kwargs)  # type: ignore[no-untyped-call]
     model.train(not options.eval_mode)
+
+
+def require_batch_for_norms(model: nn.Module, num_images: int, image_size: int, device: torch.device) -> None:
+    """Refuse batches of one image where a batch norm would see a single value per channel.
+
+    Raises:
+        SViTError: If they are so small.
+    """
+    if num_images > 1:
+        return
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, image_size, image_size, device=device))
+    except ValueError as error:
+        raise SViTError(
+            "`optimization.batch_size` and `optimization.device_batch_size` leave 1 image to a step of each rank; it "
+            f"has to be 2 at least for batch norms at `model.image_size` {image_size}, or `model.freeze_batch_norm`."
+        ) from error
+    finally:
+        for buffer, value in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
 
 
 def set_drop_path_rate(model: nn.Module, rate: float) -> None:

@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
+from svit_hf.files import is_disk_full, write_text
 from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
@@ -23,48 +24,72 @@ from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.provenance import device_name
 from svit_hf.training.assembly import (
     Data,
+    count_classes,
+    disk_full_error,
     evaluation_loader,
     make_accelerator,
+    micro_batches_of,
     on_rank_zero,
     open_data,
     precision_of,
-    steps_per_update,
     training_loader,
     with_sync_batch_norm,
 )
-from svit_hf.training.checkpointing import BEST, FoundCheckpoint, find_checkpoint
-from svit_hf.training.config import TrainingRecipe
+from svit_hf.training.checkpointing import (
+    BEST,
+    FoundCheckpoint,
+    checkpoint_folder,
+    find_checkpoint,
+    restore_best,
+    sweep,
+)
 from svit_hf.training.console import Console, duration
 from svit_hf.training.fully_sharded import shard
 from svit_hf.training.loop import Run
-from svit_hf.training.losses import make_criterion
+from svit_hf.training.losses import balanced_class_weights, make_criterion
 from svit_hf.training.optimization import make_optimizer
+from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import MODEL, REPORT, report_of, write_outcome
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
-from svit_hf.training.run_log import RunLog
+from svit_hf.training.run_folder import RECIPE, locked_folder
+from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import (
     count_multiply_adds,
     freeze,
     make_image_processor,
     make_model,
     make_teacher,
+    require_batch_for_norms,
 )
 from svit_hf.training.weight_average import WeightAverage
-from svit_hf.training.weights import TrainedWeights
+from svit_hf.training.weights import LAYOUT, TrainedWeights
 
 
-RECIPE = "recipe.json"
+# options whose change makes accuracies incomparable
+EVALUATED_BY = ("data.", "model.image_size", "model.crop_pct")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Start:
-    """Hold where a run starts."""
+    """Place where a run starts.
+
+    Attributes:
+        progress: Where training is.
+        past: The same in the words of the checkpoint, whose updates may be other ones.
+        setting: What fixes the sequence of updates.
+        loader: Training batches of this rank.
+        checkpoint: Where weights and optimizer are; none for a new run.
+        is_changed: Whether the checkpoint is of another training.
+        notes: What there is to say about all this.
+    """
 
     progress: Progress
+    past: Progress
     setting: Setting
     loader: TrainingLoader
     checkpoint: Path | None
+    is_changed: bool
     notes: list[str]
 
 
@@ -102,23 +127,73 @@ def train(
     """
     output_dir = Path(output_dir)
     accelerator = make_accelerator(recipe.run, output_dir)
-    found = on_rank_zero(lambda: _prepare_folder(recipe, output_dir, resume), accelerator)
-    data = open_data(recipe, accelerator)
-    processor = make_image_processor(recipe.model)
-    start = _find_start(recipe, data, processor, accelerator, found, resume_changed)
-    if model is None:
-        model = make_model(recipe.model, data.label_names, recipe.run.seed)
+    with ExitStack() as stack:
+        found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
+        # nothing is written before everything is known to go together
+        data = open_data(recipe, accelerator)
+        processor = make_image_processor(recipe.model)
+        start = _find_start(recipe, data, processor, accelerator, found, resume_changed)
+        if model is None:
+            model = make_model(recipe.model, data.label_names, recipe.run.seed)
+        run, facts = _make_run(recipe, output_dir, accelerator, data, processor, start, model)
+        for tracker in accelerator.trackers:
+            stack.callback(tracker.finish)
+        stack.callback(run.close)
+        run.console.block("training", facts)
+        for note in start.notes:
+            run.console.say(note)
+        try:
+            with _without_bars_of_libraries(), _pushing(run, data, command):
+                run.run()
+                report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
+                run.console.block("done", _summary(report, output_dir))
+            return report
+        except (TrainingInterruptedError, DivergenceError):
+            # every rank is here
+            accelerator.wait_for_everyone()
+            raise
+        except Exception as error:
+            if isinstance(error, SViTError) or not is_disk_full(error):
+                raise
+            raise disk_full_error(error) from error
+
+
+def _make_run(
+    recipe: TrainingRecipe,
+    output_dir: Path,
+    accelerator: Accelerator,
+    data: Data,
+    processor: SViTImageProcessorPil,
+    start: _Start,
+    model: nn.Module,
+) -> tuple[Run, dict[str, object]]:
+    """Put a run together, and take its folder over; what the recipe asks for and cannot be had is found out before.
+
+    Returns:
+        The run, and what the start block says.
+    """
+    options, setting = recipe.optimization, start.setting
     model = _placed(model, recipe, accelerator)
     multiply_adds = count_multiply_adds(model, recipe.model.image_size, accelerator.device)
     freeze(model, recipe.model)
+    rank_batch = options.batch_size // setting.micro_batches
+    require_batch_for_norms(model, rank_batch, recipe.model.image_size, accelerator.device)
     wrapped, weights = _prepare(model, recipe, processor, accelerator)
     if start.checkpoint is not None:
         weights.load(start.checkpoint)
-    teacher = None
+    teacher = class_weights = None
     if recipe.distillation.teacher:
         teacher = make_teacher(recipe.distillation, data.label_names, processor, accelerator.device)
-    log = RunLog(output_dir, start.progress.log_size) if accelerator.is_main_process else None
+    if options.class_weights == "balanced":
+        class_weights = balanced_class_weights(count_classes(data.train)).to(accelerator.device)
+    if not on_rank_zero(lambda: _take_over(recipe, output_dir, start), accelerator):
+        start.progress.best = None
+        start.notes.append("the best weights so far are not there any more; the best is looked for anew")
+    console = Console(accelerator.is_main_process, options.epochs * setting.updates_per_epoch)
+    updates = {UPDATE: start.past.update, EVALUATION: start.past.evaluated_update}
+    log = RunLog(output_dir, updates, start.past.log_size, console.say) if accelerator.is_main_process else None
     accelerator.init_trackers(recipe.name, {name: str(value) for name, value in flatten(to_json(recipe)).items()})
+    is_saved = not start.is_changed and start.checkpoint == checkpoint_folder(output_dir, start.progress.update)
     run = Run(
         recipe=recipe,
         run_dir=output_dir,
@@ -127,33 +202,15 @@ def train(
         weights=weights,
         loader=start.loader,
         evaluation=evaluation_loader(recipe, data, processor, accelerator),
-        criterion=make_criterion(recipe.optimization),
+        criterion=make_criterion(options, class_weights),
         teacher=teacher,
         progress=start.progress,
-        setting=start.setting,
+        setting=setting,
         log=log,
-        console=Console(accelerator.is_main_process, recipe.optimization.epochs * start.setting.updates_per_epoch),
-        saved_update=start.progress.update if start.checkpoint is not None else None,
+        console=console,
+        saved_update=start.progress.update if is_saved else None,
     )
-    run.console.block("training", _facts(run, data, multiply_adds, output_dir))
-    for note in start.notes:
-        run.console.say(note)
-    try:
-        with _without_bars_of_libraries(), _pushing(run, data, command):
-            run.run()
-            report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
-            run.console.block("done", _summary(report, output_dir))
-        return report
-    except (TrainingInterruptedError, DivergenceError):
-        # every rank is here
-        accelerator.wait_for_everyone()
-        raise
-    finally:
-        run.console.close()
-        if log is not None:
-            log.close()
-        for tracker in accelerator.trackers:
-            tracker.finish()
+    return run, _facts(run, data, multiply_adds, output_dir)
 
 
 def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) -> nn.Module:
@@ -161,9 +218,8 @@ def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) 
     if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
         model = with_sync_batch_norm(model, accelerator)
     if isinstance(model, SViTPreTrainedModel) and recipe.run.parallelism == "ddp":
-        # the layout in which its activations are; in another one, DDP would have to copy every gradient;
-        # FSDP takes none but the other
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+        # FSDP takes no such layout
+        model.to(memory_format=LAYOUT)  # type: ignore[call-arg]
     return model.to(accelerator.device)
 
 
@@ -203,20 +259,18 @@ def _settle_gradient_buckets(model: DistributedDataParallel, image_size: int) ->
         buffer.copy_(value)
 
 
-def _prepare_folder(recipe: TrainingRecipe, output_dir: Path, resume: str) -> FoundCheckpoint:
-    """Make the folder and write the recipe into it, if the folder is new or that of a run."""
-    if output_dir.exists() and not (output_dir / RECIPE).exists() and any(output_dir.iterdir()):
-        raise SViTError(
-            f"`output_dir` is {str(output_dir)!r}, which holds other things than a run; name a new or an empty folder."
-        )
-    found = find_checkpoint(output_dir, resume)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(to_json(recipe), indent=2) + "\n"
-        (output_dir / RECIPE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SViTError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error
-    return found
+def _enter_folder(stack: ExitStack, output_dir: Path, resume: str) -> FoundCheckpoint:
+    """Lock the folder of the run, tidy it up, and find what to continue from."""
+    stack.enter_context(locked_folder(output_dir))
+    sweep(output_dir)
+    return find_checkpoint(output_dir, resume)
+
+
+def _take_over(recipe: TrainingRecipe, output_dir: Path, start: _Start) -> bool:
+    """Make the folder that of this run from where it starts, and return whether its best weights are there."""
+    has_best = restore_best(output_dir, start.progress.best, start.checkpoint or output_dir)
+    write_text(output_dir / RECIPE, json.dumps(to_json(recipe), indent=2) + "\n")
+    return has_best
 
 
 def _find_start(
@@ -229,17 +283,34 @@ def _find_start(
 ) -> _Start:
     """Find out where to start, and refuse to continue what was another training."""
     saved = SavedProgress.read(found.folder) if found.folder is not None else None
-    # another number of workers reads the same stream in the same ranges
-    num_ranges = saved.setting.num_ranges if saved is not None and not resume_changed else None
-    loader = training_loader(recipe, data, processor, accelerator, num_ranges)
-    steps = steps_per_update(recipe.optimization, accelerator.num_processes)
-    setting = Setting(accelerator.num_processes, steps, loader.steps_per_epoch // steps, loader.num_ranges)
+    world_size = accelerator.num_processes
+    num_ranges = None
+    if saved is not None and not resume_changed:
+        # other ranks and workers share the same micro-batches, and read the same stream in the same ranges
+        micro_batches, num_ranges = saved.setting.micro_batches, saved.setting.num_ranges
+        if micro_batches % world_size:
+            allowed = [str(number) for number in range(1, micro_batches + 1) if micro_batches % number == 0]
+            raise SViTError(
+                f"the updates of the checkpoint {str(found.folder)!r} have {micro_batches} micro-batches, which "
+                f"{world_size} ranks cannot share evenly; go on with {', '.join(allowed)} ranks."
+            )
+    else:
+        micro_batches = micro_batches_of(recipe.optimization, world_size)
+    loader = training_loader(recipe, data, processor, accelerator, micro_batches, num_ranges or None)
+    sources = {"training": data.train, "evaluation": data.evaluation}
+    setting = Setting(
+        micro_batches,
+        loader.updates_per_epoch,
+        loader.num_ranges if data.train.is_streaming else 0,
+        world_size if recipe.run.sync_batch_norm else 1,
+        {name: source.fingerprint() for name, source in sources.items() if source is not None},
+    )
     notes = [f"passed over {folder.name}: {problem}" for folder, problem in found.skipped]
     if saved is None:
-        return _Start(Progress(), setting, loader, None, notes)
+        return _Start(Progress(), Progress(), setting, loader, None, is_changed=False, notes=notes)
     progress = saved.progress
-    assert found.folder is not None
-    if differences := saved.differences(recipe, setting):
+    differences = saved.differences(recipe, setting)
+    if differences:
         if not resume_changed:
             raise SViTError(
                 f"the checkpoint {str(found.folder)!r} is of another training: {'; '.join(differences)}. Go on as it "
@@ -247,7 +318,10 @@ def _find_start(
             )
         progress = saved.moved_to(setting)
         notes.append(f"NOT EXACT: the checkpoint is of another training: {'; '.join(differences)}")
-    return _Start(progress, setting, loader, found.folder, notes)
+        if any(difference.startswith(EVALUATED_BY) for difference in differences):
+            progress.best = None
+            notes.append("the best so far was measured in another way; the best is looked for anew")
+    return _Start(progress, saved.progress, setting, loader, found.folder, bool(differences), notes)
 
 
 @contextmanager
@@ -288,25 +362,28 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
     options = recipe.optimization
     parameters = list(run.weights.model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    rank_batch = options.batch_size // setting.world_size // setting.steps_per_update
+    rank_batch = options.batch_size // setting.micro_batches
     scaling = f" = {options.learning_rate:g} * {options.batch_size}/{options.base_batch_size}"
     evaluation = data.evaluation.description if data.evaluation is not None else "none"
     norms = len(run.agreement.statistics) // 2
     return {
         "recipe": recipe.name,
         "data": data.train.description,
+        **({"note": "; ".join(data.train.remarks)} if data.train.remarks else {}),
         "coverage": run.loader.coverage.text(),
         "evaluation": evaluation,
         "model": f"{type(run.weights.model).__name__}, {sum(map(torch.numel, parameters)) / 1e6:.2f} M parameters, "
         f"{trained / 1e6:.2f} M of them trained",
         "cost": f"{multiply_adds / 1e9:.3g} GMACs per image of {recipe.model.image_size} pixels",
         "updates": f"{run.num_updates} = {options.epochs} epochs of {setting.updates_per_epoch}",
-        "batch": f"{options.batch_size} images per update = {setting.world_size} ranks * {setting.steps_per_update} "
-        f"steps * {rank_batch}",
+        "batch": f"{options.batch_size} images per update = {setting.micro_batches} micro-batches * {rank_batch}, "
+        f"shared by {accelerator.num_processes} ranks{', added up in order' if recipe.run.canonical_sums else ''}",
         "learning rate": f"{options.peak_learning_rate:g}{scaling if options.base_batch_size else ''}",
-        "batch norms": f"{norms} with statistics of {rank_batch} images, averaged over ranks" if norms else "frozen",
+        "batch norms": f"{norms} with statistics of {rank_batch} images, averaged over an update"
+        if norms
+        else "frozen",
         "precision": precision_of(accelerator),
-        "device": f"{device_name(accelerator.device)}, {setting.world_size} ranks, {data.num_workers} workers each",
+        "device": f"{device_name(accelerator.device)}, {accelerator.num_processes} ranks, {data.num_workers} workers each",
         "written to": output_dir,
         "starts at": f"update {run.progress.update}",
     }

@@ -2,7 +2,7 @@
 """What training changes, weights, optimizer and moving average, and how it gets into a checkpoint and out again."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.training.checkpointing import EMA, OPTIMIZER, RAW
 from svit_hf.training.fully_sharded import is_sharded, load_optimizer_state, optimizer_state_of, weights_of
 from svit_hf.training.starting_model import load_weights, save_model_folder
 from svit_hf.training.weight_average import WeightAverage
+
+
+# that of the activations of SViT; in another one, DDP would have to copy every gradient
+LAYOUT = torch.channels_last
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Snapshot:
         """Write everything into the folder of a checkpoint."""
         for name, weights in self.weights.items():
             save_model_folder(self.model, folder / name, self.processor, weights)
-        torch.save(dict(self.states), folder / OPTIMIZER)
+        # torch's own writer hides that a disk is full
+        with (folder / OPTIMIZER).open("wb") as file:
+            torch.save(dict(self.states), file)
 
 
 @dataclass
@@ -113,3 +120,16 @@ class TrainedWeights:
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+@contextmanager
+def as_others_load_it(model: nn.Module) -> Iterator[None]:
+    """Have the weights in the memory layout in which files are read, so that others get the same bits from them."""
+    if not isinstance(model, SViTPreTrainedModel) or is_sharded(model):
+        yield
+        return
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-arg]
+    try:
+        yield
+    finally:
+        model.to(memory_format=LAYOUT)  # type: ignore[call-arg]

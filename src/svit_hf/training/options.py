@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run does, as data: a frozen dataclass whose parts are frozen dataclasses.
 
-Recipes (`svit_hf.recipes`) are functions that return one. `recipe_files.py` reads, writes and overrides them.
+Recipes (`svit_hf.recipes`) are functions that return one, `recipe_files.py` reads and writes them as JSON, and
+`svit-hf train` makes every field an option of the command line.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from svit_hf.data.options import AugmentationOptions, DataOptions, MixingOptions
-from svit_hf.errors import SViTError
+from svit_hf.option_fields import check_options, option, require
 
 
 Layout = Literal["small", "base", "large"]
@@ -19,17 +23,29 @@ DistillationKind = Literal["soft", "hard"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Parallelism = Literal["ddp", "fsdp2"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
+ClassWeights = Literal["none", "balanced"]
+# one JSON object on the command line; the command takes single fields apart before
+ConfigFields = Annotated[
+    Mapping[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [json.dumps(dict(value))],
+    ),
+]
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Say which model is trained, and which part of it.
+    """The model that is trained, and which part of it.
 
     Args:
         name_or_path: Folder or Hub id of the weights to start from; empty for random ones.
         layout: The published layout to make, where the weights are random.
-        config: Fields of `SViTConfig` that win over those of the layout or of the folder. Single ones are set as
-            `model.config.FIELD=VALUE`.
+        config: Fields of `SViTConfig` that win over those of the layout or of the folder. A single one is given as
+            `--model.config.FIELD VALUE`.
         image_size: Edge of the training images in pixels; the model is evaluated at it, too.
         crop_pct: Share of the resized picture that the evaluation's crop keeps; by default the official rule.
         drop_path_schedule: Pairs of an epoch and the drop path rate from then on; empty for that of the config.
@@ -44,10 +60,10 @@ class ModelOptions:
 
     name_or_path: str = ""
     layout: Layout = "small"
-    config: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int = 224
-    crop_pct: float | None = None
-    drop_path_schedule: tuple[tuple[int, float], ...] = ()
+    config: ConfigFields = field(default_factory=dict)
+    image_size: int = option(224, at_least=1)
+    crop_pct: float | None = option(None, above=0, at_most=1)
+    drop_path_schedule: tuple[tuple[int, float], ...] = option((), at_least=0)
     eval_mode: bool = False
     freeze_backbone: bool = False
     freeze_batch_norm: bool = False
@@ -55,9 +71,9 @@ class ModelOptions:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.image_size >= 1, "model.image_size", self.image_size, "at least 1 pixel")
-        _require(
-            all(0 <= rate < 1 for _, rate in self.drop_path_schedule),
+        check_options(self, "model")
+        require(
+            all(rate < 1 for _, rate in self.drop_path_schedule),
             "model.drop_path_schedule",
             self.drop_path_schedule,
             "pairs of an epoch and a rate from 0 to below 1",
@@ -66,14 +82,16 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class OptimizationOptions:
-    """Say how the weights change; the defaults are those of the official training.
+    """The way in which the weights change; the defaults are those of the official training.
 
     Args:
         epochs: Passes over the data.
         batch_size: Images of one update, over all ranks and accumulation steps: the same recipe is the same training
             on any number of ranks.
-        device_batch_size: Images that one device can hold in a step; an update is divided into as many steps as that
+        device_batch_size: Images that one device can hold; an update is divided into as many micro-batches as that
             takes.
+        micro_batches: Micro-batches of an update, over all ranks; 0 for as few as `device_batch_size` allows. A run
+            can go on with any number of ranks that divides them. Batch norms see the images of one.
         learning_rate: Peak learning rate at `base_batch_size`; it grows in proportion to `batch_size`.
         base_batch_size: See `learning_rate`; 0 means that the learning rate is taken as it is.
         schedule: Cosine from the peak to `final_learning_rate`, or constant after the warm-up.
@@ -88,47 +106,37 @@ class OptimizationOptions:
         max_gradient_norm: Norm to which the gradient is cut down; 0 for no limit.
         loss: Cross entropy, or binary cross entropy of each class.
         label_smoothing: Share of the target that is spread over all classes.
+        class_weights: Factors of the terms of each class in the loss: none, or in inverse proportion to the number of
+            its training images (balanced), such that the mean over the training images is 1.
         ema_decay: Decay per update of the moving average of weights and buffers; 0 for no average.
         ema_warmup: Let the decay grow from 0, as (1 + u) / (10 + u) at update u, where that is less.
     """
 
-    epochs: int = 300
-    batch_size: int = 1024
-    device_batch_size: int = 128
-    learning_rate: float = 5e-4
-    base_batch_size: int = 512
+    epochs: int = option(300, at_least=1)
+    batch_size: int = option(1024, at_least=1)
+    device_batch_size: int = option(128, at_least=1, changes_freely=True)
+    micro_batches: int = option(0, at_least=0)
+    learning_rate: float = option(5e-4, at_least=0)
+    base_batch_size: int = option(512, at_least=0)
     schedule: Schedule = "cosine"
-    warmup_epochs: float = 5
-    warmup_learning_rate: float = 1e-6
-    final_learning_rate: float = 1e-5
-    weight_decay: float = 0.05
+    warmup_epochs: float = option(5, at_least=0)
+    warmup_learning_rate: float = option(1e-6, at_least=0)
+    final_learning_rate: float = option(1e-5, at_least=0)
+    weight_decay: float = option(0.05, at_least=0)
     decay_layer_scale: bool = False
-    layer_decay: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    max_gradient_norm: float = 0.0
+    layer_decay: float = option(1.0, above=0, at_most=1)
+    betas: tuple[float, float] = option((0.9, 0.999), at_least=0, below=1)
+    epsilon: float = option(1e-8, above=0)
+    max_gradient_norm: float = option(0.0, at_least=0)
     loss: Loss = "cross_entropy"
-    label_smoothing: float = 0.1
-    ema_decay: float = 0.99996
+    label_smoothing: float = option(0.1, at_least=0, below=1)
+    class_weights: ClassWeights = "none"
+    ema_decay: float = option(0.99996, at_least=0, below=1)
     ema_warmup: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "device_batch_size"):
-            _require(getattr(self, name) >= 1, f"optimization.{name}", getattr(self, name), "at least 1")
-        for name in (
-            "learning_rate",
-            "base_batch_size",
-            "warmup_epochs",
-            "warmup_learning_rate",
-            "final_learning_rate",
-            "weight_decay",
-            "max_gradient_norm",
-        ):
-            _require(getattr(self, name) >= 0, f"optimization.{name}", getattr(self, name), "at least 0")
-        _require(0 < self.layer_decay <= 1, "optimization.layer_decay", self.layer_decay, "above 0 and up to 1")
-        for name in ("label_smoothing", "ema_decay"):
-            _require(0 <= getattr(self, name) < 1, f"optimization.{name}", getattr(self, name), "at least 0, below 1")
-        _require(
+        check_options(self, "optimization")
+        require(
             self.warmup_epochs <= self.epochs,
             "optimization.warmup_epochs",
             self.warmup_epochs,
@@ -144,7 +152,7 @@ class OptimizationOptions:
 
 @dataclass(frozen=True)
 class DistillationOptions:
-    """Say what the model learns from another one.
+    """What the model learns from another one.
 
     Args:
         teacher: Folder or Hub id of any `AutoModelForImageClassification` with the same classes; empty for none.
@@ -155,17 +163,16 @@ class DistillationOptions:
 
     teacher: str = ""
     kind: DistillationKind = "soft"
-    weight: float = 0.5
-    temperature: float = 1.0
+    weight: float = option(0.5, at_least=0, at_most=1)
+    temperature: float = option(1.0, above=0)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.weight <= 1, "distillation.weight", self.weight, "from 0 to 1")
-        _require(self.temperature > 0, "distillation.temperature", self.temperature, "above 0")
+        check_options(self, "distillation")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Say how the run is carried out.
+    """The way in which a run is carried out.
 
     Args:
         seed: Fixes initial weights, order, augmentation and everything else that is random.
@@ -175,8 +182,11 @@ class RunOptions:
             in fp32 or bf16).
         sync_batch_norm: Normalise with statistics of all ranks instead of each rank's own.
         deterministic: Use deterministic algorithms only, which makes runs on GPUs repeat bit by bit, and slower.
+        canonical_sums: Add up the micro-batches of an update in a fixed order, so that a run that goes on with another
+            number of ranks has the same bits; slower. Only with ddp.
         log_every_updates: Updates per row of the log and per line without a terminal.
         evaluate_every_epochs: Epochs per evaluation; the last epoch always has one. 0 for none at all.
+        patience: Epochs without a better accuracy after which the run ends early; 0 for no early end.
         evaluation_batch_size: Images per device in an evaluation; 0 for `device_batch_size`.
         save_every_updates: Updates per checkpoint, besides those before every evaluation; 0 for none.
         save_every_minutes: Minutes per checkpoint, likewise; 0 for none.
@@ -188,37 +198,42 @@ class RunOptions:
             made private if it is not there. Empty for none.
     """
 
-    seed: int = 0
+    seed: int = option(0, at_least=0, at_most=2**63 - 1)
     precision: Precision = "auto"
     parallelism: Parallelism = "ddp"
     sync_batch_norm: bool = False
     deterministic: bool = False
-    log_every_updates: int = 50
-    evaluate_every_epochs: int = 1
-    evaluation_batch_size: int = 0
-    save_every_updates: int = 0
-    save_every_minutes: float = 20.0
-    keep_checkpoints: int = 2
-    max_non_finite_updates: int = 20
-    trackers: tuple[Tracker, ...] = ()
-    push_to: str = ""
+    canonical_sums: bool = False
+    log_every_updates: int = option(50, at_least=1, changes_freely=True)
+    evaluate_every_epochs: int = option(1, at_least=0, changes_freely=True)
+    patience: int = option(0, at_least=0, changes_freely=True)
+    evaluation_batch_size: int = option(0, at_least=0, changes_freely=True)
+    save_every_updates: int = option(0, at_least=0, changes_freely=True)
+    save_every_minutes: float = option(20.0, at_least=0, changes_freely=True)
+    keep_checkpoints: int = option(2, at_least=1, changes_freely=True)
+    max_non_finite_updates: int = option(20, at_least=1, changes_freely=True)
+    trackers: tuple[Tracker, ...] = option((), changes_freely=True)
+    push_to: str = option("", changes_freely=True)
 
     def __post_init__(self) -> None:
-        for name in ("log_every_updates", "keep_checkpoints", "max_non_finite_updates"):
-            _require(getattr(self, name) >= 1, f"run.{name}", getattr(self, name), "at least 1")
-        for name in (
-            "seed",
-            "evaluate_every_epochs",
-            "evaluation_batch_size",
-            "save_every_updates",
-            "save_every_minutes",
-        ):
-            _require(getattr(self, name) >= 0, f"run.{name}", getattr(self, name), "at least 0")
+        check_options(self, "run")
+        require(
+            not self.canonical_sums or self.parallelism == "ddp",
+            "run.canonical_sums",
+            self.canonical_sums,
+            "false with `run.parallelism` fsdp2, where no rank has whole gradients",
+        )
+        require(
+            not self.patience or self.evaluate_every_epochs > 0,
+            "run.patience",
+            self.patience,
+            "0 where `run.evaluate_every_epochs` is 0: nothing tells what is better",
+        )
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Hold everything that a training run depends on, except the machine.
+    """Everything that a training run depends on, except the machine.
 
     Args:
         name: What to call it.
@@ -231,7 +246,7 @@ class TrainingRecipe:
         run: How the run is carried out.
     """
 
-    name: str = "custom"
+    name: str = option("custom", changes_freely=True)
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
@@ -240,7 +255,5 @@ class TrainingRecipe:
     distillation: DistillationOptions = field(default_factory=DistillationOptions)
     run: RunOptions = field(default_factory=RunOptions)
 
-
-def _require(holds: bool, name: str, value: object, allowed: str) -> None:
-    if not holds:
-        raise SViTError(f"`{name}` is {value}; it has to be {allowed}.")
+    def __post_init__(self) -> None:
+        check_options(self)
