@@ -73,7 +73,7 @@ class Agreement:
             self._write_statistics(self._before)
 
     def end_micro_batch(self) -> torch.Tensor:
-        """Note where the running statistics have arrived, and return them, one vector; called after the backward pass."""
+        """Note where the running statistics have arrived after a backward pass, and return them, one vector."""
         arrived = self._flat_statistics()
         self._arrived += arrived
         self._num_arrived += 1
@@ -87,7 +87,7 @@ class Agreement:
         counts: tuple[float, float, float, float],
         total_statistics: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, "DelayedSignals"]:
-        """Give every running statistic its mean over micro-batches, and add up the signals; the host waits for nothing.
+        """Give running statistics their mean over micro-batches, and add up the signals; the host waits for nothing.
 
         To be called on every rank, once per update, between the backward pass and the step of the optimizer.
 
@@ -95,8 +95,8 @@ class Agreement:
             loss: Sum of the losses of this rank's images, scalar.
             gradient_norm: Norm of the gradient, scalar, the same on every rank.
             counts: The other fields of `Signals`, in order, without these two.
-            total_statistics: Where the running statistics of all micro-batches have arrived, added up, if that is known
-                already; `loss` is that of all ranks then, too.
+            total_statistics: Where the running statistics of all micro-batches have arrived, added up, if that is
+                known already; `loss` is that of all ranks then, too.
 
         Returns:
             Whether all that any rank sent is finite, a boolean scalar on the device, and the signals. Where it is
@@ -124,7 +124,7 @@ class Agreement:
         self._write_statistics(self._before)
         # each forward pass counted one; how many these were on this rank is no part of the training
         for counter in self.counters:
-            counter -= self._num_arrived - 1
+            counter.sub_(self._num_arrived - 1)
         self._arrived, self._num_arrived = torch.zeros_like(self._before), 0
         sums[0] = torch.where(is_finite, sums[0], torch.nan)
         return is_finite, DelayedSignals(sums)

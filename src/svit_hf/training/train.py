@@ -379,11 +379,9 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
         "batch": f"{options.batch_size} images per update = {setting.micro_batches} micro-batches * {rank_batch}, "
         f"shared by {accelerator.num_processes} ranks{', added up in order' if recipe.run.canonical_sums else ''}",
         "learning rate": f"{options.peak_learning_rate:g}{scaling if options.base_batch_size else ''}",
-        "batch norms": f"{norms} with statistics of {rank_batch} images, averaged over an update"
-        if norms
-        else "frozen",
+        "batch norms": f"{norms}, each with statistics of {rank_batch} images" if norms else "frozen",
         "precision": precision_of(accelerator),
-        "device": f"{device_name(accelerator.device)}, {accelerator.num_processes} ranks, {data.num_workers} workers each",
+        "device": f"{device_name(accelerator.device)}, {run.world_size} ranks, {data.num_workers} workers each",
         "written to": output_dir,
         "starts at": f"update {run.progress.update}",
     }

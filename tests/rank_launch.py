@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of several ranks on this machine's CPU, started by torchrun as on a cluster."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from svit_hf.training.run_log import TIMING_FIELDS, read_log
+
+
+SETTINGS = {
+    "data.streaming": "True",
+    "data.num_workers": "2",
+    "data.shuffle_block": "8",
+    "optimization.batch_size": "16",
+    "optimization.epochs": "2",
+    "optimization.warmup_epochs": "0.5",
+    # everything random that there is
+    "augmentation.randaugment": "rand-m9-mstd0.5-inc1",
+    "augmentation.random_erasing": "0.25",
+    "mixing.mixup_alpha": "0.8",
+    "mixing.cutmix_alpha": "1.0",
+    "run.save_every_updates": "3",
+    "run.log_every_updates": "1",
+    "model.config.hidden_sizes": "[8, 12, 16, 24]",
+    "model.config.depths": "[1, 1, 1, 1]",
+    "model.config.num_attention_heads": "[1, 2, 2, 4]",
+    "model.config.projection_dim": "32",
+}
+
+
+class Launch:
+    """Ranks of `svit-hf train` that are at work; `run__seed="1"` sets the recipe's `run.seed`."""
+
+    def __init__(self, toy_images, run_dir, *script, num_ranks=2, **settings):
+        self.output = run_dir.with_suffix(f".{time.monotonic_ns()}.txt")
+        settings = {name.replace("__", "."): value for name, value in settings.items()}
+        settings = SETTINGS | {"data.path": str(toy_images)} | settings
+        command = ["-m", "svit_hf", "train", "--recipe", "smoke", "--output-dir", str(run_dir)]
+        command += [f"--{name}={value}" for name, value in settings.items()]
+        with self.output.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+                + (list(script) or command),
+                env=os.environ | {"ACCELERATE_USE_CPU": "1", "PYTHONWARNINGS": "default"},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_for_update(self, update):
+        # of the last update that was read, one is under way
+        while f"update {update}/" not in self.output.read_text():
+            assert self.process.poll() is None, self.output.read_text()
+            time.sleep(0.02)
+
+    def ranks(self):
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def end(self):
+        self.process.wait(timeout=240)
+        return self.output.read_text()
+
+
+def log_of(run_dir):
+    return [{key: row[key] for key in row.keys() - TIMING_FIELDS} for row in read_log(run_dir)]
