@@ -95,19 +95,19 @@ def test_what_is_not_used_is_counted(tmp_path, capsys):
     assert source.num_samples == 2
     remarks = "\n".join(source.remarks)
     for line in (
-        "not used: 1 images beside the folders of the splits",
-        "not used: 1 images in train, beside the folders of its classes",
-        "not used: 2 images in seg_pred, which is no split and has no folders of classes",
-        "not used: 1 the folder __MACOSX, which is hidden or of the system",
-        "not used: 1 the folder .git, which is hidden or of the system",
-        "not used: 2 hidden files and files of the system",
-        "not used: 1 files .txt",
-        "not used: 1 files .nef",
-        "not used: 1 files without a suffix",
+        "not used: images beside the folders of the splits (1)",
+        "not used: images in train, beside the folders of its classes (1)",
+        "not used: images in seg_pred, which is no split and has no folders of classes (2)",
+        "not used: the folder __MACOSX, which is hidden or of the system (1)",
+        "not used: the folder .git, which is hidden or of the system (1)",
+        "not used: hidden files and files of the system (2)",
+        "not used: files .txt (1)",
+        "not used: files .nef (1)",
+        "not used: files without a suffix (1)",
     ):
         assert line in remarks
     assert cli.main(["data", "inspect", str(tmp_path)]) == 0
-    assert "not used: 2 images in seg_pred" in capsys.readouterr().out
+    assert "not used: images in seg_pred" in capsys.readouterr().out
 
 
 def test_flat_split_matters_only_when_it_is_used(tmp_path):
@@ -149,7 +149,7 @@ def test_links_are_followed_and_circles_are_not(tmp_path):
     assert labelled_files(tmp_path / "data") == {"train/cat/persian/a.png": "cat", "train/dog/b.png": "dog"}
     assert len(labelled_files(tmp_path / "data", "eval", eval_split="test")) == 1
     source = open_source(DataOptions(str(tmp_path / "data")), "train")
-    assert "not used: 1 the link again, which leads back to a folder that it is in" in source.remarks
+    assert "not used: the link again, which leads back to a folder that it is in (1)" in source.remarks
 
 
 @pytest.mark.parametrize("name", ["my data [2024]", "a*b", "what?", "ünï cödé"])

@@ -30,7 +30,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def recipe(toy_recipe):
     """Return a recipe of three epochs that get better and better, with several checkpoints in each."""
-    return changed(toy_recipe, optimization__epochs=3, run__save_every_updates=4, run__keep_checkpoints=99)
+    return changed(toy_recipe, optimization__epochs=3, run__save_every_updates=4, run__keep_checkpoints=99, run__seed=1)
 
 
 @pytest.fixture(scope="module")

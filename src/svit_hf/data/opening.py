@@ -72,7 +72,7 @@ def _open_split(options: DataOptions, location: Location, split: str, labelled: 
     if source.num_samples == 0:
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
     source.split = split
-    unused = [f"not used: {count} {reason}" for reason, count in sorted(location.unused.items())]
+    unused = [f"not used: {reason} ({count})" for reason, count in sorted(location.unused.items())]
     source.remarks = (*unused, *remarks_on_names(source.label_names))
     return source
 

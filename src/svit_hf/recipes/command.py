@@ -40,7 +40,8 @@ class TrainCommand:
 
     recipe: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(RECIPES)}}}|FILE.json")]
     output_dir: Path
-    options: Annotated[TrainingRecipe, tyro.conf.arg(name="")]
+    # every option is followed by its value, booleans too
+    options: Annotated[TrainingRecipe, tyro.conf.FlagConversionOff, tyro.conf.arg(name="")]
     resume: str = "auto"
     resume_changed: bool = False
 
@@ -102,7 +103,8 @@ def _take_apart(arguments: Sequence[str]) -> tuple[list[str], str | None, dict[s
             continue
         if word == "--recipe" and words:
             recipe = words[0]
-        others.append(word)
+        # as in the JSON file of a recipe
+        others.append(word.capitalize() if word in ("true", "false") else word)
     return others, recipe, config
 
 
