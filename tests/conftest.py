@@ -44,8 +44,10 @@ if not torch.accelerator.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     missing = {}
+    if "campaign" not in config.getoption("markexpr"):
+        missing["campaign"] = "runs with -m campaign"
     if not torch.accelerator.is_available():
         missing["gpu"] = "no accelerator"
     if os.environ.get("SVIT_TEST_NETWORK") != "1":
