@@ -3,36 +3,38 @@
 """Train this SViT and the official operators on the same data, from the same weights, in the same loop.
 
     python scripts/compare_with_official_operators.py --baseline FILE --output-dir RUNS --seeds 0 1 \
-        --recipe smoke --set data.path=IMAGES
+        --recipe smoke --data.path IMAGES
 
-FILE has the official operators, as in `svit-hf benchmark --baseline`. Prints the accuracies side by side.
+FILE has the official operators, as in `svit-hf benchmark --baseline`; the other options are those of `svit-hf train`.
+Prints the accuracies side by side.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from svit_hf.benchmark.official_operators import import_baseline, with_official_operators
 from svit_hf.data.opening import open_source
-from svit_hf.recipes.command import find_recipe
-from svit_hf.training.recipe_files import override
+from svit_hf.recipes.command import TrainCommand
 from svit_hf.training.starting_model import make_model
 from svit_hf.training.train import train
 
 
 def main() -> None:
     """Train all runs and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--baseline", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--recipe", default="smoke")
-    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
+    command = TrainCommand.parse([*options, "--output-dir", str(arguments.output_dir)], parser.prog)
 
     baseline = import_baseline(arguments.baseline)
     rows = []
     for seed in arguments.seeds:
-        recipe = override(find_recipe(arguments.recipe), [*arguments.set, f"run.seed={seed}"])
+        recipe = replace(command.options, run=replace(command.options.run, seed=seed))
         ours = make_model(recipe.model, open_source(recipe.data, "train").label_names, seed)
         for name, model in (("ours", ours), ("official", with_official_operators(ours, baseline))):
             report = train(recipe, arguments.output_dir / f"{name}-{seed}", model=model)

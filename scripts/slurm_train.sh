@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# sbatch scripts/slurm_train.sh --recipe imagenet_small_224 --output-dir SHARED_FOLDER/small_224 [--set ...]
+# sbatch scripts/slurm_train.sh --recipe imagenet_small_224 --output-dir SHARED_FOLDER/small_224 [--data.path ...]
 #
 # Five minutes before its time is up the job gets SIGTERM: all ranks save and leave, and the job is put back into the
 # queue. When it is pre-empted, Slurm does the same by itself. It goes on exactly where it was, because the command and

@@ -60,6 +60,15 @@ def make_picture_folder(name):
         make_picture(folder / "1.jpg")
 
 
+def make_divided_folder(name):
+    for split, number in (("train", 8), ("validation", 2)):
+        for label in ("cat", "dog"):
+            folder = Path(name, split, label)
+            folder.mkdir(parents=True)
+            for index in range(number):
+                make_picture(folder / f"{index}.jpg")
+
+
 # what the reader of a snippet has by then: the words in which the snippet uses it, how to make it, and its name
 GIVEN = [
     ('="svit-small-224"', make_model_folder, "svit-small-224"),
@@ -68,6 +77,7 @@ GIVEN = [
     ('classify("picture.jpg")', make_picture, "picture.jpg"),
     ('push_folder("svit-pets"', make_published_folder, "svit-pets"),
     ('data_dir="pictures"', make_picture_folder, "pictures"),
+    ('path="pictures"', make_divided_folder, "pictures"),
 ]
 
 

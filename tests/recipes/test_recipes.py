@@ -102,8 +102,8 @@ def parsed(*arguments):
             "drop_path_schedule",
             ((0, 0.4), (260, 0.6)),
         ),
-        (["--run.deterministic"], "run", "deterministic", True),
-        (["--model.no-freeze-batch-norm"], "model", "freeze_batch_norm", False),
+        (["--run.deterministic", "True"], "run", "deterministic", True),
+        (["--model.freeze-batch-norm", "false"], "model", "freeze_batch_norm", False),
         (
             ["--model.config.depths", "[1, 1, 1, 1]"],
             "model",

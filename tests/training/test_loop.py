@@ -5,6 +5,8 @@ import io
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial, partialmethod
@@ -24,7 +26,7 @@ from svit_hf.hub import background
 from svit_hf.training import loop
 from svit_hf.training.assembly import count_classes
 from svit_hf.training.checkpointing import checkpoints_of
-from svit_hf.training.recipe_files import read_recipe
+from svit_hf.training.recipe_files import read_recipe, to_json
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
 from svit_hf.training.train import train
 
@@ -118,6 +120,25 @@ def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe
     monkeypatch.setattr(loop, "evaluate_batches", evaluate)
     train(toy_recipe, run_dir)
     assert_same_run(finished[0], run_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_killed_process_goes_on_bit_for_bit(toy_recipe, tmp_path):
+    recipe = changed(toy_recipe, run__save_every_updates=3, data__num_workers=1)
+    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
+    command = [sys.executable, "-m", "svit_hf", "train", "--recipe", str(tmp_path / "recipe.json")]
+    with subprocess.Popen([*command, "--output-dir", str(tmp_path / "killed")], stderr=subprocess.PIPE) as process:
+        said = iter(process.stderr.readline, b"")
+        assert any(b"update 6/10" in line for line in said)
+        # the last checkpoint is that of update 6 or of update 3
+        process.kill()
+    assert checkpoints_of(tmp_path / "killed")[-1].name < "step-00000010"
+    (tmp_path / "killed" / "checkpoints" / ".step-00000009.abcd.tmp").mkdir()
+    train(recipe, tmp_path / "killed")
+    train(recipe, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    assert not list((tmp_path / "killed").rglob(".*.tmp"))
 
 
 def test_non_finite_updates_are_skipped_counted_and_end_the_run(toy_recipe, tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ def uninterrupted(toy_images, tmp_path_factory):
     return run_dir
 
 
+@pytest.mark.campaign
 def test_killed_and_stopped_run_is_the_same_run(toy_images, uninterrupted, tmp_path):
     run_dir = tmp_path / "interrupted"
     kills = sorted(random.Random(5).sample(range(1, NUM_UPDATES - 2), 2))
@@ -74,6 +75,7 @@ def test_killed_and_stopped_run_is_the_same_run(toy_images, uninterrupted, tmp_p
     torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
 
 
+@pytest.mark.campaign
 def test_sums_of_three_ranks_do_not_depend_on_where_a_run_went_on(toy_images, tmp_path):
     # DDP rearranges its buckets after the first backward pass, and with them the order in which three ranks are added
     settings = {"optimization__batch_size": "12", "run__evaluate_every_epochs": "0", "run__keep_checkpoints": "99"}
@@ -89,6 +91,7 @@ def test_sums_of_three_ranks_do_not_depend_on_where_a_run_went_on(toy_images, tm
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
+@pytest.mark.campaign
 def test_divided_model_trains_like_copies_and_goes_on_exactly(toy_images, uninterrupted, tmp_path):
     divided, stopped = tmp_path / "divided", tmp_path / "stopped"
     # batches of evaluation that are not equally many for both ranks
@@ -126,6 +129,7 @@ def test_divided_model_trains_like_copies_and_goes_on_exactly(toy_images, uninte
     assert config["architectures"] == ["SViTForImageClassification"]
 
 
+@pytest.mark.campaign
 def test_one_rank_has_the_same_curve_and_coverage(uninterrupted, tmp_path, capsys):
     recipe = changed(read_recipe(uninterrupted / "recipe.json"), data__num_workers=0)
     train(recipe, tmp_path / "one")
