@@ -58,6 +58,8 @@ def test_other_numbers_of_ranks_make_the_same_training(toy_images, tmp_path, can
         first, second = (load_file(folder / name / "model.safetensors") for folder in folders)
         assert first.keys() == second.keys()
         for key, value in first.items():
+            if not is_exact and CANCELLED.search(key):
+                continue
             difference = (value.double() - second[key].double()).norm().item()
             assert difference <= (0 if is_exact else TOLERANCE * max(1, value.double().norm().item())), (name, key)
 
