@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from svit_hf import SuperTokenAttention
-from svit_hf.model.layers_svit import SViTDropPath, SViTLayer
+from svit_hf.model.modeling_svit import SViTDropPath, SViTLayer
 
 
 SIZES = [(8, 8), (7, 13), (1, 1), (3, 40)]

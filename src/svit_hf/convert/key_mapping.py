@@ -24,7 +24,7 @@ RENAMED = {
     "patch_embed.proj.9": "svit.embeddings.layers.3.convolution",
     "patch_embed.proj.11": "svit.embeddings.layers.3.batch_norm",
     f"{_BLOCK}.pos_embed.conv": f"{_LAYER}.position_embedding.convolution",
-    f"{_BLOCK}.norm1.norm": f"{_LAYER}.attention_norm",
+    f"{_BLOCK}.norm1.norm": f"{_LAYER}.attention.norm",
     # head-major rows (D of query, D of key, D of value for each head) on both sides
     f"{_BLOCK}.attn.stoken_refine.qkv": f"{_LAYER}.attention.self_attention.qkv",
     f"{_BLOCK}.attn.stoken_refine.proj": f"{_LAYER}.attention.self_attention.projection",
