@@ -30,12 +30,14 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def set_kernels(layer: nn.Module, kernels: str | None) -> None:
     """Let a layer compute with kernels, or as its class does; where something else replaced `forward`, that stays."""
     attributes = vars(layer)
-    if attributes.pop(_CHOICE, None) is not None and _has_own_forward(layer):
-        # what was put over it in the meantime, as offloading does, finds no choice and computes without kernels
-        attributes.pop("forward")
-    forward = _with_kernels(layer)
-    if kernels is not None and forward is not None and "forward" not in attributes:
-        attributes.update({_CHOICE: kernels, "forward": partial(forward, layer)})
+    is_own, is_served = _has_own_forward(layer), attributes.pop(_CHOICE, None) is not None
+    if kernels is None and is_own:
+        attributes.pop("forward", None)
+    # what was put over kernels in the meantime, as offloading does, calls them still, and they look for the choice
+    elif kernels is not None and (is_own or is_served):
+        attributes[_CHOICE] = kernels
+        if "forward" not in attributes:
+            attributes["forward"] = partial(_with_kernels(layer), layer)
 
 
 def super_token_attention(
