@@ -546,7 +546,7 @@ class SViTModel(SViTPreTrainedModel):
     def __init__(self, config: SViTConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         # a config may have been changed since it was made
-        config.validate()
+        config.validate_architecture()
         rates = _drop_path_rates(config)
         self.embeddings = SViTPatchEmbeddings(config)
         self.stages = nn.ModuleList(
