@@ -48,10 +48,11 @@ DROPPED = {
     f"{_BLOCK}.attn.fold.weights": "a constant identity that adds up 3x3 neighbours; ours is a sum of slices",
 }
 
-_INDEX = "0|[1-9][0-9]*"
+# no model has more stages or layers, and longer numbers take Python ever longer
+_INDEX = "0|[1-9][0-9]{0,3}"
 _INDICES = {
     "stage": f"(?P<stage>{_INDEX})",
-    "next_stage": "(?P<next_stage>[1-9][0-9]*)",
+    "next_stage": "(?P<next_stage>[1-9][0-9]{0,3})",
     "layer": f"(?P<layer>{_INDEX})",
 }
 
