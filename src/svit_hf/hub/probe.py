@@ -7,6 +7,7 @@ Weights that silently did not load, and versions of libraries that compute somet
 import copy
 import os
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -62,11 +63,11 @@ def compare_with_probe(model: SViTPreTrainedModel, directory: str | os.PathLike[
 
 
 def _outputs(model: SViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-    model = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)
-    model.train(False)
-    use_kernels(model, None)
+    twin: Any = copy.deepcopy(model)
+    twin.to(device="cpu", dtype=torch.float32).train(False)
+    use_kernels(twin, None)
     with torch.no_grad():
-        outputs = model(pixel_values, return_dict=True)
+        outputs = twin(pixel_values, return_dict=True)
     named = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     named |= {f"feature_maps.{index}": value for index, value in enumerate(outputs.get("feature_maps") or ())}
     return {name: value.contiguous() for name, value in named.items()}

@@ -57,7 +57,7 @@ def save_with_code(
         raise TypeError(f"`model` is a {type(model).__name__}; expected is an SViT model.")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    processor = copy.deepcopy(image_processor or default_image_processor(model.config))
+    processor: Any = copy.deepcopy(image_processor or default_image_processor(model.config))
     processor.auto_map = IMAGE_PROCESSOR_AUTO_MAP
     with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as workspace:
         with whole_folder(Path(workspace) / "complete") as folder, _auto_map_of(model):

@@ -36,8 +36,9 @@ def set_kernels(layer: nn.Module, kernels: str | None) -> None:
     # what was put over kernels in the meantime, as offloading does, calls them still, and they look for the choice
     elif kernels is not None and (is_own or is_served):
         attributes[_CHOICE] = kernels
-        if "forward" not in attributes:
-            attributes["forward"] = partial(_with_kernels(layer), layer)
+        forward = _with_kernels(layer)
+        if forward is not None and "forward" not in attributes:
+            attributes["forward"] = partial(forward, layer)
 
 
 def super_token_attention(

@@ -208,7 +208,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the JSON file; a config that was loaded beside its code is written with the code beside it."""
-        super().to_json_file(json_file_path, use_diff)  # type: ignore[no-untyped-call]
+        super().to_json_file(json_file_path, use_diff)
         if getattr(self, "auto_map", None):
             write_code(json_file_path, MODEL_AUTO_MAP)
 

@@ -369,7 +369,8 @@ class SViTPatchEmbeddings(nn.Module):
                 f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected is (batch, channels, height, width) "
                 f"with `config.num_channels`={self.num_channels} channels."
             )
-        hidden_states = pixel_values.to(dtype=self.layers[0].convolution.weight.dtype)
+        first: Any = self.layers[0]
+        hidden_states = pixel_values.to(dtype=first.convolution.weight.dtype)
         for layer in self.layers:
             # channels_last in words that function transforms know; grey images have both layouts at once, so that
             # asking before the first layer alone would not do
