@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Tr
 import svit_hf.model
 from svit_hf import (
     SViTBackbone,
+    SViTConfig,
     SViTForImageClassification,
     SViTImageProcessor,
     SViTImageProcessorPil,
@@ -106,6 +107,8 @@ with torch.no_grad():
     print(model(**pixels).logits.argmax().item())
 """
 
+AUTO_MAP_FILES = {"model": "config.json", "config": "config.json", "processor": "preprocessor_config.json"}
+
 REMOTE_CLASSES = [
     "SViTConfig",
     "SViTModel",
@@ -195,6 +198,20 @@ def test_code_travels_from_folder_to_folder(classifier, picture, fresh_python, t
     with torch.no_grad():
         logits = classifier(processor(picture, return_tensors="pt").pixel_values).logits
     assert answers == [f"{logits.argmax().item()}\n"] * 3
+
+
+@pytest.mark.parametrize("processor_class", [SViTImageProcessor, SViTImageProcessorPil])
+def test_each_part_brings_the_code_when_the_package_saves_it_again(classifier, tmp_path, processor_class):
+    save_with_code(classifier, tmp_path / "saved")
+    SViTBackbone.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "model")
+    SViTConfig.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "config")
+    processor_class.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "processor")
+    names = {path.name for path in (tmp_path / "saved").glob("*.py")}
+    assert {"modeling_svit.py", "image_processing_svit.py", "image_processing_pil_svit.py"} <= names
+    for part, file in AUTO_MAP_FILES.items():
+        assert {path.name for path in (tmp_path / part).glob("*.py")} == names
+        saved, again = (json.loads((tmp_path / each / file).read_text()) for each in ("saved", part))
+        assert again["auto_map"] == saved["auto_map"]
 
 
 @pytest.mark.parametrize("model_class", [SViTModel, SViTForImageClassification, SViTBackbone])

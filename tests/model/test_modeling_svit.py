@@ -240,7 +240,7 @@ class TestTools:
         open_calls, counted = [], {}
 
         def enter(module, inputs):
-            assert not open_calls or names[module].rpartition(".")[0].startswith(names[open_calls[-1]])
+            assert not open_calls or f"{names[module]}.".startswith(f"{names[open_calls[-1]]}.".lstrip("."))
             open_calls.append(module)
 
         def leave(module, inputs, outputs):

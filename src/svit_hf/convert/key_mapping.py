@@ -83,7 +83,7 @@ def official_shape(our_key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_dropped(official_key: str) -> bool:
-    """Tell whether an official tensor is left behind on purpose."""
+    """Return whether an official tensor is left behind on purpose."""
     return any(pattern.fullmatch(official_key) for pattern in _DROPPED)
 
 

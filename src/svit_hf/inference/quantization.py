@@ -27,7 +27,7 @@ _PROJECTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 class PointwiseLinear(nn.Linear):
-    """Compute a 1x1 convolution as a linear layer: `(B, C_in, H, W)` to `(B, C_out, H, W)`.
+    """A 1x1 convolution as a linear layer: `(B, C_in, H, W)` to `(B, C_out, H, W)`.
 
     In channels_last memory, tokens are rows already and nothing is copied.
 
