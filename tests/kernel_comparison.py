@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svit_hf.kernels import IMPLEMENTATIONS
+from svit_hf.kernels import KERNELS, layers, resolve
+from svit_hf.model.super_tokens_svit import SuperTokens, super_token_attention
 
 
-IMPLEMENTATION = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+IMPLEMENTATION = pytest.mark.parametrize("implementation", KERNELS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 
 
@@ -21,6 +22,20 @@ def tensor_of(device, *shape, dtype=torch.float32):
 def mix(super_tokens):
     """Stand in for attention: mixes super tokens over the whole grid, not linearly."""
     return super_tokens.tanh() + super_tokens.mean(dim=(2, 3), keepdim=True) ** 2
+
+
+def attend(tokens, cell_size, num_iterations, sampler, implementation, norm=None, attend=mix):
+    """Compute super token attention behind a norm with kernels, or with `None` as the model does."""
+    norm = norm or torch.nn.Identity()
+    if implementation is None:
+        normalized = norm(tokens.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return super_token_attention(normalized, attend, cell_size, num_iterations, sampler)
+    resolve(implementation, tokens.device, tokens.dtype, sampler)
+    operators = getattr(torch.ops, f"svit_hf_{implementation}")
+    output, *sampled = layers.super_token_attention(
+        operators, tokens, attend, cell_size, num_iterations, sampler, norm
+    )
+    return output, SuperTokens(*sampled)
 
 
 def relative_error(actual, expected):

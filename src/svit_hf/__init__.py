@@ -28,8 +28,13 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
-from svit_hf.model.layers_svit import SuperTokenAttention
-from svit_hf.model.modeling_svit import SViTBackbone, SViTForImageClassification, SViTModel, SViTPreTrainedModel
+from svit_hf.model.modeling_svit import (
+    SuperTokenAttention,
+    SViTBackbone,
+    SViTForImageClassification,
+    SViTModel,
+    SViTPreTrainedModel,
+)
 
 
 __version__ = version("svit-hf")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from tiny import tiny_config
 from transformers import (
+    BertConfig,
+    BertModel,
     DetrConfig,
     DetrForObjectDetection,
     Mask2FormerConfig,
@@ -21,9 +23,10 @@ from transformers import (
     RTDetrForObjectDetection,
     UperNetConfig,
     UperNetForSemanticSegmentation,
+    VisionTextDualEncoderModel,
 )
 
-from svit_hf import SViTBackbone, SViTForImageClassification
+from svit_hf import SViTBackbone, SViTForImageClassification, SViTModel
 
 
 # the group norms of the mask heads have 32 groups
@@ -124,6 +127,17 @@ def test_save_and_load_keeps_every_weight(build, tmp_path):
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(pixels)[output], model(pixels)[output])
+
+
+def test_joins_a_text_model_by_its_pooled_output():
+    text = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16))
+    vision = SViTModel(tiny_config())
+    assert vision.config.hidden_size == vision.config.projection_dim != vision.config.hidden_sizes[-1]
+    model = VisionTextDualEncoderModel(vision_model=vision, text_model=text).eval()
+    with torch.no_grad():
+        outputs = model(input_ids=torch.tensor([[1, 2], [3, 4]]), pixel_values=torch.randn(2, 3, 64, 64))
+    assert outputs.logits_per_image.shape == (2, 2)
+    assert outputs.logits_per_image.isfinite().all()
 
 
 @pytest.mark.parametrize("model_class", [SViTForImageClassification, SViTBackbone])

@@ -208,6 +208,46 @@ def test_what_others_declare_safe_is_refused_and_stays_declared(tmp_path, output
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
 
+def test_what_unpacks_to_more_than_the_file_is_refused(tmp_path, output_dir, tiny_weights):
+    checkpoint = saved(tmp_path, {"model": tiny_weights | {"more": torch.zeros(1_000_000)}})
+    with zipfile.ZipFile(checkpoint) as archive, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for entry in archive.infolist():
+            bomb.writestr(entry.filename, archive.read(entry), compress_type=zipfile.ZIP_DEFLATED)
+    with pytest.raises(ConversionError, match=r"it would unpack to 0\.00\d+ GB, more than the file is large"):
+        convert(output_dir, tmp_path / "bomb.pth")
+    assert_nothing_is_left(output_dir)
+
+
+@pytest.mark.parametrize("share", ["numbers", "tensors"])
+def test_weights_larger_than_the_file_are_refused(tmp_path, output_dir, tiny_weights, share):
+    more = torch.zeros(1).expand(10**12) if share == "numbers" else torch.zeros(100_000)
+    keys = ["norm.weight"] if share == "numbers" else [f"more.{index}" for index in range(10)]
+    checkpoint = saved(tmp_path, {"model": tiny_weights | dict.fromkeys(keys, more)})
+    with pytest.raises(ConversionError, match="are larger than the file"):
+        convert(output_dir, checkpoint)
+    assert_nothing_is_left(output_dir)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("key", ["head.bias", "norm.running_var"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, output_dir, tiny_weights, key, number):
+    broken = tiny_weights[key].clone()
+    broken[1] = float(number)
+    checkpoint = saved(tmp_path, {"model": tiny_weights | {key: broken}})
+    with pytest.raises(ConversionError, match=f"not finite: {key} holds NaN or infinity"):
+        convert(output_dir, checkpoint)
+    assert_nothing_is_left(output_dir)
+
+
+@pytest.mark.parametrize("key", ["layers.{}.blocks.0.norm2.weight", "layers.0.blocks.{}.norm2.weight", "layers.{}.x"])
+def test_endless_numbers_in_names_are_refused(tmp_path, output_dir, tiny_weights, key):
+    weights = tiny_weights | {key.format("9" * 5000): torch.zeros(8)}
+    with pytest.raises(ConversionError, match=r"unknown: layers\.[\w.]*9+\.\.\.$") as error:
+        convert(output_dir, saved(tmp_path, {"model": weights}))
+    assert len(str(error.value)) < 300
+    assert_nothing_is_left(output_dir)
+
+
 def test_old_torch_format_is_read(tmp_path, output_dir, tiny_weights):
     content = {"model": tiny_weights, "args": argparse.Namespace(lr=1e-3)}
     torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)

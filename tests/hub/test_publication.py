@@ -56,7 +56,7 @@ def test_only_what_belongs_to_a_model_is_published(run_folder):
     }
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "layers_svit.py", "LICENSE"])
+@pytest.mark.parametrize("name", ["README.md", "config.json", "modeling_svit.py", "LICENSE"])
 def test_token_in_a_file_is_refused_and_not_repeated(run_folder, name):
     path = run_folder / "model" / name
     text = path.read_text() if path.exists() else ""
@@ -118,7 +118,7 @@ def test_broken_weights_are_refused(run_folder):
         ("preprocessor_config.json", "{", "has no image processor that loads"),
         ("preprocessor_config.json", None, "has no image processor that loads"),
         ("configuration_svit.py", None, "code is missing in"),
-        ("layers_svit.py", None, "code is missing in"),
+        ("modeling_svit.py", None, "code is missing in"),
         ("README.md", "---\nlicense: [\n---\n", r"README\.md cannot be read"),
         ("README.md", "# no metadata\n", "states no `license`"),
     ],

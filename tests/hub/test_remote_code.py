@@ -2,6 +2,7 @@
 """A folder written by `save_with_code` loads where `svit_hf` is missing, and gives what the saved model gave."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_config
 from torch import nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
 
 import svit_hf.model
 from svit_hf import (
     SViTBackbone,
+    SViTConfig,
     SViTForImageClassification,
     SViTImageProcessor,
     SViTImageProcessorPil,
@@ -81,6 +83,32 @@ classes = [type(each) for each in loaded]
 Path("classes.json").write_text(json.dumps([[each.__module__, each.__name__] for each in classes]))
 """
 
+TRAVELLER = """
+import sys
+from importlib.util import find_spec
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, logging
+
+assert find_spec("svit_hf") is None
+logging.disable_progress_bar()
+source, target, *backends = sys.argv[1:]
+trusted = {"trust_remote_code": True}
+AutoModel.from_pretrained(source, **trusted)
+model = AutoModelForImageClassification.from_pretrained(source, **trusted)
+model.save_pretrained(target)
+for backend in backends:
+    processor = AutoImageProcessor.from_pretrained(source, backend=backend, **trusted)
+    assert type(processor).__name__.endswith("Pil") == (backend == "pil")
+# the last one is what a script would have used
+processor.save_pretrained(target)
+pixels = AutoImageProcessor.from_pretrained(source, **trusted)(Image.open("image.png"), return_tensors="pt")
+with torch.no_grad():
+    print(model(**pixels).logits.argmax().item())
+"""
+
+AUTO_MAP_FILES = {"model": "config.json", "config": "config.json", "processor": "preprocessor_config.json"}
+
 REMOTE_CLASSES = [
     "SViTConfig",
     "SViTModel",
@@ -144,6 +172,48 @@ def test_everything_loads_where_the_package_is_missing(classifier, picture, fres
     torch.testing.assert_close(load_file(tmp_path / "tensors.safetensors"), expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torchvision", "pil"])
+def test_code_travels_from_folder_to_folder(classifier, picture, fresh_python, tmp_path, backend):
+    picture.save(tmp_path / "image.png")
+    save_with_code(classifier, tmp_path / "saved")
+    # the classes of the package, which save what was loaded with its code
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend=backend)
+    arguments = TrainingArguments(tmp_path / "run", report_to=[], use_cpu=True)
+    Trainer(loaded, arguments, processing_class=processor).save_model(tmp_path / "by_package")
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+
+    def travel(source, target, *backends, hidden=()):
+        return fresh_python(
+            "-c", TRAVELLER, source, target, *backends, hidden=["svit_hf", *hidden], environment=environment
+        )
+
+    both = [{"torchvision": "pil", "pil": "torchvision"}[backend], backend]
+    answers = [
+        travel("by_package", "by_remote_code", *both),
+        travel("by_remote_code", "without_torchvision", "pil", hidden=["torchvision"]),
+        travel("without_torchvision", "at_the_end", "pil"),
+    ]
+    with torch.no_grad():
+        logits = classifier(processor(picture, return_tensors="pt").pixel_values).logits
+    assert answers == [f"{logits.argmax().item()}\n"] * 3
+
+
+@pytest.mark.parametrize("processor_class", [SViTImageProcessor, SViTImageProcessorPil])
+def test_each_part_brings_the_code_when_the_package_saves_it_again(classifier, tmp_path, processor_class):
+    save_with_code(classifier, tmp_path / "saved")
+    SViTBackbone.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "model")
+    SViTConfig.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "config")
+    processor_class.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "processor")
+    names = {path.name for path in (tmp_path / "saved").glob("*.py")}
+    assert {"modeling_svit.py", "image_processing_svit.py", "image_processing_pil_svit.py"} <= names
+    for part, file in AUTO_MAP_FILES.items():
+        assert {path.name for path in (tmp_path / part).glob("*.py")} == names
+        saved, again = (json.loads((tmp_path / each / file).read_text()) for each in ("saved", part))
+        assert again["auto_map"] == saved["auto_map"]
+
+
 @pytest.mark.parametrize("model_class", [SViTModel, SViTForImageClassification, SViTBackbone])
 def test_folder_holds_the_model_code_and_serves_every_auto_class(model_class, tmp_path):
     save_with_code(model_class(tiny_config()), tmp_path)
@@ -182,6 +252,43 @@ def test_local_class_wins_where_the_package_is_imported(classifier, tmp_path):
 def test_default_image_processor_has_the_size_of_the_model(tmp_path, image_size, expected):
     save_with_code(SViTModel(tiny_config(image_size=image_size)), tmp_path)
     assert dict(SViTImageProcessorPil.from_pretrained(tmp_path).size) == expected
+
+
+def test_saving_leaves_model_and_processor_as_they_are(classifier, tmp_path):
+    processor = SViTImageProcessorPil()
+    save_with_code(classifier, tmp_path / "with", processor)
+    classifier.save_pretrained(tmp_path / "without")
+    processor.save_pretrained(tmp_path / "without")
+    names = {path.name for path in (tmp_path / "without").iterdir()}
+    assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    for name in ("config.json", "preprocessor_config.json"):
+        assert "auto_map" not in (tmp_path / "without" / name).read_text()
+
+
+def test_folder_stays_as_it_was_if_saving_fails(classifier, tmp_path):
+    save_with_code(classifier, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        classifier.classifier.bias.add_(1)
+
+    class Failing(SViTImageProcessorPil):
+        def to_json_file(self, path):
+            raise OSError("cannot be written")
+
+    with pytest.raises(OSError, match="cannot be written"):
+        save_with_code(classifier, tmp_path, Failing())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_weights_in_more_files_replace_those_in_one(classifier, tmp_path, monkeypatch):
+    save_with_code(classifier, tmp_path)
+    with torch.no_grad():
+        classifier.classifier.bias.add_(1)
+    monkeypatch.setattr(classifier, "save_pretrained", partial(classifier.save_pretrained, max_shard_size="20KB"))
+    save_with_code(classifier, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    loaded = SViTForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.classifier.bias, classifier.classifier.bias)
 
 
 def test_given_image_processor_is_saved(classifier, tmp_path):

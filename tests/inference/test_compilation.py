@@ -47,38 +47,6 @@ def test_layers_of_a_stage_share_one_compilation():
     assert counter.frame_count == 2
 
 
-# the compiler itself asks the inputs of inner layers for their gradient
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize(
-    ("dynamic", "gradients", "is_opaque"),
-    [(True, False, True), (True, True, False), (False, False, False)],
-    ids=["symbols", "symbols-with-gradients", "numbers"],
-)
-def test_a_compiler_looks_into_sampling_unless_its_sizes_are_symbols(dynamic, gradients, is_opaque):
-    targets = set()
-
-    def record(graph, inputs):
-        targets.update(str(node.target) for node in graph.graph.nodes)
-        return graph.forward
-
-    model = SViTForImageClassification(two_stage_config(depths=[1, 1])).eval()
-    compile_layers(model, backend=record, fullgraph=True, dynamic=dynamic)
-    with torch.set_grad_enabled(gradients):
-        model(torch.randn(2, 3, 64, 96))
-    opaque = {"svit_hf.sample_super_tokens", "svit_hf.upsample_tokens"}
-    assert targets & opaque == (opaque if is_opaque else set())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_single_operators_say_what_they_return(dtype):
-    tokens = torch.randn(2, 8, 7, 5, dtype=dtype)
-    sampling = tokens, (3, 2), 2, "soft"
-    upsampling = *torch.ops.svit_hf.sample_super_tokens(*sampling), (3, 2), (7, 5)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.svit_hf.sample_super_tokens, sampling, test_utils=checks)
-    torch.library.opcheck(torch.ops.svit_hf.upsample_tokens, upsampling, test_utils=checks)
-
-
 @pytest.mark.slow
 def test_inductor_compiles_once_for_all_sizes():
     torch.manual_seed(0)

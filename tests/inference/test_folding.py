@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from svit_hf import SViTBackbone, SViTConfig, SViTForImageClassification, SViTImageProcessorPil, SViTModel
 from svit_hf.errors import SViTError
 from svit_hf.inference import fold_for_inference
-from svit_hf.model.layers_svit import SViTDepthwiseResidual
+from svit_hf.model.modeling_svit import SViTDepthwiseResidual
 
 
 # relative errors in norm, float32 against float32; measured on a CPU with torch 2.13: at most 5.3e-7

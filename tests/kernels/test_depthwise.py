@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SViTModel
 from svit_hf.inference import fold_for_inference
-from svit_hf.kernels import resolve
-from svit_hf.model.layers_svit import SViTConvFFN, SViTDepthwiseResidual, set_super_token_implementation
+from svit_hf.kernels import resolve, use_kernels
+from svit_hf.model.modeling_svit import SViTConvFFN, SViTDepthwiseResidual
 
 
 pytest.importorskip("triton")
@@ -171,12 +171,12 @@ class TestModule:
     def residual(self, device, implementation, has_shortcut=True):
         residual = SViTDepthwiseResidual(4).to(device)
         residual.has_shortcut = has_shortcut
-        set_super_token_implementation(residual, implementation)
+        use_kernels(residual, implementation)
         return residual
 
     def feed_forward(self, device, implementation, **config):
         feed_forward = SViTConvFFN(tiny_config(mlp_ratio=2.0, **config), 3).to(device)
-        set_super_token_implementation(feed_forward, implementation)
+        use_kernels(feed_forward, implementation)
         return feed_forward
 
     def names_of(self, module, *inputs):
@@ -192,16 +192,8 @@ class TestModule:
         assert f"svit_hf_{implementation}.depthwise_residual" in names
         assert ("aten.gelu" not in names) == is_in_kernel
         actual = feed_forward(tokens)
-        set_super_token_implementation(feed_forward, "eager")
+        use_kernels(feed_forward, None)
         torch.testing.assert_close(actual, feed_forward(tokens))
-
-    def test_asked_for_gelu_gives_it_without_kernels_too(self, device, implementation):
-        residual = self.residual(device, implementation)
-        tokens = tensor_of(device, 1, 4, 2, 2)
-        actual = residual(tokens, activation="gelu")
-        set_super_token_implementation(residual, "eager")
-        torch.testing.assert_close(actual, residual(F.gelu(tokens)))
-        torch.testing.assert_close(residual(tokens, activation="gelu"), residual(F.gelu(tokens)))
 
     def test_what_is_hung_on_the_convolution_or_gelu_is_not_left_out(self, device, implementation):
         residual = self.residual(device, implementation)
@@ -222,8 +214,8 @@ class TestModule:
     def test_dtypes_under_autocast_are_those_of_pytorch(self, device, implementation, has_shortcut, dtype):
         residual = self.residual(device, implementation, has_shortcut)
         results = {}
-        for name in ("eager", implementation):
-            set_super_token_implementation(residual, name)
+        for name in (None, implementation):
+            use_kernels(residual, name)
             residual.zero_grad()
             tokens = tensor_of(device, 1, 4, 2, 2, dtype=dtype).requires_grad_()
             with torch.autocast(device.type, torch.bfloat16):
@@ -232,7 +224,7 @@ class TestModule:
             gradients = [tokens.grad, *(parameter.grad for parameter in residual.parameters())]
             results[name] = [output.detach(), *gradients]
         tolerance = 2 * torch.finfo(torch.bfloat16).eps
-        for actual, expected in zip(results[implementation], results["eager"], strict=True):
+        for actual, expected in zip(results[implementation], results[None], strict=True):
             assert actual.dtype == expected.dtype
             assert relative_error(actual, expected) < tolerance
 
@@ -240,11 +232,11 @@ class TestModule:
     def test_folded_model_gives_the_same_outputs(self, device, implementation):
         folded = fold_for_inference(SViTModel(tiny_config(depths=[1, 1, 1, 1])).to(device))
         pixels = torch.randn(1, 3, 36, 20, device=device)
-        folded.set_super_token_implementation(implementation)
+        use_kernels(folded, implementation)
         with OperatorRecorder() as operators, torch.no_grad():
             actual = folded(pixels).last_hidden_state
         assert operators.names.count(f"svit_hf_{implementation}.depthwise_residual") == 8
-        folded.set_super_token_implementation("eager")
+        use_kernels(folded, None)
         with torch.no_grad():
             torch.testing.assert_close(actual, folded(pixels).last_hidden_state, rtol=1e-4, atol=1e-5)
 
@@ -254,7 +246,7 @@ class TestInPrograms:
     @pytest.fixture
     def feed_forward(self, device, implementation):
         feed_forward = SViTConvFFN(tiny_config(mlp_ratio=2.0), 3).to(device)
-        set_super_token_implementation(feed_forward, implementation)
+        use_kernels(feed_forward, implementation)
         return feed_forward
 
     @staticmethod

@@ -6,9 +6,10 @@ Without a GPU they run in Triton's interpreter, on shapes that it can manage.
 
 import copy
 
+import kernel_comparison
 import pytest
 import torch
-from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, mix, relative_error, tensor_of
+from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, relative_error, tensor_of
 from tiny import tiny_config
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
@@ -17,9 +18,8 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
-from svit_hf.kernels import resolve
-from svit_hf.model.layers_svit import SViTLayer, set_super_token_implementation
-from svit_hf.model.super_tokens_svit import super_token_attention
+from svit_hf.kernels import resolve, use_kernels
+from svit_hf.model.modeling_svit import SViTLayer
 
 
 pytest.importorskip("triton")
@@ -55,7 +55,7 @@ def norm_of(device, channels, dtype=torch.float32):
 
 
 def attend(tokens, norm, cell_size=(2, 2), num_iterations=1, sampler="soft", implementation="triton"):
-    return super_token_attention(tokens, mix, cell_size, num_iterations, sampler, implementation, norm)
+    return kernel_comparison.attend(tokens, cell_size, num_iterations, sampler, implementation, norm)
 
 
 def attend_and_differentiate(tokens, norm, *options):
@@ -84,7 +84,7 @@ class TestAgainstFloat64:
         tokens = (3 * tensor_of(device, batch_size, channels, height, width) + 1).to(dtype)
         norm = norm_of(device, channels, dtype)
         actual = attend_and_differentiate(tokens, norm, *options)
-        expected = attend_and_differentiate(tokens.double(), copy.deepcopy(norm).double(), *options[:-1], "eager")
+        expected = attend_and_differentiate(tokens.double(), copy.deepcopy(norm).double(), *options[:-1], None)
         assert {name: actual[name].dtype for name in actual} == dict.fromkeys(actual, dtype) | {
             "association": torch.float32
         }
@@ -153,7 +153,7 @@ class TestOperators:
         actual = super_tokens, *torch.autograd.grad(super_tokens, [tokens, *norm.parameters()], direction)
         assert [result.dtype for result in actual] == [torch.float32, dtype, torch.float32, torch.float32]
         reference, norm = tokens.detach().double().requires_grad_(), norm.double()
-        _, sampled = super_token_attention(reference, mix, (2, 2), 1, "soft", "eager", norm)
+        _, sampled = attend(reference, norm, (2, 2), 1, "soft", None)
         expected = torch.autograd.grad(sampled.super_tokens, [reference, *norm.parameters()], direction.double())
         tolerance = HALF_TOLERANCE_EPSILONS * torch.finfo(dtype).eps
         for result, wanted in zip(actual, (sampled.super_tokens, *expected), strict=True):
@@ -191,7 +191,7 @@ class TestOperators:
 
         tokens, norm = tensor_of(device, 1, 6, 3, 4, dtype=dtype), norm_of(device, 6, dtype)
         actual = differentiate_twice(tokens, norm, implementation)
-        expected = differentiate_twice(tokens.double(), copy.deepcopy(norm).double(), "eager")
+        expected = differentiate_twice(tokens.double(), copy.deepcopy(norm).double(), None)
         tolerance = 10 * FLOAT32_TOLERANCE if dtype == torch.float32 else 10 * torch.finfo(dtype).eps
         assert [result.dtype for result in actual] == [dtype] * 3
         for result, wanted in zip(actual, expected, strict=True):
@@ -205,12 +205,12 @@ class TestLayer:
         config = tiny_config()
         config._attn_implementation = "sdpa"
         layer = SViTLayer(config, stage=0, drop_path_rate=0.0).to(device)
-        layer.attention_norm = norm_of(device, 8)
+        layer.attention.norm = norm_of(device, 8)
         return layer
 
     @staticmethod
     def run(layer, tokens, implementation, compiled=None):
-        set_super_token_implementation(layer, implementation)
+        use_kernels(layer, implementation)
         layer.zero_grad()
         tokens = tokens.clone().requires_grad_()
         output = (layer if compiled is None else compiled)(tokens)
@@ -223,7 +223,7 @@ class TestLayer:
     def test_gives_the_same_outputs_and_gradients_fused(self, device, layer, implementation, autocast):
         tokens = tensor_of(device, 2, 8, 7, 5)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            expected = self.run(layer, tokens, "eager")
+            expected = self.run(layer, tokens, None)
             with OperatorRecorder() as recorder:
                 actual = self.run(layer, tokens, implementation)
         assert sampling_in(recorder.names) == [
@@ -245,7 +245,7 @@ class TestLayer:
         layer_norm = F.layer_norm
         monkeypatch.setattr(F, "layer_norm", lambda tokens, *parameters: layer_norm(tokens.float(), *parameters))
         tokens, norm = tensor_of(device, 1, 8, 3, 3, dtype=dtype), norm_of(device, 8)
-        for name in ("eager", implementation):
+        for name in (None, implementation):
             results = attend_and_differentiate(tokens, norm, (2, 2), 1, "soft", name)
             assert results.pop("tokens").dtype == dtype
             assert {result.dtype for result in results.values()} == {torch.float32}
@@ -280,7 +280,7 @@ class TestLayer:
             norm.to(device)
         with OperatorRecorder() as recorder:
             actual, _ = attend(tokens, norm, implementation=implementation)
-        expected, _ = attend(tokens, norm, implementation="eager")
+        expected, _ = attend(tokens, norm, implementation=None)
         assert sampling_in(recorder.names) == ["sample_super_tokens", "upsample_tokens"]
         torch.testing.assert_close(actual, expected)
 
@@ -305,7 +305,7 @@ class TestLayer:
             compiled_nodes.extend(str(node.target) for node in graph.graph.nodes)
             return make_boxed_func(graph.forward)
 
-        set_super_token_implementation(layer, implementation)
+        use_kernels(layer, implementation)
         backend = aot_autograd(fw_compiler=record, bw_compiler=record)
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
         with torch._dynamo.config.patch(error_on_recompile=True):
@@ -323,7 +323,7 @@ class TestLayer:
 
     @pytest.mark.gpu
     def test_cuda_graph_replays(self, device, layer, implementation):
-        set_super_token_implementation(layer.eval(), implementation)
+        use_kernels(layer.eval(), implementation)
         tokens = tensor_of(device, 4, 8, 15, 14).requires_grad_()
         replayed = torch.cuda.make_graphed_callables(layer, (tokens.detach().clone().requires_grad_(),))
         torch.testing.assert_close(replayed(tokens), layer(tokens))

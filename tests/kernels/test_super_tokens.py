@@ -9,13 +9,12 @@ import copy
 import oracle
 import pytest
 import torch
-from kernel_comparison import DTYPES, IMPLEMENTATION, mix, relative_error, tensor_of
+from kernel_comparison import DTYPES, IMPLEMENTATION, attend, mix, relative_error, tensor_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SuperTokenAttention
-from svit_hf.kernels import resolve
-from svit_hf.model.super_tokens_svit import super_token_attention
+from svit_hf.kernels import resolve, use_kernels
 
 
 pytest.importorskip("triton")
@@ -45,7 +44,7 @@ REAL = [
 
 def attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation):
     tokens = tokens.clone().requires_grad_()
-    output, sampled = super_token_attention(tokens, mix, cell_size, num_iterations, sampler, implementation)
+    output, sampled = attend(tokens, cell_size, num_iterations, sampler, implementation)
     direction = tensor_of(tokens.device, *output.shape, dtype=output.dtype)
     (gradient,) = torch.autograd.grad(output, tokens, direction)
     return {
@@ -62,7 +61,7 @@ class TestAgainstEager:
     def check(self, device, shape, cell_size, num_iterations, sampler, implementation, dtype):
         tokens = tensor_of(device, *shape, dtype=dtype)
         actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
-        expected = attend_and_differentiate(tokens.float(), cell_size, num_iterations, sampler, "eager")
+        expected = attend_and_differentiate(tokens.float(), cell_size, num_iterations, sampler, None)
         tolerance = FLOAT32_TOLERANCE
         if dtype != torch.float32:
             tolerance = HALF_TOLERANCE_EPSILONS * torch.finfo(dtype).eps
@@ -162,7 +161,7 @@ class TestNumbers:
         tokens[..., :2] = 1.0
         tokens[:, :2, :, 0] = 2.0
         results = attend_and_differentiate(tokens, (2, 2), 1, "soft", implementation)
-        expected = attend_and_differentiate(tokens.float(), (2, 2), 1, "soft", "eager")
+        expected = attend_and_differentiate(tokens.float(), (2, 2), 1, "soft", None)
         left = oracle.dense_association(expected["association"].cpu(), (1, 2), (2, 2)).sum(1)[0, 0]
         assert 1e-12 < left < torch.finfo(torch.float16).smallest_normal
         error = relative_error(results["super tokens"], expected["super tokens"])
@@ -171,7 +170,7 @@ class TestNumbers:
     def test_large_cell_does_not_overflow(self, device, implementation):
         # 4 cells of 64 tokens: their plain sum is 256 times a token, beyond float16
         tokens = tensor_of(device, 1, 8, 16, 16, dtype=torch.float16).abs() * 400
-        output, _ = super_token_attention(tokens, lambda super_tokens: super_tokens, (8, 8), 1, "soft", implementation)
+        output, _ = attend(tokens, (8, 8), 1, "soft", implementation, attend=torch.nn.Identity())
         assert output.isfinite().all()
 
     def test_same_result_in_every_run_and_layout(self, device, implementation):
@@ -183,7 +182,7 @@ class TestNumbers:
 
     def test_association_is_float32_under_autocast(self, device, implementation):
         attention = SuperTokenAttention(8, 2, cell_size=4).to(device)
-        attention.set_super_token_implementation(implementation)
+        use_kernels(attention, implementation)
         tokens = tensor_of(device, 1, 8, 5, 5)
         plain = attend_and_differentiate(tokens, (4, 4), 1, "soft", implementation)
         with torch.autocast(device.type, torch.bfloat16):
@@ -197,7 +196,7 @@ class TestInPrograms:
     @pytest.fixture
     def attention(self, device, implementation):
         attention = SuperTokenAttention(8, 2, cell_size=2).to(device)
-        attention.set_super_token_implementation(implementation)
+        use_kernels(attention, implementation)
         return attention
 
     @staticmethod
@@ -247,6 +246,6 @@ class TestInPrograms:
         )
         tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
         assert tokens.numel() > 2**31
-        output, _ = super_token_attention(tokens, mix, (8, 8), 1, "soft", implementation)
-        alone, _ = super_token_attention(tokens[-1:], mix, (8, 8), 1, "soft", implementation)
+        output, _ = attend(tokens, (8, 8), 1, "soft", implementation)
+        alone, _ = attend(tokens[-1:], (8, 8), 1, "soft", implementation)
         assert torch.equal(output[-1:], alone)

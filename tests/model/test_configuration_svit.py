@@ -4,7 +4,7 @@
 import json
 
 import pytest
-from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from tiny import tiny_config
 
 from svit_hf import SViTConfig, SViTModel
@@ -72,6 +72,33 @@ class TestRoundTrip:
         assert SViTConfig(finetuned_by="somebody").finetuned_by == "somebody"
 
 
+class TestUnknownFields:
+    @pytest.fixture
+    def warnings(self, monkeypatch):
+        messages = []
+        monkeypatch.setattr("svit_hf.model.configuration_svit.logger.warning_once", messages.append)
+        return messages
+
+    @pytest.mark.parametrize(
+        ("typo", "field"),
+        [
+            ("super_token_size", "super_token_sizes"),
+            ("drop_path_rat", "drop_path_rate"),
+            ("use_layerscale", "use_layer_scale"),
+            # how other models call theirs
+            ("layer_norm_epsilon", "layer_norm_eps"),
+        ],
+    )
+    def test_a_near_miss_in_a_config_file_is_loaded_with_a_warning(self, warnings, typo, field, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "svit", typo: 1}))
+        assert getattr(SViTConfig.from_pretrained(tmp_path), typo) == 1
+        assert warnings == [f"`{typo}`=1 is no field of SViTConfig; did you mean `{field}`?"]
+
+    def test_others_are_kept_without_a_word(self, warnings):
+        assert SViTConfig(num_heads_attention=1).num_heads_attention == 1
+        assert warnings == []
+
+
 REFUSED = {
     "lengths": ({"depths": [1, 1, 1]}, r"`depths` has 3 entries, \[1, 1, 1\]; it needs 4"),
     "lengths-of-layer-scale": ({"use_layer_scale": [True]}, r"`use_layer_scale` has 1 entries"),
@@ -101,14 +128,20 @@ REFUSED = {
     "drop-path": ({"drop_path_rate": 1.0}, r"`drop_path_rate` is 1.0; it has to be at least 0 and below 1"),
     "dropout": ({"hidden_dropout_prob": -0.1}, r"`hidden_dropout_prob` is -0.1"),
     "epsilon": ({"layer_norm_eps": 0.0}, r"`layer_norm_eps` is 0.0"),
-    "initializer": ({"initializer_range": -1.0}, r"`initializer_range` is -1.0"),
+    "initializer": ({"initializer_range": -1.0}, r"`initializer_range` is -1.0; it has to be above 0"),
+    "initializer-zero": ({"initializer_range": 0}, r"`initializer_range` is 0; it has to be above 0 and at most 100"),
+    "layer-scale-nan": ({"layer_scale_init_value": float("nan")}, r"`layer_scale_init_value` is nan"),
+    "layer-scale-infinite": ({"layer_scale_init_value": float("inf")}, r"`layer_scale_init_value` is inf"),
+    "mlp-ratio-huge": ({"mlp_ratio": 1e308}, r"`mlp_ratio` is 1e\+308; it has to be above 0 and at most 1000"),
+    "epsilon-nan": ({"batch_norm_eps": float("nan")}, r"`batch_norm_eps` is nan"),
+    "epsilon-infinite": ({"layer_norm_eps": float("inf")}, r"`layer_norm_eps` is inf; it has to be above 0 and"),
 }
 
 
 class TestRefusal:
     @pytest.mark.parametrize(("kwargs", "message"), REFUSED.values(), ids=REFUSED)
     def test_impossible_values(self, kwargs, message):
-        with pytest.raises(StrictDataclassClassValidationError, match=message):
+        with pytest.raises(ValueError, match=message):
             SViTConfig(**kwargs)
 
     @pytest.mark.parametrize(
@@ -124,22 +157,6 @@ class TestRefusal:
         with pytest.raises(StrictDataclassFieldValidationError, match="drop_path_rate"):
             SViTConfig().drop_path_rate = "0.1"
 
-    @pytest.mark.parametrize(
-        ("typo", "field"),
-        [
-            ("super_token_size", "super_token_sizes"),
-            ("num_heads_attention", None),
-            ("drop_path_rat", "drop_path_rate"),
-            ("use_layerscale", "use_layer_scale"),
-        ],
-    )
-    def test_misspelled_field_is_named(self, typo, field):
-        if field is None:
-            assert hasattr(SViTConfig(**{typo: 1}), typo)
-            return
-        with pytest.raises(ValueError, match=rf"Unknown field '{typo}'=1; did you mean `{field}`"):
-            SViTConfig(**{typo: 1})
-
     def test_unknown_stage_in_out_features(self):
         with pytest.raises(ValueError, match=r"stage_names.*stage9"):
             SViTConfig(out_features=["stage9"])
@@ -147,5 +164,5 @@ class TestRefusal:
     def test_change_after_creation_is_checked_when_a_model_is_built(self):
         config = tiny_config()
         config.depths = [1, 1]
-        with pytest.raises(StrictDataclassClassValidationError, match=r"`depths` has 2 entries"):
+        with pytest.raises(ValueError, match=r"`depths` has 2 entries"):
             SViTModel(config)

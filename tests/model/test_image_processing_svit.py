@@ -19,17 +19,49 @@ from official_evaluation import (
     pixel_values,
 )
 from PIL import Image
+from tiny import tiny_config
 from torchvision import transforms
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, pipeline
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from svit_hf import SViTImageProcessor, SViTImageProcessorPil
-from svit_hf.model import image_processing_pil_svit, image_processing_svit, image_transforms_svit
+from svit_hf import SViTForImageClassification, SViTImageProcessor, SViTImageProcessorPil, save_with_code
+from svit_hf.model import image_processing_pil_svit, image_processing_svit, image_transforms_svit, own_code_svit
 
 
 @pytest.fixture(params=[SViTImageProcessor, SViTImageProcessorPil], ids=["torchvision", "pil"])
 def processor_class(request):
     return request.param
+
+
+class TestOneChannel:
+    @pytest.fixture
+    def processor(self, processor_class):
+        return processor_class(size=32, image_mean=[0.5], image_std=[0.25])
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK", "P", "L"])
+    def test_pillow_images_become_grey(self, processor, mode):
+        picture = Image.fromarray(photo(40, 50)).convert(mode)
+        expected = pixel_values(processor, np.asarray(picture.convert("L")))
+        assert expected.shape == (1, 1, 32, 32)
+        torch.testing.assert_close(pixel_values(processor, picture), expected, rtol=0, atol=0)
+
+    def test_wide_grey_keeps_its_values(self, processor):
+        picture = Image.fromarray(np.full((32, 32), 40000, dtype=np.uint16))
+        assert pixel_values(processor, picture).min() > 100
+
+    def test_other_numbers_of_channels_are_no_colours(self, processor_class):
+        processor = processor_class(size=32, image_mean=[0.5] * 2, image_std=[0.25] * 2)
+        with pytest.raises(ValueError, match=r"An image must have 2 channels on .* got shape \(40, 50, 3\)"):
+            processor(Image.fromarray(photo(40, 50)))
+
+    def test_pipeline_classifies_pictures_in_colour(self, processor_class, tmp_path):
+        save_with_code(SViTForImageClassification(tiny_config(num_channels=1)), tmp_path)
+        processor = processor_class.from_pretrained(tmp_path)
+        model = SViTForImageClassification.from_pretrained(tmp_path)
+        classify = pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+        picture = Image.fromarray(photo(70, 90))
+        assert classify(picture) == classify(picture.convert("L"))
+        assert len(classify(picture)) == 5
 
 
 class TestOfficialTransform:
@@ -252,10 +284,11 @@ class TestSaving:
         assert_close(pixel_values(loaded, image), official_transform(image, 256)[None], TOLERANCE[processor_class])
 
     def test_modules_can_be_copied_one_by_one(self):
-        for module in (image_processing_svit, image_processing_pil_svit):
-            needed = get_relative_import_files(module.__file__)
-            assert needed == [image_transforms_svit.__file__]
-            assert get_relative_import_files(needed[0]) == []
+        shared = {image_transforms_svit.__file__, own_code_svit.__file__}
+        assert set(get_relative_import_files(image_processing_pil_svit.__file__)) == shared
+        # with torchvision, the processor that does without it comes along
+        with_torchvision = set(get_relative_import_files(image_processing_svit.__file__))
+        assert with_torchvision == shared | {image_processing_pil_svit.__file__}
 
     def test_kwargs_class_is_found_by_its_name(self):
         for processor, module in (

@@ -2,6 +2,7 @@
 """SViTModel, SViTForImageClassification and SViTBackbone: inputs, outputs, training, saving, compiling."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -65,6 +66,12 @@ class TestInputs:
     def test_wrong_shape_is_refused(self, shape):
         with pytest.raises(ValueError, match=r"`pixel_values` has shape .*`config.num_channels`=3 channels"):
             SViTModel(tiny_config())(torch.zeros(shape))
+
+    @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+    def test_no_image_gives_no_logits(self, attn_implementation):
+        model = SViTForImageClassification(tiny_config()).eval()
+        model.set_attn_implementation(attn_implementation)
+        assert model(images(batch_size=0)).logits.shape == (0, 5)
 
     def test_both_memory_layouts_give_the_same(self, classifier):
         pixels = images(height=75, width=41)
@@ -212,6 +219,89 @@ class TestClassifier:
             classifier.set_labels(labels)
 
 
+class TestReturnedTuples:
+    @pytest.mark.parametrize("model_class", [SViTModel, SViTForImageClassification, SViTBackbone])
+    def test_config_and_call_can_ask_for_them(self, model_class):
+        model = model_class(tiny_config()).eval()
+        expected = model(images())
+        asked_in_call = model(images(), return_dict=False)
+        model.config.return_dict = False
+        for outputs in (asked_in_call, model(images())):
+            assert type(outputs) is tuple
+            torch.testing.assert_close(outputs, expected.to_tuple(), rtol=0, atol=0)
+        assert type(model(images(), return_dict=True)) is type(expected)
+
+
+class TestTools:
+    def test_nesting_of_calls_is_nesting_of_modules(self):
+        # what counts parameters, flops or memory by hooks takes a call inside another module's for one of its children
+        model = SViTForImageClassification(SViTConfig.small(num_labels=1000)).eval()
+        names = {module: name for name, module in model.named_modules()}
+        open_calls, counted = [], {}
+
+        def enter(module, inputs):
+            assert not open_calls or f"{names[module]}.".startswith(f"{names[open_calls[-1]]}.".lstrip("."))
+            open_calls.append(module)
+
+        def leave(module, inputs, outputs):
+            open_calls.pop()
+            counted[module] = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+
+        for module in model.modules():
+            module.register_forward_pre_hook(enter)
+            module.register_forward_hook(leave)
+        with torch.no_grad():
+            model(images(1, 3, 32, 32))
+        assert round(sum(counted.values()) / 1e6, 2) == 25.50
+
+    def test_trace_has_operators_that_older_converters_know(self):
+        model = SViTForImageClassification(two_stage_config()).eval().requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            traced = torch.jit.trace(lambda pixels: model(pixels).logits, images(1), check_trace=False)
+        operators = {node.kind() for node in traced.inlined_graph.nodes()}
+        assert "aten::softmax" in operators
+        assert not operators & {"aten::mT", "aten::mH", "aten::adjoint"}
+
+
+# no batching rule for fused attention, which then runs image by image
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+class TestFunctionTransforms:
+    def test_gradients_per_image(self, classifier):
+        parameters = {name: parameter.detach() for name, parameter in classifier.named_parameters()}
+        buffers, labels = dict(classifier.named_buffers()), torch.tensor([0, 3])
+
+        def loss(parameters, pixels, label):
+            logits = torch.func.functional_call(classifier, (parameters, buffers), (pixels[None],)).logits
+            return nn.functional.cross_entropy(logits, label[None])
+
+        gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, images(), labels)
+        classifier(images()[1:], labels=labels[1:]).loss.backward()
+        for name, parameter in classifier.named_parameters():
+            torch.testing.assert_close(gradients[name][1], parameter.grad, rtol=1e-4, atol=1e-5)
+
+    def test_ensemble(self, classifier):
+        models = [classifier, SViTForImageClassification(tiny_config()).eval()]
+        parameters, buffers = torch.func.stack_module_state(models)
+        skeleton, pixels = copy.deepcopy(classifier).to("meta"), images()
+
+        def logits(parameters, buffers):
+            return torch.func.functional_call(skeleton, (parameters, buffers), (pixels,)).logits
+
+        together = torch.func.vmap(logits)(parameters, buffers)
+        torch.testing.assert_close(together, torch.stack([model(pixels).logits for model in models]))
+
+    def test_forward_does_not_ask_for_all_parameters(self, classifier, monkeypatch):
+        # what holds weights in another way, as quantisers and sharding do, has none, or others, to show
+        expected = classifier(images()).logits
+        for name in ("parameters", "named_parameters", "dtype", "device"):
+            monkeypatch.setattr(SViTForImageClassification, name, property(lambda self: pytest.fail("asked")))
+            monkeypatch.setattr(SViTModel, name, property(lambda self: pytest.fail("asked")))
+        monkeypatch.setattr(nn.Module, "parameters", lambda *arguments: pytest.fail("asked"))
+        torch.testing.assert_close(classifier(images()).logits, expected, rtol=0, atol=0)
+
+
 class TestBackbone:
     def test_feature_maps_are_those_of_the_named_stages(self):
         model = SViTBackbone(tiny_config(out_features=["stem", "stage2", "stage4"])).eval()
@@ -252,7 +342,7 @@ class TestInitialisation:
         assert 0 < convolution.bias.abs().max().item() <= bound
         layer = model.svit.stages[3].layers[0]
         assert (layer.layer_scale1.scale == 0.5).all()
-        assert (layer.attention_norm.weight == 1).all()
+        assert (layer.attention.norm.weight == 1).all()
         assert (layer.mlp_norm.running_var == 1).all()
 
     def test_drop_path_grows_linearly_over_all_layers(self):

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +22,6 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 import svit_hf
-from svit_hf import SViTConfig
 
 
 PACKAGE = "transformers_tests"
@@ -105,10 +104,7 @@ def import_upstream(image: Path) -> None:
         image_processing.httpx = types.SimpleNamespace(get=lambda url, **kwargs: response)
     # image processors are looked up there by name, and only ours are asked for
     pipeline_mixin.transformers_module = svit_hf
-    modeling = importlib.import_module(f"{PACKAGE}.test_modeling_common")
-    # it sets the epsilon of norms under every name that any model has for it; one of these names is so close to one of
-    # ours that our configuration, reading it back, takes it for a slip of the pen
-    modeling.set_config_for_less_flaky_test = _keep_to_known_fields(modeling.set_config_for_less_flaky_test)
+    importlib.import_module(f"{PACKAGE}.test_modeling_common")
 
 
 @contextlib.contextmanager
@@ -118,16 +114,6 @@ def names_in_static_tables() -> Iterator[None]:
         for table, class_name in STATIC_TABLES.items():
             stack.enter_context(mock.patch.dict(getattr(modeling_auto, table), {"svit": class_name}))
         yield
-
-
-def _keep_to_known_fields(change: Callable[[SViTConfig], None]) -> Callable[[SViTConfig], None]:
-    def change_known_fields(config: SViTConfig) -> None:
-        known = set(vars(config))
-        change(config)
-        for name in set(vars(config)) - known:
-            delattr(config, name)
-
-    return change_known_fields
 
 
 def _add_module(name: str, **contents: object) -> None:

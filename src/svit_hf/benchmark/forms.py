@@ -18,8 +18,8 @@ from svit_hf.benchmark.official_operators import with_official_operators
 from svit_hf.benchmark.programs import Programs
 from svit_hf.export.exporting import ExportOptions, FormatName, QuantizeName
 from svit_hf.inference import fold_for_inference, quantize_for_inference
-from svit_hf.model.layers_svit import SViTLayer
-from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.kernels import use_kernels
+from svit_hf.model.modeling_svit import SViTForImageClassification, SViTLayer
 from svit_hf.training.recomputation import selective_checkpointing
 
 
@@ -58,7 +58,7 @@ def _on(implementation: str) -> Callable[[nn.Module, Situation], nn.Module]:
 
     def prepare(model: nn.Module, situation: Situation) -> nn.Module:
         assert isinstance(model, SViTForImageClassification)
-        model.set_super_token_implementation(implementation)
+        use_kernels(model, None if implementation == "eager" else implementation)
         return model
 
     return prepare

@@ -31,8 +31,7 @@ from transformers import (
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.layers_svit import SViTLayerScale
-from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.model.modeling_svit import SViTForImageClassification, SViTLayerScale
 
 
 NUM_LABELS = 1000

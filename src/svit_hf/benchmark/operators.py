@@ -19,8 +19,8 @@ from svit_hf.benchmark.machine import DTYPES
 from svit_hf.benchmark.networks import SViTNetwork, made_up_images
 from svit_hf.benchmark.results import Case, Cost
 from svit_hf.benchmark.workloads import FunctionStep
+from svit_hf.kernels import resolve
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.implementation_svit import find_kernels
 
 
 class _PassOn(nn.Module):
@@ -169,8 +169,8 @@ def _gelu_and_depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.
 
 def _depthwise_in_triton(activation: str) -> Callable[..., torch.Tensor]:
     def run(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        kernels: Any = find_kernels("triton", images)
-        result: torch.Tensor = kernels.depthwise_residual(images, weight, bias, activation, True)
+        resolve("triton", images.device, images.dtype)
+        result: torch.Tensor = torch.ops.svit_hf_triton.depthwise_residual(images, weight, bias, activation, True)
         return result
 
     return run

@@ -104,7 +104,7 @@ def _fields_from_shapes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any
     def any_key(pattern: str) -> bool:
         return any(re.fullmatch(pattern, key) for key in state_dict)
 
-    found = (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key) for key in state_dict)
+    found = (re.match(r"layers\.([0-9]{1,4})\.blocks\.([0-9]{1,4})\.", key) for key in state_dict)
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     stages = range(len({stage for stage, _ in blocks}))
     widths = [size(rf"layers\.{stage}\.blocks\.\d+\.(pos_embed\.conv|norm1\.norm|norm2)\.\w+") for stage in stages]

@@ -24,7 +24,7 @@ RENAMED = {
     "patch_embed.proj.9": "svit.embeddings.layers.3.convolution",
     "patch_embed.proj.11": "svit.embeddings.layers.3.batch_norm",
     f"{_BLOCK}.pos_embed.conv": f"{_LAYER}.position_embedding.convolution",
-    f"{_BLOCK}.norm1.norm": f"{_LAYER}.attention_norm",
+    f"{_BLOCK}.norm1.norm": f"{_LAYER}.attention.norm",
     # head-major rows (D of query, D of key, D of value for each head) on both sides
     f"{_BLOCK}.attn.stoken_refine.qkv": f"{_LAYER}.attention.self_attention.qkv",
     f"{_BLOCK}.attn.stoken_refine.proj": f"{_LAYER}.attention.self_attention.projection",
@@ -48,10 +48,11 @@ DROPPED = {
     f"{_BLOCK}.attn.fold.weights": "a constant identity that adds up 3x3 neighbours; ours is a sum of slices",
 }
 
-_INDEX = "0|[1-9][0-9]*"
+# no model has more stages or layers, and longer numbers take Python ever longer
+_INDEX = "0|[1-9][0-9]{0,3}"
 _INDICES = {
     "stage": f"(?P<stage>{_INDEX})",
-    "next_stage": "(?P<next_stage>[1-9][0-9]*)",
+    "next_stage": "(?P<next_stage>[1-9][0-9]{0,3})",
     "layer": f"(?P<layer>{_INDEX})",
 }
 
@@ -82,7 +83,7 @@ def official_shape(our_key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_dropped(official_key: str) -> bool:
-    """Tell whether an official tensor is left behind on purpose."""
+    """Return whether an official tensor is left behind on purpose."""
     return any(pattern.fullmatch(official_key) for pattern in _DROPPED)
 
 

@@ -8,6 +8,7 @@ Source: format and key names of hhb072/STViT@c9ed9a4; see `key_mapping.py`.
 
 import argparse
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +22,20 @@ import torch
 from svit_hf.convert.architecture import VariantName, find_variant, infer_config
 from svit_hf.convert.key_mapping import is_dropped, official_shape, to_official, to_ours
 from svit_hf.errors import ConversionError
+from svit_hf.hub.remote_code import default_image_processor
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
 
 
 WeightsName = Literal["model", "model_ema"]
 
 REFERENCE_TOLERANCE = 1e-5
+# of a name in a message
+MAX_KEY_LENGTH = 100
 
 
 class OfficialWeights(NamedTuple):
-    """Hold one set of official weights and where in the file it was.
+    """One set of official weights, and where in the file it was.
 
     Attributes:
         state_dict: Tensors under their official names.
@@ -45,7 +48,7 @@ class OfficialWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Say what `convert_official_checkpoint` took and wrote.
+    """What `convert_official_checkpoint` took and wrote.
 
     Attributes:
         output_dir: The folder that was written.
@@ -153,6 +156,9 @@ def load_official_checkpoint(checkpoint: str | Path, weights: WeightsName = "mod
         raise ConversionError(
             f"The weights of {str(checkpoint)!r} have to be tensors with names, at least one; not so: {list(foreign)}."
         )
+    # a tensor may repeat one number, or many share the same numbers: what they stand for would fill any memory
+    if sum(value.numel() * value.element_size() for value in state_dict.values()) > Path(checkpoint).stat().st_size:
+        raise ConversionError(f"The weights of {str(checkpoint)!r} are larger than the file, which no saved model is.")
     return OfficialWeights(dict(state_dict), source)
 
 
@@ -167,21 +173,25 @@ def build_model(state_dict: Mapping[str, torch.Tensor], config: SViTConfig) -> S
         The model, in evaluation mode.
 
     Raises:
-        ConversionError: If keys are missing or unknown, or tensors have the wrong shape or kind; the message lists
-            them.
+        ConversionError: If keys are missing or unknown, or tensors have the wrong shape or kind, or numbers that are
+            not finite; the message lists them.
     """
     with torch.device("meta"):
         model = SViTForImageClassification(config)
     expected = model.state_dict()
     given = {our_key: key for key in state_dict if (our_key := to_ours(key)) is not None}
     problems = [f"missing: {to_official(key)}" for key in expected.keys() - given.keys()]
-    problems += [f"unknown: {key}" for key in state_dict if not is_dropped(key) and to_ours(key) not in expected]
+    problems += [
+        f"unknown: {_shortened(key)}" for key in state_dict if not is_dropped(key) and to_ours(key) not in expected
+    ]
     converted = {}
     for our_key in expected.keys() & given.keys():
         value, wanted = state_dict[given[our_key]], expected[our_key]
         shape = official_shape(our_key, tuple(wanted.shape))
         if tuple(value.shape) == shape and _is_dense(value, wanted.is_floating_point()):
             converted[our_key] = value.reshape(wanted.shape)
+            if not value.isfinite().all():
+                problems.append(f"not finite: {given[our_key]} holds NaN or infinity")
         else:
             problems.append(f"wrong: {given[our_key]} is {_describe(value)}; has to be like {shape}, {wanted.dtype}")
     if problems:
@@ -244,6 +254,12 @@ def _unpickle(checkpoint: Path) -> Any:
     if not checkpoint.is_file():
         raise ConversionError(f"`checkpoint` is {str(checkpoint)!r}, which is not a file.")
     try:
+        if zipfile.is_zipfile(checkpoint):
+            with zipfile.ZipFile(checkpoint) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            # torch stores tensors as they are; what is compressed can unpack to any size
+            if unpacked > checkpoint.stat().st_size:
+                raise ValueError(f"it would unpack to {unpacked / 1e9:.3g} GB, more than the file is large")
         with _only_safe_global(argparse.Namespace):
             return torch.load(checkpoint, map_location="cpu", weights_only=True)
     # a damaged or hostile file can raise anything here
@@ -260,6 +276,10 @@ def _is_named_tensor(key: object, value: object) -> bool:
     return isinstance(key, str) and isinstance(value, torch.Tensor)
 
 
+def _shortened(key: str) -> str:
+    return key if len(key) <= MAX_KEY_LENGTH else f"{key[:MAX_KEY_LENGTH]}..."
+
+
 def _is_dense(value: torch.Tensor, is_floating_point: bool) -> bool:
     has_numbers = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
     return has_numbers and value.is_floating_point() == is_floating_point
@@ -270,14 +290,12 @@ def _describe(value: torch.Tensor) -> str:
 
 
 def _write(model: SViTForImageClassification, output_dir: Path) -> None:
-    size = model.config.image_size
-    pixels = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as workspace:
             complete = Path(workspace) / "complete"
             model.save_pretrained(complete)
-            SViTImageProcessorPil(size=pixels).save_pretrained(complete)
+            default_image_processor(model.config).save_pretrained(complete)
             if output_dir.is_dir():
                 for file in complete.iterdir():
                     file.replace(output_dir / file.name)

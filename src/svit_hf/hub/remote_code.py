@@ -1,33 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders that load without this package: weights, configs, and the code of `svit_hf.model` beside them."""
 
+import copy
 import json
 import os
-import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-import svit_hf.model
-from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.files import whole_folder
+from svit_hf.hub.probe import write_probe
+from svit_hf.model.configuration_svit import MODEL_AUTO_MAP, SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.image_transforms_svit import BACKENDS
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 
 
-# saving a model registers the class that was saved and no other, so the map is written whole
-MODEL_AUTO_MAP = {
-    "AutoConfig": "configuration_svit.SViTConfig",
-    "AutoModel": "modeling_svit.SViTModel",
-    "AutoModelForImageClassification": "modeling_svit.SViTForImageClassification",
-    "AutoBackbone": "modeling_svit.SViTBackbone",
-}
-IMAGE_PROCESSOR_AUTO_MAP = {
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_svit.SViTImageProcessor",
-        "pil": "image_processing_pil_svit.SViTImageProcessorPil",
-    }
-}
+IMAGE_PROCESSOR_AUTO_MAP = {"AutoImageProcessor": BACKENDS}
 AUTO_MAPS: dict[str, Mapping[str, object]] = {
     "config.json": MODEL_AUTO_MAP,
     "preprocessor_config.json": IMAGE_PROCESSOR_AUTO_MAP,
@@ -40,7 +34,9 @@ def save_with_code(
     """Save a model so that `trust_remote_code=True` loads it where `svit_hf` is not installed.
 
     Whatever class the model is, the folder serves all Auto classes: config, model, classifier, backbone and both image
-    processors. Where `svit_hf` is imported, its own classes are used instead of the copied ones.
+    processors. Where `svit_hf` is imported, its own classes are used instead of the copied ones; what they save again
+    has the code too. A probe (`svit_hf.hub.probe`) lies beside the weights. Nothing is in the folder before all of it
+    is written.
 
     Args:
         model: Any SViT model.
@@ -60,18 +56,33 @@ def save_with_code(
     if not isinstance(model, SViTPreTrainedModel):
         raise TypeError(f"`model` is a {type(model).__name__}; expected is an SViT model.")
     directory = Path(directory)
-    model.save_pretrained(directory)
-    (image_processor or _default_image_processor(model.config)).save_pretrained(directory)
-    for name, auto_map in AUTO_MAPS.items():
-        path = directory / name
-        path.write_text(with_auto_map(path.read_text(encoding="utf-8"), auto_map), encoding="utf-8")
-    for source in code_files():
-        shutil.copyfile(source, directory / source.name)
+    directory.mkdir(parents=True, exist_ok=True)
+    processor: Any = copy.deepcopy(image_processor or default_image_processor(model.config))
+    processor.auto_map = IMAGE_PROCESSOR_AUTO_MAP
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as workspace:
+        with whole_folder(Path(workspace) / "complete") as folder, _auto_map_of(model):
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            write_probe(model, folder)
+        files = sorted((Path(workspace) / "complete").iterdir())
+        for file in files:
+            file.replace(directory / file.name)
+        # weights of an earlier model in more files, or in fewer, would be loaded instead
+        for stale in {*directory.glob("model*.safetensors*")} - {directory / file.name for file in files}:
+            stale.unlink()
 
 
-def code_files() -> list[Path]:
-    """Return the files that a folder has to hold to load without this package."""
-    return sorted(Path(svit_hf.model.__path__[0]).glob("*_svit.py"))
+@contextmanager
+def _auto_map_of(model: SViTPreTrainedModel) -> Iterator[None]:
+    """Let a model be saved with its code, this once."""
+    before = getattr(model.config, "auto_map", None)
+    model.config.auto_map = MODEL_AUTO_MAP
+    try:
+        yield
+    finally:
+        model.config.auto_map = before
+        if before is None:
+            del model.config.auto_map
 
 
 def with_auto_map(content: str, auto_map: Mapping[str, object]) -> str:
@@ -79,8 +90,15 @@ def with_auto_map(content: str, auto_map: Mapping[str, object]) -> str:
     return json.dumps(json.loads(content) | {"auto_map": auto_map}, indent=2, sort_keys=True) + "\n"
 
 
-def _default_image_processor(config: SViTConfig) -> SViTImageProcessorPil:
+def default_image_processor(config: SViTConfig) -> SViTImageProcessorPil:
+    """Return the official evaluation transform at a model's size, with the mean of ImageNet's colours for grey."""
     size = config.image_size
-    if isinstance(size, int):
-        return SViTImageProcessorPil(size={"shortest_edge": size})
-    return SViTImageProcessorPil(size={"height": size[0], "width": size[1]})
+    kwargs: dict[str, Any] = {"size": {"shortest_edge": size}}
+    if not isinstance(size, int):
+        kwargs["size"] = {"height": size[0], "width": size[1]}
+    if config.num_channels == 1:
+        kwargs |= {
+            "image_mean": [sum(IMAGENET_DEFAULT_MEAN) / 3],
+            "image_std": [sum(IMAGENET_DEFAULT_STD) / 3],
+        }
+    return SViTImageProcessorPil(**kwargs)

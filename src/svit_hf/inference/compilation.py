@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from svit_hf.errors import SViTError
-from svit_hf.model.layers_svit import SViTLayer
-from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.model.modeling_svit import SViTLayer, SViTPreTrainedModel
 
 
 # all layers count together: with four stages the compiler's own limit of 8 would let the third size fall back to

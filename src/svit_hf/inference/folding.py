@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from svit_hf.errors import SViTError
-from svit_hf.model.layers_svit import (
+from svit_hf.model.modeling_svit import (
     SViTDepthwiseResidual,
     SViTDownsampling,
     SViTLayer,
     SViTLayerScale,
     SViTPooler,
+    SViTPreTrainedModel,
 )
-from svit_hf.model.modeling_svit import SViTPreTrainedModel
 
 
 Model = TypeVar("Model", bound=SViTPreTrainedModel)

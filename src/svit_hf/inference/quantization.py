@@ -13,8 +13,7 @@ from torch import nn
 from svit_hf.errors import SViTError
 from svit_hf.extras import install_hint, missing_packages
 from svit_hf.inference.folding import fold_for_inference, plain_convolution
-from svit_hf.model.layers_svit import SViTConvFFN, SViTPooler, SViTSelfAttention
-from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.model.modeling_svit import SViTConvFFN, SViTPooler, SViTPreTrainedModel, SViTSelfAttention
 
 
 Model = TypeVar("Model", bound=SViTPreTrainedModel)
@@ -28,7 +27,7 @@ _PROJECTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 class PointwiseLinear(nn.Linear):
-    """Compute a 1x1 convolution as a linear layer: `(B, C_in, H, W)` to `(B, C_out, H, W)`.
+    """A 1x1 convolution as a linear layer: `(B, C_in, H, W)` to `(B, C_out, H, W)`.
 
     In channels_last memory, tokens are rows already and nothing is copied.
 

@@ -1,118 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faster implementations of the super-token operations and their neighbours, and which of them can run where.
+"""Faster kernels for the layers of SViT, put on a model from outside and taken off again.
 
-The model asks for them by name (`model/implementation_svit.py`) and works without this folder. Here live the names and
-the choice; an implementation is a folder of its own, which registers its operators with PyTorch when it is first used.
-README.md beside this file has the mathematics, the contract, and how to add one.
+The model knows nothing of this folder. `choice.py` has the names of the kernels and the choice among them, `layers.py`
+the layers that they serve. Kernels themselves are a folder each, which registers its operators with PyTorch when it is
+first used. README.md beside this file has the mathematics, the contract, and how to add some.
 """
 
-import logging
-import os
-from functools import cache
-from importlib import import_module
-from typing import Protocol
+from torch import nn
 
-import torch
+from svit_hf.kernels.choice import KERNELS, KILL_SWITCH, require, resolve
+from svit_hf.kernels.layers import layers_of, set_kernels
 
 
-logger = logging.getLogger(__name__)
-
-# 1 keeps every model of the process on PyTorch's own operators: for reports of bugs, and to find out who is at fault
-KILL_SWITCH = "SVIT_DISABLE_KERNELS"
-
-# folders beside this file, the fastest first: `auto` takes the first that can run
-IMPLEMENTATIONS = ("triton",)
+__all__ = ["KERNELS", "KILL_SWITCH", "resolve", "use_kernels"]
 
 
-class Implementation(Protocol):
-    """State what the module `svit_hf.kernels.NAME` of an implementation has. Importing it loads nothing heavy."""
+def use_kernels(model: nn.Module, kernels: str | None = "auto") -> None:
+    """Let the layers of SViT in a model compute with kernels, or with PyTorch's own operators again.
 
-    AUTO_DEVICES: tuple[str, ...]
-    """Types of the devices on which `auto` prefers it to PyTorch's own operators."""
-
-    @staticmethod
-    def find_obstacle(device: torch.device | None, dtype: torch.dtype | None, sampler: str | None) -> str | None:
-        """Return why it cannot run on such tokens, in words that follow "because". None stands for anything."""
-
-    @staticmethod
-    def load() -> None:
-        """Register its operators as `torch.ops.svit_hf_NAME`."""
-
-
-@cache
-def resolve(name: str, device: torch.device, dtype: torch.dtype, sampler: str | None = None) -> str:
-    """Find out what runs the super-token operations, and make it ready; the choice of `auto` is said once.
+    The layers are found by the names of their classes, so that models of remote code from the Hub are served too. The
+    choice belongs to the object: no config and no saved file knows of it. Copies and pickles of the model keep it.
 
     Args:
-        name: "auto", "eager", or one of `IMPLEMENTATIONS`.
-        device: Of the tokens.
-        dtype: Of the tokens.
-        sampler: The super-token sampler, where one is used.
-
-    Returns:
-        "eager" for PyTorch's own operators, or one of `IMPLEMENTATIONS`, whose operators are registered by then.
+        model: Any module with layers of SViT in it, folded or not.
+        kernels: "triton" for these kernels; "auto" for kernels on devices where they were measured to be faster, which
+            is said once, and PyTorch's own operators elsewhere; None for PyTorch's own operators alone, with which
+            every model starts.
 
     Raises:
-        ValueError: If `name` is no such name, or asks for an implementation that cannot run; the message says why.
+        ValueError: If `kernels` is no such name, the model has no layer of SViT, or kernels that were asked for by
+            name cannot run; the message says why. What depends on the device and the dtype of the tokens is found out
+            by the next forward pass, and raised there.
+
+    Example:
+        >>> from svit_hf import SViTConfig, SViTModel
+        >>> from svit_hf.kernels import use_kernels
+        >>> model = SViTModel(SViTConfig())
+        >>> use_kernels(model, "auto")
+        >>> use_kernels(model, None)
     """
-    if name == "auto":
-        name = _choose(device, dtype, sampler)
-    require(name, device, dtype, sampler)
-    if name != "eager":
-        _implementation(name).load()
-    return name
-
-
-def require(
-    name: str, device: torch.device | None = None, dtype: torch.dtype | None = None, sampler: str | None = None
-) -> None:
-    """Refuse a name that cannot be used; what is left out can be anything.
-
-    Raises:
-        ValueError: As in `resolve`.
-    """
-    if name in ("auto", "eager"):
-        return
-    if name not in IMPLEMENTATIONS:
-        allowed = ", ".join(["auto", "eager", *IMPLEMENTATIONS])
-        raise ValueError(f"`super_token_implementation` is {name!r}; allowed are {allowed}.")
-    obstacle = _find_obstacle(name, device, dtype, sampler)
-    if obstacle is not None:
-        raise ValueError(
-            f"`super_token_implementation` is {name!r}, which cannot be used because {obstacle}; "
-            "'auto' and 'eager' always can."
-        )
-
-
-def _choose(device: torch.device, dtype: torch.dtype, sampler: str | None) -> str:
-    for name in IMPLEMENTATIONS:
-        if device.type not in _implementation(name).AUTO_DEVICES:
-            continue
-        obstacle = _find_obstacle(name, device, dtype, sampler)
-        if obstacle is None:
-            _say_once(logging.INFO, f"{name} runs the super-token operations on {device} in {dtype}.")
-            return name
-        _say_once(
-            logging.WARNING,
-            f"PyTorch's own operators run the super-token operations on {device} in {dtype}, and not the faster "
-            f"{name}, because {obstacle}.",
-        )
-    return "eager"
-
-
-# operators with a sampler and without one are asked for apart, and mostly get the same answer
-@cache
-def _say_once(level: int, message: str) -> None:
-    logger.log(level, message)
-
-
-def _find_obstacle(
-    name: str, device: torch.device | None, dtype: torch.dtype | None, sampler: str | None
-) -> str | None:
-    if os.environ.get(KILL_SWITCH) == "1":
-        return f"the environment variable {KILL_SWITCH} is 1"
-    return _implementation(name).find_obstacle(device, dtype, sampler)
-
-
-def _implementation(name: str) -> Implementation:
-    return import_module(f"svit_hf.kernels.{name}")  # type: ignore[return-value]
+    layers = layers_of(model)
+    if kernels is not None and not layers:
+        raise ValueError(f"`model` is a {type(model).__name__} without any layer of SViT that kernels could serve.")
+    for sampler in {getattr(layer, "sampler", None) for layer in layers}:
+        require(kernels, sampler=sampler)
+    for layer in layers:
+        set_kernels(layer, kernels)

@@ -7,6 +7,7 @@ layouts of hhb072/STViT@c9ed9a4 (`models/stvit.py`).
 """
 
 import difflib
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -15,9 +16,19 @@ from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
+from .own_code_svit import write_code
 from .super_tokens_svit import SUPER_TOKEN_SAMPLERS
 
+
+# what Transformers knows of the code beside a config.json
+MODEL_AUTO_MAP = {
+    "AutoConfig": "configuration_svit.SViTConfig",
+    "AutoModel": "modeling_svit.SViTModel",
+    "AutoModelForImageClassification": "modeling_svit.SViTForImageClassification",
+    "AutoBackbone": "modeling_svit.SViTBackbone",
+}
 
 _PER_STAGE_FIELDS = (
     "depths",
@@ -28,11 +39,13 @@ _PER_STAGE_FIELDS = (
 )
 
 
-# fields, the values they may have, and how a message says so
+# fields, the values they may have, and how a message says so; no comparison holds for NaN
 _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (("num_channels", "projection_dim"), lambda value: value >= 1, "at least 1"),
-    (("mlp_ratio", "layer_norm_eps", "batch_norm_eps"), lambda value: value > 0, "larger than 0"),
-    (("initializer_range",), lambda value: value >= 0, "at least 0"),
+    (("mlp_ratio",), lambda value: 0 < value <= 1000, "above 0 and at most 1000"),
+    (("layer_norm_eps", "batch_norm_eps"), lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    (("initializer_range",), lambda value: 0 < value <= 100, "above 0 and at most 100"),
+    (("layer_scale_init_value",), lambda value: abs(value) <= 100, "from -100 to 100"),
     (
         ("hidden_dropout_prob", "attention_probs_dropout_prob", "batch_norm_momentum"),
         lambda value: 0 <= value <= 1,
@@ -41,13 +54,16 @@ _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (("drop_path_rate",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
 ]
 
+logger = logging.get_logger(__name__)
+
 
 @strict
 class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Hold the architecture of an SViT model; the defaults are the published small model.
+    """Architecture of an SViT model; the defaults are the published small model.
 
     Every field that is a list has one entry per stage, and any number of stages is allowed. Weights depend neither on
-    `super_token_sizes` nor on `num_sampling_iterations`, so both may be changed when a checkpoint is loaded.
+    `super_token_sizes` nor on `num_sampling_iterations`, so both may be changed when a checkpoint is loaded. Unknown
+    keywords are kept as attributes, as in all of Transformers; one that is almost the name of a field is warned of.
 
     Args:
         num_channels: Channels of the input images.
@@ -71,7 +87,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
             first layer.
         use_layer_scale: Whether the layers of each stage scale their residual branches, one factor per channel.
         layer_scale_init_value: Initial value of these factors.
-        projection_dim: Channels of the 1x1 projection before global pooling, that is of `pooler_output`.
+        projection_dim: Channels of the 1x1 projection before global pooling, that is of `pooler_output`; also what
+            `hidden_size` answers.
         layer_norm_eps: Epsilon of the layer norms.
         batch_norm_eps: Epsilon of the batch norms.
         batch_norm_momentum: Weight of the newest batch in the running statistics of the batch norms.
@@ -82,8 +99,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Raises:
         StrictDataclassFieldValidationError: If a field has the wrong type.
-        StrictDataclassClassValidationError: If a value, or a combination of values, is not possible.
-        ValueError: If an unknown keyword is almost the name of a field, or `out_features` names no stage.
+        ValueError: If a value, or a combination of values, is not possible; the message names the field.
 
     Example:
         >>> from svit_hf import SViTConfig
@@ -124,7 +140,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self._refuse_misspelled_fields(kwargs)
+        self._warn_of_misspelled_fields(kwargs)
         # lists of our own: JSON gives lists back, and no two configs may share one
         self.hidden_sizes = list(self.hidden_sizes)
         for name in _PER_STAGE_FIELDS:
@@ -137,6 +153,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
             out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
         )
         super().__post_init__(**kwargs)
+        # here too, since an error of the validators that run afterwards is no ValueError
+        self.validate_architecture()
 
     @classmethod
     def small(cls, **kwargs: Any) -> "SViTConfig":
@@ -177,13 +195,22 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of the last stage (Transformers' generic name)."""
-        return self.hidden_sizes[-1]
+        """Width of `pooler_output`, `projection_dim`, by which generic heads join it to other models.
+
+        The last feature map has `hidden_sizes[-1]` channels.
+        """
+        return self.projection_dim
 
     @property
     def cell_sizes(self) -> list[tuple[int, int]]:
         """`super_token_sizes` as `(height, width)` pairs, in tokens."""
         return [(cell, cell) if isinstance(cell, int) else (cell[0], cell[1]) for cell in self.super_token_sizes]
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write the JSON file; a config that was loaded beside its code is written with the code beside it."""
+        super().to_json_file(json_file_path, use_diff)
+        if getattr(self, "auto_map", None):
+            write_code(json_file_path, MODEL_AUTO_MAP)
 
     def validate_architecture(self) -> None:
         """Refuse values, and combinations of values, that make no model; called at creation and by every model."""
@@ -252,15 +279,14 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` is {self.hidden_act!r}; allowed are {sorted(ACT2FN)}.")
 
-    def _refuse_misspelled_fields(self, kwargs: dict[str, Any]) -> None:
-        # Transformers keeps unknown keywords as attributes without a word, so a slip of the pen would silently build
-        # the default model; only near misses are refused, since foreign keys in a config.json are legitimate
+    def _warn_of_misspelled_fields(self, kwargs: dict[str, Any]) -> None:
+        # a slip of the pen would silently build the default model; foreign keys in a config.json are legitimate
         names = {field.name for field in fields(SViTConfig)} - {field.name for field in fields(PreTrainedConfig)}
         names |= {"out_features", "out_indices", "num_labels"}
         for key in kwargs.keys() - names:
             close = [] if key.startswith("_") else difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close:
-                raise ValueError(f"Unknown field {key!r}={kwargs[key]!r}; did you mean `{close[0]}`?")
+                logger.warning_once(f"`{key}`={kwargs[key]!r} is no field of SViTConfig; did you mean `{close[0]}`?")
 
 
 __all__ = ["SViTConfig"]

@@ -13,6 +13,7 @@ from .image_transforms_svit import (
     SViTImageProcessing,
     SViTImageProcessorKwargs,
     covering_size,
+    has_one_channel,
     resampled_range,
     size_in_pixels,
     to_array,
@@ -20,7 +21,7 @@ from .image_transforms_svit import (
 
 
 class SViTImageProcessorPil(SViTImageProcessing, PilBackend):
-    """Prepare pictures for SViT as the official evaluation does, with Pillow.
+    """Preparation of pictures as in the official evaluation, with Pillow.
 
     Its arguments, and what becomes of which picture, are those of `SViTImageProcessing`.
     """
@@ -37,7 +38,7 @@ class SViTImageProcessorPil(SViTImageProcessing, PilBackend):
         """Turn one picture into a uint8 or float32 array of shape `(C, H, W)`."""
         if isinstance(image, Image.Image):
             input_data_format = ChannelDimension.LAST
-        pixels = to_array(image, do_convert_rgb)
+        pixels = to_array(image, do_convert_rgb, has_one_channel(**kwargs))
         return self._to_channels_first(pixels, input_data_format, do_convert_rgb=do_convert_rgb, **kwargs)
 
     def resize(

@@ -13,10 +13,13 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension, SizeDict
 
+# so that remote code is saved with both processors, whichever was loaded
+from .image_processing_pil_svit import SViTImageProcessorPil  # noqa: F401
 from .image_transforms_svit import (
     SViTImageProcessing,
     SViTImageProcessorKwargs,
     covering_size,
+    has_one_channel,
     resampled_range,
     size_in_pixels,
     to_array,
@@ -24,7 +27,7 @@ from .image_transforms_svit import (
 
 
 class SViTImageProcessor(SViTImageProcessing, TorchvisionBackend):
-    """Prepare pictures for SViT as the official evaluation does, with torchvision.
+    """Preparation of pictures as in the official evaluation, with torchvision.
 
     Its arguments, and what becomes of which picture, are those of `SViTImageProcessing`. Tensors stay on their device
     unless `device` names another.
@@ -50,8 +53,9 @@ class SViTImageProcessor(SViTImageProcessing, TorchvisionBackend):
         elif isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
             pixels = image
         else:
+            array = to_array(image, do_convert_rgb, has_one_channel(**kwargs))
             # "W" copies read-only memory: torch warns about memory that it may not write to
-            pixels = torch.from_numpy(np.require(to_array(image, do_convert_rgb), requirements=["C", "W"]))
+            pixels = torch.from_numpy(np.require(array, requirements=["C", "W"]))
         pixels = self._to_channels_first(pixels, input_data_format, do_convert_rgb=do_convert_rgb, **kwargs)
         return pixels.contiguous().to(device=device)
 

@@ -9,6 +9,7 @@ Differs from it in: sizes of 32 and less, for which the official code does not r
 """
 
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,12 +28,20 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
+from .own_code_svit import write_code
+
 
 logger = logging.get_logger(__name__)
 
 # the official rule: up to this size the crop leaves a margin of the resized picture out, above it none
 LARGEST_SIZE_WITH_MARGIN = 224
 CROP_PCT_WITH_MARGIN = 224 / 256
+
+# what Transformers knows of the code beside a preprocessor_config.json, by backend
+BACKENDS = {
+    "torchvision": "image_processing_svit.SViTImageProcessor",
+    "pil": "image_processing_pil_svit.SViTImageProcessorPil",
+}
 
 MAX_8_BIT = 255
 MAX_16_BIT = 65535
@@ -43,7 +52,7 @@ Pixels = TypeVar("Pixels", Array, torch.Tensor)
 
 
 class SViTImageProcessorKwargs(ImagesKwargs, total=False):
-    """Add one argument to those of every image processor.
+    """Arguments of every image processor, and one more.
 
     Args:
         crop_pct: Share of the resized picture's edge that the crop keeps, above 0 and up to 1. `None` is the official
@@ -54,7 +63,7 @@ class SViTImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class SViTImageProcessing(BaseImageProcessor):
-    """Hold the arguments and steps common to both backends; not usable by itself.
+    """Arguments and steps common to both backends; not usable by itself.
 
     `size` is what comes out: a square of S x S pixels for `{"shortest_edge": S}`, or the rectangle
     `{"height": h, "width": w}`. A picture is resized, proportions kept, until it just covers `size / crop_pct`, and
@@ -70,7 +79,8 @@ class SViTImageProcessing(BaseImageProcessor):
     - arrays and tensors are `(H, W)`, `(C, H, W)` or `(H, W, C)` with 1 to 4 channels.
 
     Without it, and with any other number of entries in `image_mean` than three, channels and values stay as stored:
-    `image_mean` and `image_std` need one entry per channel, and `rescale_factor` has to suit the values. Either way
+    `image_mean` and `image_std` need one entry per channel, and `rescale_factor` has to suit the values. Only where
+    they have one entry, Pillow images in colour become grey, since pipelines hand over nothing else. Either way
     booleans become 0 and 255, and the EXIF orientation of Pillow images and files is applied.
 
     Floats are expected in 0..255, or in 0..1 with `do_rescale=False`. They are resized as floats, and what lay within
@@ -105,6 +115,17 @@ class SViTImageProcessing(BaseImageProcessor):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields to save; `crop_pct` is among them also when it is `None`."""
         return {**super().to_dict(), "crop_pct": self.crop_pct}
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write the JSON file; a processor that was loaded beside its code is written with the code beside it."""
+        super().to_json_file(json_file_path)
+        if getattr(self, "auto_map", None):
+            # without torchvision, remote code was loaded without the file that needs it
+            has = {backend: Path(__file__).with_name(f"{name.split('.')[0]}.py") for backend, name in BACKENDS.items()}
+            write_code(
+                json_file_path,
+                {"AutoImageProcessor": {backend: BACKENDS[backend] for backend in has if has[backend].is_file()}},
+            )
 
     def _prepare_image_like_inputs(
         self, images: Any, *args: Any, input_data_format: str | ChannelDimension | None = None, **kwargs: Any
@@ -193,8 +214,15 @@ def resampled_range(low: float, high: float) -> tuple[float, float]:
     return float("-inf"), float("inf")
 
 
-def to_array(image: Any, do_convert_rgb: bool | None) -> Array:
+def has_one_channel(do_normalize: bool | None = None, image_mean: Any = None, **kwargs: Any) -> bool:
+    """Whether the arguments of a processor are those of a model for grey pictures."""
+    return bool(do_normalize) and isinstance(image_mean, tuple) and len(image_mean) == 1
+
+
+def to_array(image: Any, do_convert_rgb: bool | None, to_grey: bool = False) -> Array:
     """Turn a Pillow image, array or tensor into a uint8 or float32 array; a Pillow image gives `(H, W, C)`.
+
+    With `to_grey` a Pillow image in colour becomes grey.
 
     Raises:
         ValueError: If the values are neither booleans, integers nor floats, or integers beyond 16 bits that were to
@@ -205,7 +233,7 @@ def to_array(image: Any, do_convert_rgb: bool | None) -> Array:
         image = image.detach().cpu()
         array = (image.float() if image.is_floating_point() else image).numpy()
     elif isinstance(image, Image.Image):
-        array = _pillow_to_array(image, do_convert_rgb)
+        array = _pillow_to_array(image, do_convert_rgb, to_grey)
     else:
         array = image
     if array.dtype == np.uint8:
@@ -226,8 +254,10 @@ def to_array(image: Any, do_convert_rgb: bool | None) -> Array:
     return array.astype(np.uint8)
 
 
-def _pillow_to_array(image: Image.Image, do_convert_rgb: bool | None) -> Array:
+def _pillow_to_array(image: Image.Image, do_convert_rgb: bool | None, to_grey: bool) -> Array:
     image = ImageOps.exif_transpose(image)
+    if to_grey and not image.mode.startswith(("1", "L", "I", "F")):
+        image = image.convert("L")
     # the wide grey modes stay: Pillow would cut their values off at 255
     if do_convert_rgb and not image.mode.startswith(("I", "F")):
         # the detour drops the same alpha, without Pillow's warning about it

@@ -10,15 +10,12 @@ the behaviour of `StokenAttention` in hhb072/STViT@c9ed9a4, re-implemented from 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.library import custom_op
 from torch.nn import functional as F
 
-from .implementation_svit import find_kernels, is_bare
+from .cells_svit import count_cells, join_cells, split_into_cells
 
 
 class SuperTokens(NamedTuple):
@@ -44,8 +41,6 @@ def super_token_attention(
     cell_size: tuple[int, int],
     num_iterations: int = 1,
     sampler: str = "soft",
-    implementation: str = "eager",
-    norm: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, SuperTokens]:
     """Let all tokens attend to each other through super tokens.
 
@@ -55,35 +50,15 @@ def super_token_attention(
         cell_size: `(h, w)` of a cell, in tokens.
         num_iterations: Rounds of association and averaging, at least 1.
         sampler: A name in `SUPER_TOKEN_SAMPLERS`.
-        implementation: "eager" for the functions of this file; "auto" or a name for kernels, see `find_kernels`.
-        norm: Applied to the tokens first, as `(B, H, W, C)`, if there is one. Kernels do the work of a plain
-            `nn.LayerNorm` themselves; any other module or function is called.
 
     Returns:
         The new tokens, shape `(B, C, H, W)`, and the sampled super tokens (before `attend`).
 
     Source: section 3.2; `StokenAttention.forward` in hhb072/STViT@c9ed9a4.
     """
-    kernels = find_kernels(implementation, hidden_states, sampler)
-    if norm is not None and (kernels is None or not _is_plain_layer_norm(norm)):
-        hidden_states = norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        norm = None
-    if kernels is None and _needs_opaque_operators(hidden_states, cell_size):
-        kernels = torch.ops.svit_hf
-    size = hidden_states.shape[-2:]
-    if kernels is None:
-        sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
-        return upsample_tokens(attend(sampled.super_tokens), sampled.association, cell_size, size), sampled
-    if norm is None:
-        outputs = kernels.sample_super_tokens(hidden_states, cell_size, num_iterations, sampler)
-    else:
-        # autocast may make LayerNorm answer in float32: it is asked, with no token at all
-        dtype = norm(hidden_states.new_empty(0, hidden_states.shape[1])).dtype
-        outputs = kernels.normalize_and_sample(
-            hidden_states, norm.weight, norm.bias, norm.eps, cell_size, num_iterations, sampler, dtype
-        )
-    sampled = SuperTokens(*outputs[:2])
-    return kernels.upsample_tokens(attend(sampled.super_tokens), sampled.association, cell_size, size), sampled
+    sampled = SUPER_TOKEN_SAMPLERS[sampler](hidden_states, cell_size, num_iterations)
+    attended = attend(sampled.super_tokens)
+    return upsample_tokens(attended, sampled.association, cell_size, hidden_states.shape[-2:]), sampled
 
 
 def sample_super_tokens(
@@ -119,18 +94,19 @@ def sample_super_tokens(
     """
     if num_iterations < 1:
         raise ValueError(f"`num_iterations` is {num_iterations}; it has to be at least 1.")
-    grid_size = _count_cells(hidden_states.shape[-2:], cell_size)
-    tokens = _split_into_cells(hidden_states, cell_size)  # (B, G, P, C)
+    grid_size = count_cells(hidden_states.shape[-2:], cell_size)
+    tokens = split_into_cells(hidden_states, cell_size)  # (B, G, P, C)
     # half precision loses the small masses and overflows in the sum over a large cell
     with torch.no_grad(), _without_autocast(tokens.device.type):
         tokens_float = tokens.detach().to(torch.promote_types(tokens.dtype, torch.float32))
         super_tokens = tokens_float.mean(dim=2).unflatten(1, grid_size)  # (B, Gh, Gw, C)
         association, weights = _assign(tokens_float, super_tokens, mask_outside)  # (B, G, P, 9)
         for _ in range(num_iterations - 1):
-            super_tokens = _sum_over_neighbours(weights.mT @ tokens_float, grid_size)  # (B, Gh, Gw, C)
+            super_tokens = _sum_over_neighbours(weights.transpose(-2, -1) @ tokens_float, grid_size)  # (B, Gh, Gw, C)
             association, weights = _assign(tokens_float, super_tokens, mask_outside)  # (B, G, P, 9)
     # weights of at most 1 that sum to 1 keep this sum in the range of the tokens, whatever the dtype
-    super_tokens = _sum_over_neighbours(weights.to(tokens.dtype).mT @ tokens, grid_size)  # (B, Gh, Gw, C)
+    weights = weights.to(tokens.dtype)
+    super_tokens = _sum_over_neighbours(weights.transpose(-2, -1) @ tokens, grid_size)  # (B, Gh, Gw, C)
     return SuperTokens(super_tokens.to(hidden_states.dtype).permute(0, 3, 1, 2), association)
 
 
@@ -171,7 +147,7 @@ def upsample_tokens(
     """
     neighbours = _gather_neighbours(super_tokens.permute(0, 2, 3, 1))  # (B, G, 9, C)
     tokens = association.to(super_tokens.dtype) @ neighbours  # (B, G, P, C)
-    return _join_cells(tokens.to(super_tokens.dtype), cell_size, size)
+    return join_cells(tokens.to(super_tokens.dtype), cell_size, size)
 
 
 def _assign(tokens: torch.Tensor, super_tokens: torch.Tensor, mask_outside: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,91 +156,20 @@ def _assign(tokens: torch.Tensor, super_tokens: torch.Tensor, mask_outside: bool
     Returns the association, and the weights of the mean it stands for (association by mass), both `(B, G, P, 9)`.
     """
     neighbours = _gather_neighbours(super_tokens)  # (B, G, 9, C)
-    affinity = tokens @ neighbours.mT * tokens.shape[-1] ** -0.5  # (B, G, P, 9)
+    affinity = tokens @ neighbours.transpose(-2, -1) * tokens.shape[-1] ** -0.5  # (B, G, P, 9)
     if mask_outside:
-        inside = _gather_neighbours(torch.ones_like(super_tokens[:1, ..., :1])).mT  # (1, G, 1, 9)
+        inside = _gather_neighbours(torch.ones_like(super_tokens[:1, ..., :1])).transpose(-2, -1)  # (1, G, 1, 9)
         affinity = affinity.masked_fill(inside == 0, -torch.inf)
     association = affinity.softmax(dim=-1)
     mass = _sum_over_neighbours(association.sum(dim=2).unsqueeze(-1), super_tokens.shape[1:3])  # (B, Gh, Gw, 1)
     # gathering the reciprocal gives weight 0, not 1e12, to the cells outside of the grid
-    return association, association * _gather_neighbours((mass + 1e-12).reciprocal()).mT
-
-
-def _is_plain_layer_norm(norm: Callable[[torch.Tensor], torch.Tensor]) -> TypeGuard[nn.LayerNorm]:
-    """Whether a norm is nothing but LayerNorm over channels: no subclass, and nothing was hung on it."""
-    return type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1 and norm.bias is not None and is_bare(norm)
+    return association, association * _gather_neighbours((mass + 1e-12).reciprocal()).transpose(-2, -1)
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[None]:
     # the meta device, on which models are counted and planned, has no autocast to switch off
     has_autocast = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
-
-
-def _count_cells(size: Sequence[int], cell_size: Sequence[int]) -> tuple[int, int]:
-    return (size[0] + cell_size[0] - 1) // cell_size[0], (size[1] + cell_size[1] - 1) // cell_size[1]
-
-
-def _split_into_cells(hidden_states: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
-    """Bring `(B, C, H, W)` into whole cells, `(B, G, P, C)`, with zeros added on the right and at the bottom."""
-    tokens = hidden_states.permute(0, 2, 3, 1)
-    batch_size, height, width, channels = tokens.shape
-    rows, columns = _count_cells((height, width), cell_size)
-    if _needs_graph_for_all_sizes((height, width), cell_size):
-        y = _positions(rows, cell_size[0], tokens.device).view(rows, 1, cell_size[0], 1)
-        x = _positions(columns, cell_size[1], tokens.device).view(1, columns, 1, cell_size[1])
-        taken = tokens[:, y.clamp(max=height - 1), x.clamp(max=width - 1)]  # (B, Gh, Gw, h, w, C)
-        cells = taken.where(((y < height) & (x < width)).unsqueeze(-1), 0.0)
-    else:
-        missing = rows * cell_size[0] - height, columns * cell_size[1] - width
-        if any(missing):
-            tokens = F.pad(tokens, (0, 0, 0, missing[1], 0, missing[0]))
-        cells = tokens.reshape(batch_size, rows, cell_size[0], columns, cell_size[1], channels).transpose(2, 3)
-    return cells.reshape(batch_size, rows * columns, cell_size[0] * cell_size[1], channels)
-
-
-def _join_cells(tokens: torch.Tensor, cell_size: tuple[int, int], size: Sequence[int]) -> torch.Tensor:
-    """Undo `_split_into_cells`: `(B, G, P, C)` to `(B, C, H, W)`."""
-    batch_size, _, _, channels = tokens.shape
-    rows, columns = _count_cells(size, cell_size)
-    cells = tokens.reshape(batch_size, rows, columns, *cell_size, channels)
-    if _needs_graph_for_all_sizes(size, cell_size):
-        y = torch.arange(size[0], device=tokens.device).unsqueeze(1)
-        x = torch.arange(size[1], device=tokens.device)
-        joined = cells[:, y // cell_size[0], x // cell_size[1], y % cell_size[0], x % cell_size[1]]
-    else:
-        joined = cells.transpose(2, 3).reshape(batch_size, rows * cell_size[0], columns * cell_size[1], channels)
-        joined = joined[:, : size[0], : size[1]]
-    return joined.permute(0, 3, 1, 2)
-
-
-def _needs_graph_for_all_sizes(size: Sequence[int], cell_size: tuple[int, int]) -> bool:
-    """Whether a compiler traces a symbolic size, which may or may not be a multiple of the cell.
-
-    Padding, cutting and reshaping then ask questions about that size, and the graph would hold for one answer only.
-    Indexing asks none.
-    """
-    return torch.compiler.is_compiling() and not all(
-        statically_known_true(length % cell == 0) or statically_known_true(length % cell != 0)
-        for length, cell in zip(size, cell_size, strict=True)
-    )
-
-
-def _needs_opaque_operators(hidden_states: torch.Tensor, cell_size: tuple[int, int]) -> bool:
-    """Whether a compiler traces a symbolic size for inference, and would take minutes over the indices.
-
-    Exported programs keep to operators that exist everywhere.
-    """
-    return (
-        _needs_graph_for_all_sizes(hidden_states.shape[-2:], cell_size)
-        and not torch.compiler.is_exporting()
-        and not torch.is_grad_enabled()
-    )
-
-
-def _positions(num_cells: int, cell: int, device: torch.device) -> torch.Tensor:
-    """Return where the tokens of each cell are along one axis, `(num_cells, cell)`."""
-    return torch.arange(num_cells, device=device).unsqueeze(1) * cell + torch.arange(cell, device=device)
 
 
 def _gather_neighbours(grid: torch.Tensor) -> torch.Tensor:
@@ -290,40 +195,3 @@ def _sum_over_neighbours(partial_sums: torch.Tensor, grid_size: Sequence[int]) -
     by_row = left + middle + right  # (B, Gh + 2, Gw, 3, C)
     above, level, below = (by_row.select(3, y).narrow(1, 2 - y, rows) for y in range(3))
     return above + level + below
-
-
-# sampling and upsampling as operators that a compiler does not look into; they have no gradient and need none
-@custom_op("svit_hf::sample_super_tokens", mutates_args=())
-def _sample_opaquely(
-    tokens: torch.Tensor, cell_size: Sequence[int], num_iterations: int, sampler: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    super_tokens, association = SUPER_TOKEN_SAMPLERS[sampler](tokens, (cell_size[0], cell_size[1]), num_iterations)
-    return super_tokens.contiguous(memory_format=torch.channels_last), association.contiguous()
-
-
-@_sample_opaquely.register_fake
-def _(
-    tokens: torch.Tensor, cell_size: Sequence[int], num_iterations: int, sampler: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, columns = _count_cells(tokens.shape[-2:], cell_size)
-    super_tokens = tokens.new_empty(*tokens.shape[:2], rows, columns)
-    association = tokens.new_empty(
-        tokens.shape[0], rows * columns, cell_size[0] * cell_size[1], 9,
-        dtype=torch.promote_types(tokens.dtype, torch.float32),
-    )  # fmt: skip
-    return super_tokens.contiguous(memory_format=torch.channels_last), association
-
-
-@custom_op("svit_hf::upsample_tokens", mutates_args=())
-def _upsample_opaquely(
-    super_tokens: torch.Tensor, association: torch.Tensor, cell_size: Sequence[int], size: Sequence[int]
-) -> torch.Tensor:
-    tokens = upsample_tokens(super_tokens, association, (cell_size[0], cell_size[1]), size)
-    return tokens.contiguous(memory_format=torch.channels_last)
-
-
-@_upsample_opaquely.register_fake
-def _(
-    super_tokens: torch.Tensor, association: torch.Tensor, cell_size: Sequence[int], size: Sequence[int]
-) -> torch.Tensor:
-    return super_tokens.new_empty(*super_tokens.shape[:2], *size).contiguous(memory_format=torch.channels_last)

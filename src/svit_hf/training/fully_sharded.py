@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from svit_hf.model.layers_svit import SViTLayer
+from svit_hf.model.modeling_svit import SViTLayer
 
 
 # the state dicts of `torch.distributed.checkpoint`, whole, on the CPU of rank 0

@@ -10,7 +10,7 @@ from torch import nn
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.layers_svit import SViTLayerScale
+from svit_hf.model.modeling_svit import SViTLayerScale
 from svit_hf.training.options import OptimizationOptions
 
 

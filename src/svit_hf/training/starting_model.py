@@ -17,8 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
-from svit_hf.model.layers_svit import SViTDropPath
-from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.model.modeling_svit import SViTDropPath, SViTForImageClassification
 from svit_hf.training.checkpointing import WEIGHTS
 from svit_hf.training.fully_sharded import class_of, is_sharded, load_weights_into_shards
 from svit_hf.training.losses import Teacher

@@ -13,7 +13,7 @@ import torch
 
 
 class Tile(NamedTuple):
-    """Hold how many tokens and channels a program has in registers at once, and its warps."""
+    """Number of tokens and channels that a program has in registers at once, and of its warps."""
 
     tokens: int
     channels: int

@@ -41,7 +41,7 @@ NUM_PARTS_WITH_NORM = 4
 
 
 class Normalization(NamedTuple):
-    """Hold LayerNorm's weight and bias, `(C,)`, and the mean and `1 / deviation` of each token, `(B, H, W, 1)`."""
+    """LayerNorm's weight and bias, `(C,)`, and the mean and `1 / deviation` of each token, `(B, H, W, 1)`."""
 
     weight: torch.Tensor
     bias: torch.Tensor

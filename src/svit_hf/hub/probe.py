@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probe beside saved weights: a small made-up image, and what the model computes for it.
+
+Weights that silently did not load, and versions of libraries that compute something else, show in one forward pass.
+"""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from svit_hf.files import whole_file
+from svit_hf.kernels import use_kernels
+from svit_hf.model.modeling_svit import SViTPreTrainedModel
+
+
+PROBE_FILE = "probe.safetensors"
+
+# at most, of the image: several cells in every stage, and edges that are no multiples of them
+_PROBE_SIZE = (75, 101)
+_SEED = 20221121
+
+
+def write_probe(model: SViTPreTrainedModel, directory: str | os.PathLike[str]) -> None:
+    """Write `probe.safetensors`: `pixel_values`, and the outputs in float32 and evaluation mode.
+
+    Args:
+        model: Any SViT model, wholly in memory. It is left as it is.
+        directory: The folder of the saved weights.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    pixel_values = torch.randn(1, model.config.num_channels, *_PROBE_SIZE, generator=generator)
+    tensors = {"pixel_values": pixel_values} | _outputs(model, pixel_values)
+    with whole_file(Path(directory) / PROBE_FILE) as temporary:
+        safetensors.torch.save_file(tensors, temporary)
+
+
+def compare_with_probe(model: SViTPreTrainedModel, directory: str | os.PathLike[str]) -> float | None:
+    """Compute a folder's probe with a model.
+
+    Args:
+        model: The model that was loaded from the folder, of the class that was saved there or another one.
+        directory: A folder that `save_with_code` has written.
+
+    Returns:
+        The largest difference of an output, in norm and relative to what is recorded; infinite where an output is not
+        finite or has another shape. None if there is no probe, or nothing in it that such a model computes.
+
+    Raises:
+        OSError: If the file cannot be read.
+        safetensors.SafetensorError: If it is damaged.
+    """
+    path = Path(directory) / PROBE_FILE
+    if not path.is_file():
+        return None
+    recorded = safetensors.torch.load_file(path)
+    outputs = _outputs(model, recorded.pop("pixel_values"))
+    differences = [_difference(outputs[name], recorded[name]) for name in outputs.keys() & recorded.keys()]
+    return max(differences, default=None)
+
+
+def _outputs(model: SViTPreTrainedModel, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    twin: Any = copy.deepcopy(model)
+    twin.to(device="cpu", dtype=torch.float32).train(False)
+    use_kernels(twin, None)
+    with torch.no_grad():
+        outputs = twin(pixel_values, return_dict=True)
+    named = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    named |= {f"feature_maps.{index}": value for index, value in enumerate(outputs.get("feature_maps") or ())}
+    return {name: value.contiguous() for name, value in named.items()}
+
+
+def _difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    if actual.shape != expected.shape or not actual.isfinite().all():
+        return float("inf")
+    return ((actual - expected).norm() / expected.norm().clamp(min=1e-12)).item()
