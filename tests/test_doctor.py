@@ -5,40 +5,47 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from packaging.requirements import Requirement
 
-from svit_hf import doctor
+from svit_hf import cli, doctor
 from svit_hf.doctor import DoctorCommand, Finding, examine_package, examine_torchvision
+from svit_hf.extras import missing_packages, torchvision_error
 
 
 @pytest.fixture
 def torchvision(monkeypatch, tmp_path):
-    """Return a function that installs a torchvision whose `extension` is the given code."""
+    """Return a function that installs a torchvision whose package and `extension` are the given code."""
+    known = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torchvision"}
 
-    def install(code):
+    def install(package, extension=""):
         folder = tmp_path / "torchvision"
         folder.mkdir()
-        (folder / "__init__.py").touch()
-        (folder / "extension.py").write_text(code)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            monkeypatch.delitem(sys.modules, name)
+        (folder / "__init__.py").write_text(package)
+        (folder / "extension.py").write_text(extension)
+        for name in known:
+            del sys.modules[name]
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(doctor, "version", lambda name: "9.9")
+        torchvision_error.cache_clear()
 
     yield install
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        if str(tmp_path) in str(sys.modules[name].__file__):
-            del sys.modules[name]
+        del sys.modules[name]
+    sys.modules.update(known)
+    torchvision_error.cache_clear()
 
 
 def test_broken_torchvision_is_found_with_its_remedy(torchvision):
     torchvision("raise RuntimeError('operator torchvision::nms does not exist')")
-    finding = examine_torchvision()
-    assert "operator torchvision::nms does not exist" in finding.state
-    assert "pip uninstall torchvision" in finding.remedy
+    # asked twice: the second time it looks as if it were not installed
+    for _ in range(2):
+        finding = examine_torchvision()
+        assert "operator torchvision::nms does not exist" in finding.state
+        assert "pip uninstall torchvision" in finding.remedy
+    assert missing_packages("vision") == ["torchvision"]
 
 
 @pytest.mark.parametrize("has_operators", [True, False])
 def test_torchvision_that_imports_is_not_broken(torchvision, has_operators):
-    torchvision(f"def _has_ops(): return {has_operators}")
+    torchvision("", f"def _has_ops(): return {has_operators}")
     finding = examine_torchvision()
     assert not finding.remedy
     assert finding.state.startswith("9.9")
@@ -83,10 +90,10 @@ def test_status_is_one_if_something_is_broken(monkeypatch, capsys):
 
 
 def test_import_error_is_a_finding(monkeypatch):
-    def fail(name):
+    def fail():
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(doctor, "import_module", fail)
+    monkeypatch.setattr(cli, "import_package", fail)
     finding = doctor.examine_imports()
     assert "RuntimeError: operator torchvision::nms" in finding.state
     assert finding.remedy
