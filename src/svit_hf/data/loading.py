@@ -325,10 +325,13 @@ class _EvaluationBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        part = share(len(self.part), worker.id, worker.num_workers) if worker else range(len(self.part))
+        # whole batches: what a model computes of an image depends on the size of the batch in its last digits
+        num_batches = -(-len(self.part) // self.batch_size)
+        batches = share(num_batches, worker.id, worker.num_workers) if worker else range(num_batches)
+        part = self.part[batches.start * self.batch_size : batches.stop * self.batch_size]
         source = self.maker.source
         order = list(range(len(source.shard_sizes)))
-        rows = read_rows(source, segments(source.shard_sizes, order, self.part.start + part.start, len(part)))
+        rows = read_rows(source, segments(source.shard_sizes, order, part.start, len(part)))
         while batch := list(islice(rows, self.batch_size)):
             yield self.maker.evaluation_batch(batch)
 
