@@ -119,13 +119,12 @@ def test_shares_of_any_size_add_up(logits, labels, sizes):
 
 
 def test_sums_are_the_same_bits_in_any_order(logits, labels):
-    batches = batches_of(logits, labels)
+    # right answers with losses around 1e-4, wrong ones with tens of thousands: float64 has to round their sum
+    is_hit = (logits.argmax(dim=1) == labels)[:, None]
+    batches = batches_of(logits * torch.where(is_hit, 4, 1e4), labels)
     expected = timeless(evaluate(batches))
-    orders = [
-        torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed)).tolist() for seed in range(9)
-    ]
-    for order in orders:
-        assert timeless(evaluate([batches[index] for index in order])) == expected
+    for _ in range(9):
+        assert timeless(evaluate([batches[index] for index in torch.randperm(len(batches))])) == expected
     shares = [batches[start::3] for start in range(3)]
     for report in on_ranks(lambda share, reduce: evaluate(share, reduce=reduce), shares):
         assert timeless(report) == expected
