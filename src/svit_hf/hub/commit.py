@@ -1,29 +1,113 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One commit that holds all files: sent until it is there, there at most once, and read back.
+"""One commit with all files of a model: sent until it is there, there at most once, and read back.
 
 The commit names the one that it builds on, so that the Hub refuses a second one of the same kind. Where the answer of
 the Hub got lost, the head of the branch tells whether the commit arrived.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
-from huggingface_hub.errors import RevisionNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelInfo
+
+# HTTPError is that of httpx; since huggingface_hub 2, of httpx2
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
 
 from svit_hf.errors import PushError
-from svit_hf.hub.folder_checks import WEIGHTS
-from svit_hf.hub.publication import PublishedFile
-from svit_hf.hub.retries import HUB_ERRORS, reason, retry
 
 
+CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+
+WEIGHTS = "model.safetensors"
 EVAL_RESULTS = ".eval_results/*"
+# before each further attempt; huggingface_hub itself makes some requests again, too
+WAIT_SECONDS = (1, 2, 4, 8, 16)
+# a server that asks for more patience is not waited for
+MOST_SECONDS = 120
+TRANSIENT_STATUSES = (408, 429)
+HINTS = {
+    401: "Log in with `hf auth login`, or set HF_TOKEN.",
+    403: "The token has to have the right to write there: https://huggingface.co/settings/tokens.",
+}
+
+# what huggingface_hub raises when a request fails, or an upload that it makes of several
+HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
+
+Result = TypeVar("Result")
+
+
+def retry(request: Callable[[], Result], recover: Callable[[], Result | None] = lambda: None) -> Result:
+    """Make a request again, after longer and longer waits, while it fails for reasons that may pass.
+
+    Args:
+        request: The request.
+        recover: Asked after every failure whether the request was successful all the same, and only its answer got
+            lost: returns the result then.
+
+    Raises:
+        HTTPError, OSError, RuntimeError, ValueError: The last failure.
+    """
+    for wait in (*WAIT_SECONDS, None):
+        try:
+            return request()
+        except HUB_ERRORS as error:
+            if (result := recover()) is not None:
+                return result
+            seconds = _seconds_asked_for(error)
+            if wait is None or not is_transient(error) or seconds > MOST_SECONDS:
+                raise
+            time.sleep(max(wait, seconds))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a failure may pass: a timeout, too many requests, trouble on the server or with the connection."""
+    error = _of_request(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status in TRANSIENT_STATUSES or status >= 500
+    return isinstance(error, (HTTPError, ConnectionError, TimeoutError))
+
+
+def reason(error: BaseException) -> str:
+    """Return in a line why something failed, and what can be done about it."""
+    error = _of_request(error)
+    if not isinstance(error, HfHubHTTPError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    response = error.response
+    said = f": {' '.join(error.server_message.split())}" if error.server_message else ""
+    request = f"{response.request.method} {response.request.url.path}"
+    return f"{request} was answered with {response.status_code}{said}. {HINTS.get(response.status_code, '')}".rstrip()
+
+
+def _of_request(error: BaseException) -> BaseException:
+    """Return the error of the request that an error is due to, if there is one: uploads wrap theirs."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
+        cause = cause.__cause__
+    return cause or error
+
+
+def _seconds_asked_for(error: BaseException) -> float:
+    error = _of_request(error)
+    seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    # the other form of this header, a date, is not used by the Hub
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
 class VerifiedCommit(NamedTuple):
-    """Hold what is on the Hub after a push.
+    """State of the Hub after a push.
 
     Attributes:
         oid: The commit whose files are the published ones.
@@ -59,7 +143,7 @@ def make_repository(api: HfApi, repo_id: str, revision: str, private: bool) -> M
 
 
 def commit_files(
-    api: HfApi, repo_id: str, revision: str, files: Sequence[PublishedFile], *, private: bool, message: str
+    api: HfApi, repo_id: str, revision: str, files: Sequence[CommitOperationAdd], *, private: bool, message: str
 ) -> VerifiedCommit:
     """Commit files to a branch, and read them back.
 
@@ -78,12 +162,11 @@ def commit_files(
     parent = str(info.sha)
     try:
         stale = _stale_results(_tree(api, repo_id, parent), files)
-        added = [CommitOperationAdd(file.path, file.content) for file in files]
-        deleted = [CommitOperationDelete(path) for path in stale]
+        operations: list[CommitOperation] = [*files, *map(CommitOperationDelete, stale)]
 
         def commit() -> str:
             return api.create_commit(
-                repo_id, [*added, *deleted], commit_message=message, revision=revision, parent_commit=parent
+                repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
             ).oid
 
         oid = retry(commit, recover=lambda: _find_commit(api, repo_id, revision, parent, files))
@@ -110,7 +193,9 @@ def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, RepoFile]:
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
-def _find_commit(api: HfApi, repo_id: str, revision: str, parent: str, files: Sequence[PublishedFile]) -> str | None:
+def _find_commit(
+    api: HfApi, repo_id: str, revision: str, parent: str, files: Sequence[CommitOperationAdd]
+) -> str | None:
     """Return the commit whose answer got lost, or `None` if there is none.
 
     Raises:
@@ -133,24 +218,25 @@ def _find_commit(api: HfApi, repo_id: str, revision: str, parent: str, files: Se
     )
 
 
-def _stale_results(tree: dict[str, RepoFile], files: Sequence[PublishedFile]) -> list[str]:
+def _stale_results(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
     """Return the files with results that would be taken for those of the new weights."""
-    published = {file.path: file for file in files}
+    published = {file.path_in_repo: file for file in files}
     if WEIGHTS not in tree or not _differs(tree[WEIGHTS], published[WEIGHTS]):
         return []
     return [path for path in tree if fnmatch(path, EVAL_RESULTS) and path not in published]
 
 
-def _differences(tree: dict[str, RepoFile], files: Sequence[PublishedFile]) -> list[str]:
-    missing = [f"{file.path} is missing" for file in files if file.path not in tree]
-    changed = [f"{file.path} differs" for file in files if file.path in tree and _differs(tree[file.path], file)]
-    return missing + changed
+def _differences(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
+    there = [(file, tree.get(file.path_in_repo)) for file in files]
+    missing = [f"{here.path_in_repo} is missing" for here, entry in there if entry is None]
+    return missing + [f"{here.path_in_repo} differs" for here, entry in there if entry and _differs(entry, here)]
 
 
-def _differs(there: RepoFile, here: PublishedFile) -> bool:
+def _differs(there: RepoFile, here: CommitOperationAdd) -> bool:
     if there.lfs is not None:
-        return there.lfs.sha256 != here.sha256
-    return there.blob_id != here.blob_id
+        return there.lfs.sha256 != here.upload_info.sha256.hex()
+    with here.as_file() as file:
+        return there.blob_id != git_hash(file.read())
 
 
 def _nothing_committed(repo_id: str, error: BaseException) -> PushError:

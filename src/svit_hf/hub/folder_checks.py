@@ -2,9 +2,9 @@
 """What has to hold for a folder before anything of it is sent: it loads, its card is true, it holds no secret."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -12,16 +12,15 @@ from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from svit_hf.errors import SViTError
+from svit_hf.hub.commit import WEIGHTS
 from svit_hf.hub.model_card import CardText, eval_results, evaluation_rows
 from svit_hf.hub.remote_code import AUTO_MAPS
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.urls import find_credentials
 
 
-WEIGHTS = "model.safetensors"
-# what the Hub gives out as access tokens: of users, and of organisations
-TOKEN = re.compile(rb"\b(?:hf|api_org)_[A-Za-z0-9]{20,}")
 MOST_NAMES_SHOWN = 5
 CARD_REMEDY = "Correct the card, or remove it to have one made of the report."
 
@@ -42,8 +41,12 @@ def check_model(folder: Path) -> SViTForImageClassification:
     except Exception as error:
         raise SViTError(f"{str(folder)!r} has no image processor that loads: {error}") from error
     # neither memory nor random numbers are needed for shapes
-    with torch.device("meta"):
-        model = SViTForImageClassification(config)
+    try:
+        with torch.device("meta"):
+            model = SViTForImageClassification(config)
+    # values that are each possible need not be so together
+    except Exception as error:
+        raise SViTError(f"{str(folder)!r} has a config.json that is no model: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = _read_shapes(folder / WEIGHTS)
     differences = {
@@ -65,14 +68,15 @@ def check_code(folder: Path) -> None:
     """
     remedy = "save the model with `svit_hf.save_with_code`, or remove its *_svit.py files to have them added here."
     for name, expected in AUTO_MAPS.items():
-        auto_map = json.loads((folder / name).read_text(encoding="utf-8")).get("auto_map", {})
+        auto_map = read_object(folder / name).get("auto_map")
+        auto_map = auto_map if isinstance(auto_map, dict) else {}
         if missing := expected.keys() - auto_map.keys():
             raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {_some(missing)}: {remedy}")
-        modules = {reference.partition(".")[0] for reference in _leaves(auto_map)}
-        for module in sorted(modules):
+        for module in sorted({reference.partition(".")[0] for reference in _leaves(auto_map)}):
             try:
                 get_relative_import_files(folder / f"{module}.py")
-            except OSError as error:
+            # a file that is not there, or no text
+            except (OSError, ValueError) as error:
                 raise SViTError(f"code is missing in {str(folder)!r} ({error}): {remedy}") from error
 
 
@@ -114,29 +118,50 @@ def check_card(content: bytes, of_run: CardText | None) -> str:
     return content.decode("utf-8")
 
 
-def check_no_token(name: str, content: bytes | Path) -> None:
-    """See that there is no access token in a file.
+def check_no_credentials(name: str, content: bytes) -> None:
+    """See that there is no access token, password or signature of an address in a file.
 
     Args:
         name: What to call the file.
-        content: What is in it; for weights, the file, of which the texts are looked at.
+        content: What is in it; of weights, the texts.
 
     Raises:
         SViTError: If there is one. The message does not repeat it.
     """
-    text = content if isinstance(content, bytes) else _read_header(content)
-    if match := TOKEN.search(text):
-        line = text.count(b"\n", 0, match.start()) + 1
+    text = content.decode("utf-8", "replace")
+    if (place := find_credentials(text)) is not None:
+        line = text.count("\n", 0, place) + 1
         raise SViTError(
-            f"line {line} of {name} holds what looks like an access token of the Hub. Remove it there; if it has been "
-            "seen by others, revoke it, too."
+            f"line {line} of {name} holds what looks like an access token, a password or a signature. Remove it "
+            "there; if it has been seen by others, revoke it, too."
         )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        SViTError: If it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SViTError(f"{str(path)!r} holds a {type(content).__name__}; expected is a JSON object.")
+    return content
+
+
+def read_header(weights: Path) -> bytes:
+    """Read the texts of a file of weights: names of tensors and metadata."""
+    with weights.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
 
 
 def _load_config(folder: Path) -> SViTConfig:
     path = folder / "config.json"
+    content = read_object(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         config = SViTConfig.from_pretrained(folder)
     # Transformers, huggingface_hub and Python have errors of their own for what is wrong with a config
     except Exception as error:
@@ -160,11 +185,6 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
 
 
-def _read_header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
-
-
 def _check_table(text: str, of_run: CardText) -> None:
     for beginning, number in evaluation_rows([*of_run.evaluations, *of_run.comparisons]):
         stated = [line for line in text.splitlines() if line.startswith(beginning)]
@@ -174,7 +194,7 @@ def _check_table(text: str, of_run: CardText) -> None:
             )
 
 
-def _leaves(auto_map: Mapping[str, object]) -> Iterable[str]:
+def _leaves(auto_map: Mapping[str, Any]) -> Iterable[str]:
     for value in auto_map.values():
         yield from _leaves(value) if isinstance(value, Mapping) else [str(value)]
 

@@ -4,17 +4,24 @@
 Nothing here uses the network, writes a file, or touches the random state, so that training may go on meanwhile.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
+
 from svit_hf.errors import SViTError
-from svit_hf.hub.folder_checks import WEIGHTS, check_card, check_code, check_model, check_no_token
+from svit_hf.hub.commit import WEIGHTS
+from svit_hf.hub.folder_checks import (
+    check_card,
+    check_code,
+    check_model,
+    check_no_credentials,
+    read_header,
+    read_object,
+)
 from svit_hf.hub.model_card import CardText, build_model_card, eval_result_files, with_location
 from svit_hf.hub.remote_code import AUTO_MAPS, code_files, with_auto_map
 from svit_hf.hub.run_card import card_text_of_run
@@ -28,45 +35,8 @@ PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
-class PublishedFile:
-    """Hold a file of the commit.
-
-    Attributes:
-        path: Its name in the repository.
-        content: What is in it, or for the weights the file that holds it.
-    """
-
-    path: str
-    content: bytes | Path
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash by which the Hub knows large files."""
-        return self._digest(hashlib.sha256())
-
-    @cached_property
-    def blob_id(self) -> str:
-        """The hash by which git knows all others."""
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
-
-    def _digest(self, digest: Any) -> str:
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with self.content.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return str(digest.hexdigest())
-
-
-@dataclass(frozen=True)
 class Publication:
-    """Hold what will be pushed.
+    """What will be pushed.
 
     Attributes:
         files: The files of the commit, sorted by name.
@@ -74,7 +44,7 @@ class Publication:
         card: The text of the card, which is one of the files.
     """
 
-    files: tuple[PublishedFile, ...]
+    files: tuple[CommitOperationAdd, ...]
     left_out: Mapping[str, str]
     card: str
 
@@ -120,16 +90,17 @@ def prepare_publication(
     if text is not None:
         contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
 
-    files = [PublishedFile(WEIGHTS, folder / WEIGHTS), *(PublishedFile(*item) for item in contents.items())]
-    for file in files:
-        check_no_token(file.path, file.content)
-    return Publication(tuple(sorted(files, key=lambda file: file.path)), left_out, final_card)
+    for name, content in {WEIGHTS: read_header(folder / WEIGHTS), **contents}.items():
+        check_no_credentials(name, content)
+    files = [CommitOperationAdd(WEIGHTS, folder / WEIGHTS)]
+    files += [CommitOperationAdd(name, content) for name, content in contents.items()]
+    return Publication(tuple(sorted(files, key=lambda file: file.path_in_repo)), left_out, final_card)
 
 
 def _find_model(folder: Path) -> tuple[Path, Mapping[str, Any] | None]:
     """Return the folder of the model, and the report of the training run that made it, if that is beside it."""
     if (folder / REPORT).is_file():
-        return folder / "model", _read_report(folder / REPORT)
+        return folder / "model", read_object(folder / REPORT)
     if not (folder / "config.json").is_file():
         raise SViTError(
             f"`folder` is {str(folder)!r}; it has to be a model, with config.json, or the folder of a finished "
@@ -138,17 +109,7 @@ def _find_model(folder: Path) -> tuple[Path, Mapping[str, Any] | None]:
     # the folder may be given as "."
     report = folder.absolute().parent / REPORT
     is_of_run = folder.absolute().name == "model" and report.is_file()
-    return folder, _read_report(report) if is_of_run else None
-
-
-def _read_report(path: Path) -> Mapping[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
-    if not isinstance(report, dict):
-        raise SViTError(f"{str(path)!r} holds a {type(report).__name__}; expected is the report of a training run.")
-    return report
+    return folder, read_object(report) if is_of_run else None
 
 
 def _choose_files(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:

@@ -2,7 +2,6 @@
 """Publish a model on the Hub: prepare, commit, report."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from svit_hf.errors import SViTError
-from svit_hf.hub.commit import commit_files
+from svit_hf.hub.commit import VerifiedCommit, commit_files
 from svit_hf.hub.model_card import CardText
 from svit_hf.hub.publication import Publication, prepare_publication
 
@@ -21,42 +20,38 @@ MAIN_BRANCH = "main"
 
 @dataclass(frozen=True)
 class PushReport:
-    """Hold what was pushed, or would be.
+    """What was pushed, or would be.
 
     Attributes:
         repo_id: The repository.
         revision: The branch.
         url: Where to look at it.
         publication: Files and card.
-        commit: The commit that holds them, read back and found equal; `None` if nothing was sent.
-        is_new: Whether there was something to commit; an unchanged model makes no commit.
+        commit: What is on the Hub, read back and found equal; `None` if nothing was sent.
         is_private: Whether the repository is private; without a push, whether a new one would be.
-        deleted: Results of earlier weights that the commit took away.
     """
 
     repo_id: str
     revision: str
     url: str
     publication: Publication
-    commit: str | None
-    is_new: bool
+    commit: VerifiedCommit | None
     is_private: bool
-    deleted: Sequence[str] = ()
 
     def text(self) -> str:
         """Return the report for a reader."""
-        files = self.publication.files
-        width = max(len(file.path) for file in files)
-        lines = [f"{file.path:<{width}} {file.size:>12,} bytes" for file in files]
+        sizes = {file.path_in_repo: file.upload_info.size for file in self.publication.files}
+        width = max(map(len, sizes))
+        lines = [f"{path:<{width}} {size:>12,} bytes" for path, size in sizes.items()]
         lines += [f"left out: {name} ({reason})" for name, reason in self.publication.left_out.items()]
-        lines += [f"deleted: {name} (of earlier weights)" for name in self.deleted]
-        lines.append(f"{len(files)} files, {sum(file.size for file in files):,} bytes")
+        lines += [f"deleted: {name} (of earlier weights)" for name in (self.commit.deleted if self.commit else ())]
+        lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
         visibility = "private" if self.is_private else "public"
         if self.commit is None:
             lines.append(f"nothing was sent; it would go to {self.url}, branch {self.revision} ({visibility} if new)")
         else:
-            outcome = "pushed and read back" if self.is_new else "nothing to push, all of it is there"
-            lines.append(f"{outcome}: {self.url} ({visibility}), branch {self.revision}, commit {self.commit}")
+            outcome = "pushed and read back" if self.commit.is_new else "nothing to push, all of it is there"
+            lines.append(f"{outcome}: {self.url} ({visibility}), branch {self.revision}, commit {self.commit.oid}")
         return "\n".join(lines)
 
 
@@ -98,13 +93,11 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
     publication = prepare_publication(Path(folder), repo_id, card, licence)
     url = f"{api.endpoint}/{repo_id}"
     if dry_run:
-        return PushReport(repo_id, revision, url, publication, None, is_new=False, is_private=private)
+        return PushReport(repo_id, revision, url, publication, None, private)
     commit = commit_files(
         api, repo_id, revision, publication.files, private=private, message=message or f"Push {repo_id}"
     )
-    return PushReport(
-        repo_id, revision, url, publication, commit.oid, commit.is_new, commit.is_private, commit.deleted
-    )
+    return PushReport(repo_id, revision, url, publication, commit, commit.is_private)
 
 
 def check_repo_id(repo_id: str) -> None:
