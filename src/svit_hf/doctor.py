@@ -17,7 +17,7 @@ from typing import Annotated, NamedTuple
 import tyro
 from packaging.requirements import Requirement
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, listed
 from svit_hf.extras import EXTRAS, TORCHVISION_REMEDY, install_hint, missing_packages, torchvision_error
 from svit_hf.memory_allocator import keep_freed_memory
 
@@ -25,7 +25,6 @@ from svit_hf.memory_allocator import keep_freed_memory
 # logits of the same weights on other processors and other versions of torch differ by less, and those of weights that
 # were not loaded by more
 PROBE_TOLERANCE = 1e-3
-MOST_NAMES_SHOWN = 5
 
 
 class Finding(NamedTuple):
@@ -96,7 +95,7 @@ def examine_model(model: str) -> Iterator[Finding]:
     num_parameters = sum(parameter.numel() for parameter in classifier.parameters())
     yield Finding("model", f"{model}: {type(classifier).__name__}, {num_parameters:,} parameters")
     if differences:
-        state = "; ".join(f"{kind}: {_some(names)}" for kind, names in differences.items())
+        state = "; ".join(f"{kind}: {listed(names)}" for kind, names in differences.items())
         remedy = "the weights are not those of this model. Save them again with `save_pretrained`, or mend config.json"
         yield Finding("weights", state, remedy)
     else:
@@ -174,8 +173,3 @@ def examine_devices() -> Finding:
     devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     return Finding(topic, ", ".join(devices))
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES_SHOWN} more" if len(names) > MOST_NAMES_SHOWN else ""
-    return ", ".join(names[:MOST_NAMES_SHOWN]) + more

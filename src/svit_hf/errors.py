@@ -5,6 +5,8 @@ The command line prints their message and no traceback. `model/`, which ships to
 use them.
 """
 
+from collections.abc import Iterable
+
 from svit_hf.urls import without_credentials
 
 
@@ -53,3 +55,10 @@ class TrainingInterruptedError(SViTError):
 
     # what a process that SIGTERM ends has: 128 + 15
     exit_code = 143
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return names for a message, in order: all of a few, the first of many and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

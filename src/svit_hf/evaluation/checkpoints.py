@@ -10,13 +10,12 @@ from transformers import AutoModelForImageClassification
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, listed
 
 
 RAW, EMA = "raw", "ema"
 CONFIG = "config.json"
 MODEL_FILES = ("*.json", "*.safetensors")
-MOST_NAMES_SHOWN = 5
 
 
 def find_weights(model: str, wanted: str | None = None) -> dict[str, str]:
@@ -88,7 +87,7 @@ def load_classifier(location: str, device: torch.device | str) -> PreTrainedMode
     if missing := differences.get("missing"):
         raise SViTError(
             f"`model` is {location!r}, whose file of weights lacks {len(missing)} of the classifier, such as "
-            f"{some(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
+            f"{listed(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
         )
     model: Any = loaded
     classifier: PreTrainedModel = model.to(device).eval()
@@ -141,12 +140,6 @@ def class_names(model: PreTrainedModel) -> list[str]:
     """Return the names of a model's classes in their order."""
     names: dict[Any, str] = model.config.id2label or {}
     return [names[number] for number in sorted(names)]
-
-
-def some(names: list[str]) -> str:
-    """Return the first of many names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES_SHOWN} more" if len(names) > MOST_NAMES_SHOWN else ""
-    return ", ".join(names[:MOST_NAMES_SHOWN]) + more
 
 
 def _has_model(folder: Path) -> bool:

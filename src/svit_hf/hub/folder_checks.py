@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, listed
 from svit_hf.hub.commit import WEIGHTS
 from svit_hf.hub.model_card import CardText, eval_results, evaluation_rows
 from svit_hf.hub.remote_code import AUTO_MAPS
@@ -21,7 +21,6 @@ from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.urls import find_credentials
 
 
-MOST_NAMES_SHOWN = 5
 CARD_REMEDY = "Correct the card, or remove it to have one made of the report."
 
 
@@ -55,7 +54,7 @@ def check_model(folder: Path) -> SViTForImageClassification:
         "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
     }
     if any(differences.values()):
-        what = "; ".join(f"{what}: {_some(names)}" for what, names in differences.items() if names)
+        what = "; ".join(f"{what}: {listed(names)}" for what, names in differences.items() if names)
         raise SViTError(f"{str(folder / WEIGHTS)!r} does not hold the weights that config.json asks for: {what}.")
     return model
 
@@ -71,7 +70,7 @@ def check_code(folder: Path) -> None:
         auto_map = read_object(folder / name).get("auto_map")
         auto_map = auto_map if isinstance(auto_map, dict) else {}
         if missing := expected.keys() - auto_map.keys():
-            raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {_some(missing)}: {remedy}")
+            raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {listed(missing)}: {remedy}")
         for module in sorted({reference.partition(".")[0] for reference in _leaves(auto_map)}):
             try:
                 get_relative_import_files(folder / f"{module}.py")
@@ -197,9 +196,3 @@ def _check_table(text: str, of_run: CardText) -> None:
 def _leaves(auto_map: Mapping[str, Any]) -> Iterable[str]:
     for value in auto_map.values():
         yield from _leaves(value) if isinstance(value, Mapping) else [str(value)]
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - MOST_NAMES_SHOWN} more" if len(names) > MOST_NAMES_SHOWN else ""
-    return ", ".join(names[:MOST_NAMES_SHOWN]) + more
