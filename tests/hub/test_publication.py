@@ -7,9 +7,10 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from svit_hf import SViTModel
+from svit_hf import SViTForImageClassification, SViTModel
 from svit_hf.errors import SViTError
 from svit_hf.hub.model_card import CardText
+from svit_hf.hub.probe import PROBE_FILE, compare_with_probe
 from svit_hf.hub.publication import prepare_publication
 from svit_hf.hub.remote_code import code_files
 
@@ -252,3 +253,16 @@ def test_report_has_to_be_one(run_folder, content, message):
     (run_folder / "report.json").write_text(content)
     with pytest.raises(SViTError, match=message):
         prepare_publication(run_folder, REPO)
+
+
+def test_model_without_a_probe_gets_one(model_folder, tmp_path):
+    (model_folder / PROBE_FILE).unlink(missing_ok=True)
+    before = sorted(model_folder.iterdir())
+    assert PROBE_FILE not in names(prepare_publication(model_folder, REPO, CARD, add_probe=False))
+    (tmp_path / PROBE_FILE).write_bytes(contents(prepare_publication(model_folder, REPO, CARD))[PROBE_FILE])
+    model = SViTForImageClassification.from_pretrained(model_folder)
+    assert compare_with_probe(model, tmp_path) == 0
+    assert sorted(model_folder.iterdir()) == before
+    # one that is there is published as it is
+    (model_folder / PROBE_FILE).write_bytes(b"mine")
+    assert contents(prepare_publication(model_folder, REPO, CARD))[PROBE_FILE] == b"mine"

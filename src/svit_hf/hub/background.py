@@ -159,6 +159,8 @@ class BackgroundPush:
                 private=self.private,
                 message=f"Push {title}",
                 card=card,
+                # loading a model would draw from the random numbers of the training
+                add_probe=False,
                 api=self.api,
             )
             self.log(f"{title} is pushed to {report.url}, commit {report.commit.oid if report.commit else None}")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a push publishes: files that are chosen by name, checked, and completed with code and card.
 
-Nothing here uses the network, writes a file, or touches the random state, so that training may go on meanwhile.
+Nothing here uses the network, or changes the folder. Except for a missing probe, nothing touches the random state, so
+that training may go on meanwhile.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd
@@ -23,14 +25,17 @@ from svit_hf.hub.folder_checks import (
     read_object,
 )
 from svit_hf.hub.model_card import CardText, build_model_card, eval_result_files, with_location
+from svit_hf.hub.probe import PROBE_FILE, write_probe
 from svit_hf.hub.remote_code import AUTO_MAPS, code_files, with_auto_map
 from svit_hf.hub.run_card import card_text_of_run
+from svit_hf.model.modeling_svit import SViTForImageClassification
 
 
 REPORT = "report.json"
 CARD = "README.md"
 CODE = "*_svit.py"
-PUBLISHED = ("config.json", "preprocessor_config.json", WEIGHTS, CARD, CODE, "LICENSE", "LICENSE.*", "NOTICE")
+MODEL = ("config.json", "preprocessor_config.json", WEIGHTS, PROBE_FILE, CODE)
+PUBLISHED = (*MODEL, CARD, "LICENSE", "LICENSE.*", "NOTICE")
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 
 
@@ -50,7 +55,7 @@ class Publication:
 
 
 def prepare_publication(
-    folder: Path, repo_id: str, card: CardText | None = None, licence: str | None = None
+    folder: Path, repo_id: str, card: CardText | None = None, licence: str | None = None, add_probe: bool = True
 ) -> Publication:
     """Choose, check and complete what is published of a folder.
 
@@ -60,6 +65,7 @@ def prepare_publication(
         repo_id: Where it goes; the card says so.
         card: What the card says; by default the folder has one, or it is made of the report of the run.
         licence: Licence of the weights, for a card that is made of the report of a run.
+        add_probe: Whether a folder without a probe gets one, for which the model is loaded.
 
     Raises:
         SViTError: If something is missing, broken, or not fit to be published.
@@ -71,6 +77,8 @@ def prepare_publication(
         contents |= _code(folder)
     else:
         check_code(folder)
+    if add_probe and PROBE_FILE not in contents:
+        contents[PROBE_FILE] = _probe(folder)
 
     of_run = None
     if report is not None:
@@ -136,3 +144,10 @@ def _code(folder: Path) -> dict[str, bytes]:
         for name, auto_map in AUTO_MAPS.items()
     }
     return code | configs
+
+
+def _probe(folder: Path) -> bytes:
+    model = SViTForImageClassification.from_pretrained(folder)
+    with TemporaryDirectory() as temporary:
+        write_probe(model, temporary)
+        return Path(temporary, PROBE_FILE).read_bytes()

@@ -65,6 +65,7 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
     card: CardText | None = None,
     licence: str | None = None,
     dry_run: bool = False,
+    add_probe: bool = True,
     api: HfApi | None = None,
 ) -> PushReport:
     """Publish a model in one commit, and read it back.
@@ -81,6 +82,7 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
         card: What the card says; by default the README.md of the folder, or a card made of the report of the run.
         licence: Identifier on the Hub of the licence of the weights, for a card that is made of the report of a run.
         dry_run: Prepare and check everything, and send nothing.
+        add_probe: Whether a model without a probe gets one, for which it is loaded.
         api: A client of another Hub.
 
     Raises:
@@ -90,7 +92,7 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
     api = api or HfApi()
     revision = revision or MAIN_BRANCH
     check_repo_id(repo_id)
-    publication = prepare_publication(Path(folder), repo_id, card, licence)
+    publication = prepare_publication(Path(folder), repo_id, card, licence, add_probe)
     url = f"{api.endpoint}/{repo_id}"
     if dry_run:
         return PushReport(repo_id, revision, url, publication, None, private)
