@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from svit_hf import SViTImageProcessorPil, cli
 from svit_hf.data.options import DataOptions
 from svit_hf.errors import SViTError
-from svit_hf.evaluation import evaluate_model
+from svit_hf.evaluation import evaluate_model, model_evaluation
 
 
 TOLERANCE = 1e-5
@@ -211,3 +212,23 @@ def test_workers_do_not_change_a_bit(tmp_path, data, streaming):
         content = evaluate_model(tmp_path / "model", options, batch_size=7).report.to_json()
         results.append({name: value for name, value in content.items() if "second" not in name})
     assert results[0] == results[1] == results[2]
+
+
+def test_credentials_of_an_address_are_not_written(tmp_path, data, evaluate, monkeypatch):
+    make_classifier(tmp_path / "model")
+    address = "https://user:word@host/cats?X-Amz-Signature=12ab"
+    opened = model_evaluation.open_source
+
+    def open_remote(options, split):
+        source = opened(DataOptions(path=str(data)), split)
+        source.description = f"{address}, split test"
+        source.shard_names = (address,)
+        return source
+
+    monkeypatch.setattr(model_evaluation, "open_source", open_remote)
+    monkeypatch.setattr(sys, "argv", ["svit-hf", "evaluate", f"--data.path={address}"])
+    content, printed = evaluate(tmp_path / "model", "--data.path", address)
+    assert content["data"] == "https://***@host/cats?X-Amz-Signature=***, split test"
+    for text in (json.dumps(content), printed.out, printed.err):
+        assert "word@" not in text
+        assert "12ab" not in text

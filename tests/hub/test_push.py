@@ -34,6 +34,7 @@ def test_one_commit_holds_the_model_its_code_and_its_card(hub, api, run_folder):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "probe.safetensors",
         *(path.name for path in code_files()),
     }
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):

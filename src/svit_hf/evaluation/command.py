@@ -15,6 +15,7 @@ from svit_hf.errors import SViTError
 from svit_hf.evaluation.options import InputOptions, WeightsName, require_positive
 from svit_hf.extras import require_extra
 from svit_hf.files import require_writable, write_text
+from svit_hf.urls import without_credentials
 
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class EvaluateCommand(InputOptions):
                 write_text(self.output, self._content(evaluations, locations))
         last = list(evaluations.values())[-1]
         for bad in last.bad_images:
-            sys.stderr.write(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n")
+            sys.stderr.write(without_credentials(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n"))
         BadImageTally(self.data.max_bad_share, listed=last.bad_images).add(source.num_samples, last.report.num_broken)
         return 0
 

@@ -22,6 +22,7 @@ from svit_hf.evaluation.label_maps import map_labels
 from svit_hf.evaluation.options import Precision, require_positive
 from svit_hf.evaluation.report import ClassificationReport
 from svit_hf.progress import Progress
+from svit_hf.urls import without_credentials
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,19 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
             forward=classifier.forward,
             num_classes=len(classifier.class_names),
         )
+    description = without_credentials(source.description)
     height, width = classifier.preprocessing.shape[1:]
     crop = "" if crop_pct is None else f", crop share {crop_pct}"
     mirrored = ", averaged with their mirror images" if flip else ""
     count = f", {state.num_processes} processes" if state.num_processes > 1 else ""
     facts = {
-        "data": source.description,
+        "data": description,
         "classes": labels.description,
         "images": f"{height} x {width} pixels{crop}{mirrored}",
         "computed": f"{precision} on {state.device.type}{count}",
     }
     settings = {
-        "data": source.description,
+        "data": description,
         "label_map": labels.description,
         "image_shape": list(classifier.preprocessing.shape),
         "image_processor": type(classifier.preprocessing.processor).__name__,

@@ -34,6 +34,7 @@ from svit_hf.evaluation.pictures import Images, Pictures, open_images
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.files import whole_file, write_text
 from svit_hf.progress import Progress
+from svit_hf.urls import without_credentials
 
 
 HEADER = "prediction.json"
@@ -318,7 +319,7 @@ def _rows(batch: _Images, outputs: list[dict[str, Any]], source: ImageSource) ->
     for sample_id, error in zip(batch.sample_ids, batch.errors, strict=True):
         name, row = source.locate(sample_id)
         found = next(remaining) if error is None else {}
-        yield {"sample_id": sample_id, "source": name, "row": row, "error": error, **found}
+        yield {"sample_id": sample_id, "source": without_credentials(name), "row": row, "error": error, **found}
 
 
 @contextmanager
@@ -357,7 +358,7 @@ def _header(source: ImageSource, classifier: Classifier) -> dict[str, Any]:
     )
     preprocessing = classifier.preprocessing
     header = {
-        "source": source.description,
+        "source": without_credentials(source.description),
         "num_images": source.num_samples,
         "images": images,
         "weights": _digest(classifier.model),
