@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -131,6 +134,13 @@ def test_broken_installation_points_to_the_doctor(probe, error, is_hinted):
     with pytest.raises(type(error)) as caught:
         cli.main(["probe"])
     assert any("svit-hf doctor" in note for note in getattr(caught.value, "__notes__", [])) == is_hinted
+
+
+def test_installed_program_is_the_module_that_is_shipped():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["svit-hf"].partition(":")
+    assert callable(getattr(import_module(module), function))
+    assert f"src/{module}.py" in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
 
 def test_module_is_the_same_program(fresh_python):

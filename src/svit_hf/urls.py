@@ -15,7 +15,7 @@ _PASSWORD = re.compile(r"(?<=://)[^\s/?#@'\":]*:[^\s/?#@'\"]+(?=@)")
 _QUERY = re.compile(
     r"(?<=[?&;])([\w.-]*(?:signature|token|secret|passw(?:or)?d|credential|authorization|access_?key(?:_?id)?)[\w.-]*"
     # not what is hidden already, be it in Markdown
-    r"|sig|key|api[_-]?key)=(?!\\?\*)[^&\s'\"#]+",
+    r"|sig|key|api[_-]?key)=(?!\\?\*)[^&\s'\"#,]+",
     re.IGNORECASE,
 )
 
