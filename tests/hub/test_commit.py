@@ -7,7 +7,7 @@ from hub.hub_stand_in import Fault
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from svit_hf.errors import PushError
-from svit_hf.hub.commit import commit_files
+from svit_hf.hub.push import commit_files
 
 
 REPO = "someone/some-model"

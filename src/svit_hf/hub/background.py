@@ -13,9 +13,8 @@ from typing import NamedTuple, Self
 from huggingface_hub import HfApi
 
 from svit_hf.errors import PushError, SViTError
-from svit_hf.hub.commit import make_repository
 from svit_hf.hub.model_card import CardText
-from svit_hf.hub.push import MAIN_BRANCH, check_repo_id, push_folder
+from svit_hf.hub.push import MAIN_BRANCH, check_repo_id, make_repository, push_folder
 
 
 logger = logging.getLogger(__name__)
