@@ -22,7 +22,7 @@ TOLERANCE = 1e-6
 
 
 class Reader(nn.Module):
-    """Take pictures that are logits: `(B, 1, 1, num_classes)`."""
+    """Model whose pictures are logits: `(B, 1, 1, num_classes)`."""
 
     def forward(self, pixel_values):
         return pixel_values[:, 0, 0]
@@ -246,7 +246,7 @@ def test_stop_of_one_ends_all(logits, labels):
 
 
 class ModeProbe(nn.Module):
-    """Be in a mode, and remember the modes in which it was called."""
+    """Model that remembers the modes in which it was called."""
 
     def __init__(self):
         super().__init__()

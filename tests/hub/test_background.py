@@ -19,7 +19,7 @@ SECONDS = 20
 
 
 class SlowPush:
-    """Take the place of `push_folder`: note what it is given, and end when it may."""
+    """Stand-in for `push_folder` that notes what it is given, and ends when it may."""
 
     def __init__(self):
         self.pushed = []
