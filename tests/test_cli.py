@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -134,21 +136,33 @@ def test_broken_installation_points_to_the_doctor(probe, error, is_hinted):
     assert any("svit-hf doctor" in note for note in getattr(caught.value, "__notes__", [])) == is_hinted
 
 
+def test_installed_program_is_the_module_that_is_shipped():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    module, _, function = project["project"]["scripts"]["svit-hf"].partition(":")
+    assert callable(getattr(import_module(module), function))
+    assert f"src/{module}.py" in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+
 def test_module_is_the_same_program(fresh_python):
     assert fresh_python("-m", "svit_hf", "--version") == f"svit-hf {svit_hf.__version__}\n"
 
 
-def test_help_imports_nothing_heavy(fresh_python):
-    # the package itself is left out: what it imports is its own business
-    code = f"""
-import sys, types
-package = types.ModuleType("svit_hf")
-package.__path__ = [{str(Path(svit_hf.__file__).parent)!r}]
-sys.modules["svit_hf"] = package
-from svit_hf.cli import main
-main(["--help"])
+def test_program_imports_nothing_heavy_before_a_command_needs_it(fresh_python):
+    code = """
+import sys
+from svit_hf_program import main
+sys.argv[1:] = ["--help"]
+assert main() == 0
 print("LOADED", *sys.modules)
+sys.argv[1:] = ["convert", "--help"]
+try:
+    main()
+finally:
+    print("LOADED", *sys.modules)
+    import svit_hf
+    svit_hf.SViTConfig()
 """
-    loaded = {name.partition(".")[0] for name in fresh_python("-c", code).rpartition("LOADED")[2].split()}
-    assert "tyro" in loaded
-    assert not loaded & {"torch", "transformers", "datasets", "numpy"}
+    before, after = (part.split("\n")[0].split() for part in fresh_python("-c", code).split("LOADED")[1:])
+    assert "svit_hf.cli" in before
+    assert not {name.partition(".")[0] for name in before} & {"torch", "transformers", "datasets", "numpy"}
+    assert "svit_hf.model.modeling_svit" in after

@@ -2,23 +2,25 @@
 """SViT, the Vision Transformer with Super Token Sampling, for Hugging Face Transformers.
 
 Importing the package registers its classes with the Auto classes, once or any number of times. It loads no optional
-package.
+package but torchvision, which Transformers loads as well.
 """
 
+import warnings
 from importlib.metadata import version
 
 from transformers.utils import is_torchvision_available
 
+from svit_hf.extras import TORCHVISION_REMEDY, torchvision_error
 
-if is_torchvision_available():
-    # Transformers imports it wherever it is installed, and would fail with a message that helps nobody
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ImportError(
-            f"the installed torchvision does not belong to the installed torch ({error}). SViT and Transformers work "
-            "without it: pip uninstall torchvision. Or install the build that belongs to torch."
-        ) from error
+
+# before anything of Transformers that would import torchvision
+if _error := torchvision_error():
+    is_torchvision_available.cache_clear()
+    warnings.warn(
+        f"the installed torchvision cannot be imported and is not used ({_error}). {TORCHVISION_REMEDY}. Until then "
+        "images are prepared by Pillow (`SViTImageProcessorPil`).",
+        stacklevel=2,
+    )
 
 from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageClassification
 
@@ -66,7 +68,6 @@ AutoImageProcessor.register(SViTConfig, image_processor_classes=_image_processor
 
 def __getattr__(name: str) -> object:
     if name == "SViTImageProcessor":
-        raise ImportError(
-            "`SViTImageProcessor` needs torchvision, which is not installed; use `SViTImageProcessorPil`."
-        )
+        state = "cannot be imported" if torchvision_error() else "is not installed"
+        raise ImportError(f"`SViTImageProcessor` needs torchvision, which {state}; use `SViTImageProcessorPil`.")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,11 +9,9 @@ To add one, write it in the folder it belongs to and name it in `COMMANDS`.
 import difflib
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, reload
 from importlib.metadata import version
-from typing import NamedTuple, Protocol
-
-import tyro
+from typing import Any, NamedTuple, Protocol
 
 from svit_hf.errors import SViTError
 from svit_hf.memory_allocator import keep_freed_memory
@@ -23,18 +21,26 @@ PROGRAM = "svit-hf"
 
 
 class Runnable(Protocol):
-    """Describe what the dataclass of a command has."""
+    """Interface of the dataclass of a command."""
 
     def run(self) -> int:
         """Do the work and return the exit status."""
 
 
 class Command(NamedTuple):
-    """Say where a command is, and in a line what it does; nothing is imported until it runs."""
+    """Entry of the table of commands; nothing is imported until one runs.
+
+    Attributes:
+        module: Where its dataclass is.
+        dataclass: Name of the dataclass.
+        summary: What it does, in a line.
+        needs_package: Whether `import svit_hf` has to succeed first. `doctor` finds out whether it does.
+    """
 
     module: str
     dataclass: str
     summary: str
+    needs_package: bool = True
 
 
 COMMANDS = {
@@ -49,7 +55,7 @@ COMMANDS = {
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
     "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Measure SViT beside its peers, here."),
-    "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation and say what is wrong with it."),
+    "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation, and a model.", needs_package=False),
 }
 
 
@@ -72,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {version('svit-hf')}")  # noqa: T201 - a program's result
         return 0
     try:
-        kind = _find(name)
+        kind: Any = _find(name)
+        # after the name is known to be right: 0.1 s
+        import tyro
+
         program = f"{PROGRAM} {name}"
         # the defaults of some arguments depend on others
         parse = getattr(kind, "parse", None)
@@ -97,8 +106,17 @@ def _find(name: str) -> type[Runnable]:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise SViTError(f"there is no command {name!r}. {hint}Commands are {', '.join(COMMANDS)}.")
+    if COMMANDS[name].needs_package:
+        import_package()
     dataclass: type[Runnable] = getattr(import_module(COMMANDS[name].module), COMMANDS[name].dataclass)
     return dataclass
+
+
+def import_package() -> None:
+    """Execute `svit_hf/__init__.py`, if `svit_hf_program` has put that off."""
+    package = sys.modules["svit_hf"]
+    if not hasattr(package, "__version__"):
+        reload(package)
 
 
 def _overview() -> str:

@@ -1,25 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`svit-hf doctor`: what is installed, what the machine offers, and what is broken.
+"""`svit-hf doctor`: what is installed, what the machine offers, and what is broken; also in the folder of a model.
 
-Every package is asked for its version without being imported, because a broken one is what this command is for.
+Nothing is imported before it is examined, because a broken package is what this command is for.
 """
 
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import tyro
 from packaging.requirements import Requirement
 
-from svit_hf.extras import EXTRAS, install_hint, missing_packages
+from svit_hf.errors import SViTError, listed
+from svit_hf.extras import EXTRAS, TORCHVISION_REMEDY, install_hint, missing_packages, torchvision_error
 from svit_hf.memory_allocator import keep_freed_memory
 
 
+# outputs of the same weights on other processors and versions of torch differ by less, those of other weights by more
+PROBE_TOLERANCE = 1e-3
+
+
 class Finding(NamedTuple):
-    """Hold one line of the report, and what to do if it is about something broken."""
+    """Line of the report, with what to do if it is about something broken."""
 
     topic: str
     state: str
@@ -28,14 +35,23 @@ class Finding(NamedTuple):
 
 @dataclass
 class DoctorCommand:
-    """Check this installation and say what is wrong with it.
+    """Check this installation, and a model if one is named.
 
-    The exit status is 1 if something is broken. Optional packages that are missing are not.
+    A model is loaded, and compared with the probe that is saved beside its weights: an image and the logits that it
+    has to have. So a checkpoint is found whose weights are not loaded, or that is computed differently here. The exit
+    status is 1 if something is broken. Optional packages that are missing are not.
+
+    Args:
+        model: A folder or an id of the Hub, or the folder of a training run, whose finished model is checked.
     """
+
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="MODEL")] = None
 
     def run(self) -> int:
         """Print the report and return the exit status."""
         findings = list(examine())
+        if self.model is not None:
+            findings += examine_model(self.model)
         width = max(len(finding.topic) for finding in findings)
         lines = [f"{finding.topic:<{width}}  {finding.state}" for finding in findings]
         broken = [finding for finding in findings if finding.remedy]
@@ -63,6 +79,46 @@ def examine() -> Iterator[Finding]:
     yield Finding("memory allocator", keep_freed_memory())
 
 
+def examine_model(model: str) -> Iterator[Finding]:
+    """Load a model and compare it with its probe."""
+    try:
+        from svit_hf.evaluation.checkpoints import download, find_model, load_and_compare, load_image_processor
+        from svit_hf.hub.probe import PROBE_FILE, compare_with_probe
+
+        folder = download(find_model(model))
+        classifier, differences = load_and_compare(folder)
+    except (SViTError, ImportError) as error:
+        yield Finding("model", f"{model} cannot be loaded", str(error))
+        return
+    num_parameters = sum(parameter.numel() for parameter in classifier.parameters())
+    yield Finding("model", f"{model}: {type(classifier).__name__}, {num_parameters:,} parameters")
+    if differences:
+        state = "; ".join(f"{kind}: {listed(names)}" for kind, names in differences.items())
+        remedy = "the weights are not those of this model. Save them again with `save_pretrained`, or mend config.json"
+        yield Finding("weights", state, remedy)
+    else:
+        yield Finding("weights", "all of them are loaded")
+    try:
+        yield Finding("image processor", type(load_image_processor(folder)).__name__)
+        probed: Any = classifier
+        difference = compare_with_probe(probed, folder)
+    # what a damaged probe or a model that cannot compute it raises is the finding
+    except Exception as error:
+        yield Finding("probe", f"{type(error).__name__}: {error}", "get the files of the model again")
+        return
+    if difference is None:
+        yield Finding("probe", f"there is no {PROBE_FILE} beside the weights to compare with")
+    elif difference <= PROBE_TOLERANCE:
+        yield Finding("probe", f"the outputs are those of the probe (difference {difference:.1e})")
+    else:
+        yield Finding(
+            "probe",
+            f"the outputs differ from those of the probe by {difference:.1e}",
+            "the weights are others than those that were saved, or these versions of torch and Transformers compute "
+            "something else",
+        )
+
+
 def examine_package(requirement: Requirement) -> Finding:
     """Compare the installed version of a package with the one that is needed."""
     name = requirement.name
@@ -77,24 +133,15 @@ def examine_package(requirement: Requirement) -> Finding:
 
 
 def examine_torchvision() -> Finding:
-    """Find out whether torchvision is absent, whole, or broken.
-
-    Transformers uses torchvision wherever it is installed. One that cannot load its extension, which is so for a build
-    that does not belong to the installed torch, makes Transformers' own imports fail.
-    """
+    """Find out whether torchvision is absent, whole, or broken."""
     try:
         installed = version("torchvision")
     except PackageNotFoundError:
         return Finding("torchvision", "not installed; Pillow prepares the images")
-    try:
-        has_operators = import_module("torchvision.extension")._has_ops()
-    # whatever a broken package raises is the finding: mostly RuntimeError, OSError or ImportError
-    except Exception as error:
-        remedy = (
-            "SViT and Transformers work without it: pip uninstall torchvision. Or install the build that belongs to "
-            "the installed torch, from where that came from."
-        )
+    if error := torchvision_error():
+        remedy = f"{TORCHVISION_REMEDY}. Until then Pillow prepares the images"
         return Finding("torchvision", f"{installed} cannot be imported: {error}", remedy)
+    has_operators = import_module("torchvision.extension")._has_ops()
     state = "" if has_operators else ", without its compiled operators; SViT does not need them"
     return Finding("torchvision", f"{installed}{state}")
 
@@ -103,9 +150,11 @@ def examine_imports() -> Finding:
     """Import what every use of SViT imports."""
     topic = "import svit_hf"
     try:
-        import_module("svit_hf.model.modeling_svit")
-        import_module("svit_hf.model.image_processing_pil_svit")
-    # as above: the error is the finding
+        with warnings.catch_warnings():
+            # about torchvision, which has a line of its own
+            warnings.simplefilter("ignore")
+            import_module("svit_hf.cli").import_package()
+    # whatever a broken package raises is the finding
     except Exception as error:
         return Finding(topic, f"{type(error).__name__}: {error}", "mend what is broken above, or reinstall svit-hf")
     return Finding(topic, "works")
@@ -116,7 +165,7 @@ def examine_devices() -> Finding:
     topic = "devices"
     try:
         import torch
-    # as above: the error is the finding
+    # as above
     except Exception as error:
         return Finding(topic, f"unknown, torch cannot be imported: {error}", "reinstall torch")
     devices = [f"cpu ({os.cpu_count()} cores, {torch.get_num_threads()} threads)"]

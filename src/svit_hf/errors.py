@@ -5,46 +5,60 @@ The command line prints their message and no traceback. `model/`, which ships to
 use them.
 """
 
+from collections.abc import Iterable
+
+from svit_hf.urls import without_credentials
+
 
 class SViTError(Exception):
-    """Report what a user gave, why it cannot be used, and what can be done about it.
+    """Error whose message says what a user gave, why it cannot be used, and what can be done about it.
 
-    `exit_code` is the exit status of a command that ends so.
+    Credentials in addresses are hidden from the message. `exit_code` is the exit status of a command that ends so.
     """
 
     exit_code = 2
 
+    def __init__(self, message: str = ""):
+        super().__init__(without_credentials(message))
+
 
 class ConversionError(SViTError, ValueError):
-    """Report why a checkpoint was not converted."""
+    """Error about a checkpoint that was not converted."""
 
 
 class PushError(SViTError):
-    """Report that a push to the Hub failed: what is on the Hub now, and how to try again."""
+    """Error about a push to the Hub that failed: what is on the Hub now, and how to try again."""
 
     exit_code = 5
 
 
 class DataError(SViTError):
-    """Report images or labels that cannot be used, found while they were read."""
+    """Error about images or labels that cannot be used, found while they were read."""
 
     exit_code = 3
 
 
 class EvaluationError(SViTError, ValueError):
-    """Report why images cannot be counted, or were not counted exactly."""
+    """Error about images that cannot be counted, or were not counted exactly."""
 
     exit_code = 3
 
 
 class DivergenceError(SViTError):
-    """Report that too many updates in a row had a loss or gradient that was not finite."""
+    """Error after too many updates in a row whose loss or gradient was not finite."""
 
     exit_code = 4
 
 
 class TrainingInterruptedError(SViTError):
-    """Report that training was told to stop, and has saved everything that it needs to go on."""
+    """End of a training that was told to stop, and has saved everything that it needs to go on."""
 
     # what a process that SIGTERM ends has: 128 + 15
     exit_code = 143
+
+
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """Return names for a message, in order: all of a few, the first of many and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optional packages: which command needs them, and what to say when they are missing."""
+"""The optional packages: which command needs them, and what to say when they are missing or broken."""
 
+import sys
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 from svit_hf.errors import SViTError
@@ -16,6 +19,11 @@ EXTRAS = {
     "benchmark": ("matplotlib",),
     "vision": ("torchvision",),
 }
+
+TORCHVISION_REMEDY = (
+    "Install the torchvision that belongs to the installed torch, from where that came from, or remove it: "
+    "pip uninstall torchvision"
+)
 
 
 def missing_packages(extra: str) -> list[str]:
@@ -36,3 +44,22 @@ def require_extra(extra: str, command: str) -> None:
     """
     if missing := missing_packages(extra):
         raise SViTError(f"`svit-hf {command}` needs {', '.join(missing)}; install it with: {install_hint(extra)}")
+
+
+@cache
+def torchvision_error() -> str | None:
+    """Return why the installed torchvision cannot be imported; `None` if it can, or if there is none.
+
+    One that was built for another torch fails when it is imported, and Transformers imports it wherever it is
+    installed. So a broken torchvision looks in this process, from now on, as if it were not installed.
+    """
+    if find_spec("torchvision") is None:
+        return None
+    try:
+        import_module("torchvision")
+    # mostly RuntimeError, OSError or ImportError, but a broken package may raise anything
+    except Exception as error:
+        # Python's own mark for a module that cannot be imported; the type of the table does not know it
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from svit_hf.urls import without_credentials
+
 
 PACKAGES = ("svit-hf", "torch", "transformers", "accelerate", "datasets", "pillow")
 
@@ -18,7 +20,7 @@ PACKAGES = ("svit-hf", "torch", "transformers", "accelerate", "datasets", "pillo
 def provenance(device: torch.device) -> dict[str, Any]:
     """Return what has to be known to get the same numbers again."""
     return {
-        "command": shlex.join(["svit-hf", *sys.argv[1:]]),
+        "command": without_credentials(shlex.join(["svit-hf", *sys.argv[1:]])),
         "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(device),

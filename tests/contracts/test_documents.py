@@ -39,6 +39,11 @@ def make_model_folder(name):
     svit_hf.SViTImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(name)
 
 
+def make_cats_and_dogs(name):
+    names = {"id2label": {0: "dog", 1: "cat"}, "label2id": {"dog": 0, "cat": 1}}
+    svit_hf.save_with_code(svit_hf.SViTForImageClassification(tiny_config(num_labels=2, **names)), name)
+
+
 def make_published_folder(name):
     svit_hf.save_with_code(svit_hf.SViTForImageClassification(tiny_config()), name)
     Path(name, "README.md").write_text("---\nlicense: unknown\n---\n")
@@ -76,6 +81,8 @@ GIVEN = [
     ('checkpoint("svit_small.pth"', make_official_checkpoint, "svit_small.pth"),
     ('classify("picture.jpg")', make_picture, "picture.jpg"),
     ('push_folder("svit-pets"', make_published_folder, "svit-pets"),
+    ('evaluate_model("svit-cats-dogs"', make_cats_and_dogs, "svit-cats-dogs"),
+    ('evaluate_model("svit-cats-dogs", "pictures"', make_picture_folder, "pictures"),
     ('data_dir="pictures"', make_picture_folder, "pictures"),
     ('path="pictures"', make_divided_folder, "pictures"),
 ]

@@ -102,16 +102,53 @@ if is_torchvision_available():
     assert fresh_python("-W", "error", "-c", code, hidden=hidden).strip() == str(not hidden)
 
 
-def test_torchvision_of_another_torch_is_named_with_its_remedy(tmp_path, fresh_python):
+@pytest.fixture
+def broken_torchvision(tmp_path):
+    """Install a torchvision that was built for another torch, in the first place where Python looks."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+
+
+def test_broken_torchvision_warns_once_and_is_not_used(broken_torchvision, fresh_python):
     code = """
-try:
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    # as users do: Transformers has asked for torchvision before this package is imported
+    from transformers import AutoConfig, AutoModelForImageClassification
     import svit_hf
+about = [warning for warning in caught if "torchvision" in str(warning.message)]
+print(len(about), about[0].message)
+from transformers import AutoImageProcessor, pipeline
+from PIL import Image
+layout = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
+model = AutoModelForImageClassification.from_config(AutoConfig.for_model("svit", image_size=64, **layout))
+svit_hf.save_with_code(model, "saved")
+print(type(AutoImageProcessor.from_pretrained("saved")).__name__)
+print(len(pipeline("image-classification", model="saved")(Image.new("RGB", (80, 64)), top_k=1)))
+try:
+    svit_hf.SViTImageProcessor
 except ImportError as error:
     print(error)
 """
-    # the working directory, which comes first on the path of `-c`, is tmp_path
+    # the working directory, which comes first on the path of `-c`, is where the broken one is
+    first, *lines = fresh_python("-c", code).splitlines()
+    assert first.startswith("1 the installed torchvision cannot be imported")
+    assert "operator torchvision::nms does not exist" in first
+    assert "pip uninstall torchvision" in first
+    assert lines[:2] == ["SViTImageProcessorPil", "1"]
+    assert "needs torchvision, which cannot be imported" in lines[2]
+
+
+def test_program_starts_beside_a_broken_torchvision(broken_torchvision, fresh_python):
+    code = """
+import sys
+from svit_hf_program import main
+for arguments in (["--version"], ["--help"], ["doctor"]):
+    sys.argv[1:] = arguments
+    print("STATUS", main())
+"""
     printed = fresh_python("-c", code)
-    assert "torchvision does not belong to the installed torch (operator torchvision::nms does not exist)" in printed
-    assert "pip uninstall torchvision" in printed
+    assert [line for line in printed.splitlines() if line.startswith("STATUS")] == ["STATUS 0", "STATUS 0", "STATUS 1"]
+    assert "cannot be imported: RuntimeError: operator torchvision::nms does not exist" in printed
+    assert "import svit_hf      works" in printed

@@ -9,6 +9,7 @@ from svit_hf.evaluation.checkpoints import (
     class_names,
     find_model,
     find_weights,
+    load_and_compare,
     load_classifier,
     load_image_processor,
 )
@@ -70,6 +71,16 @@ def test_model_that_is_nowhere_is_refused(location):
         load_classifier(location, "cpu")
     with pytest.raises(SViTError, match="has no image processor"):
         load_image_processor(location)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    model = SViTForImageClassification(tiny_config())
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier.")}
+    model.save_pretrained(tmp_path, state_dict={**weights, "other.weight": torch.ones(1)})
+    _, differences = load_and_compare(str(tmp_path))
+    assert differences == {"missing": ["classifier.bias", "classifier.weight"], "unexpected": ["other.weight"]}
+    with pytest.raises(SViTError, match=r"lacks 2 of the classifier, such as classifier\.bias, classifier\.weight"):
+        load_classifier(str(tmp_path), "cpu")
 
 
 def test_class_names_are_in_the_order_of_their_numbers():

@@ -48,9 +48,11 @@ def test_fewer_names_are_found_and_told():
 
 def test_different_names_are_refused_with_both():
     with pytest.raises(
-        SViTError, match=r"differ\. .* 6: cat, dog, eel, fox, gnu, \.\.\.; .* 5: LABEL_0, .* `label_map`"
+        SViTError, match=r"the model does not have 1: hen\. The data has 6: cat, .*, hen; .* 5: gnu, .* `label_map`"
     ):
-        map_labels([*MODEL, "hen"], [f"LABEL_{number}" for number in range(5)])
+        map_labels([*MODEL, "hen"], MODEL[::-1])
+    with pytest.raises(SViTError, match=r"The data has 30: .*name 19, \.\.\.; the model has 5"):
+        map_labels([f"name {number}" for number in range(30)], MODEL)
 
 
 @pytest.mark.parametrize(

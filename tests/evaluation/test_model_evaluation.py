@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import sys
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from svit_hf import cli
+from svit_hf import SViTImageProcessorPil, cli
+from svit_hf.data.options import DataOptions
+from svit_hf.errors import SViTError
+from svit_hf.evaluation import evaluate_model, model_evaluation
 
 
 TOLERANCE = 1e-5
@@ -179,3 +183,52 @@ def test_output_that_cannot_be_written_is_refused_at_once(tmp_path, capsys):
     for output in (tmp_path, tmp_path / "file" / "result.json"):
         assert cli.main(["evaluate", "some/model", "--output", str(output)]) == 2
         assert f"`output` is '{output}'" in capsys.readouterr().err
+
+
+def test_model_in_memory_and_folder_give_the_same_numbers(tmp_path, data):
+    model = make_classifier(tmp_path / "model")
+    processor = SViTImageProcessorPil(size={"shortest_edge": 32})
+    in_memory = evaluate_model(model.train(), data, image_processor=processor, num_workers=0)
+    assert in_memory.report.accuracy == pytest.approx(accuracy(logits_of(model)))
+    assert in_memory.class_names == NAMES
+    assert "accuracy" in in_memory.text()
+    # a run's folder stands for its finished model
+    model.save_pretrained(tmp_path / "run/model")
+    processor.save_pretrained(tmp_path / "run/model")
+    options = DataOptions(path=str(data), num_workers=0)
+    report = evaluate_model(tmp_path / "run", options, split="test").report
+    assert (report.loss, report.calibration_error) == (in_memory.report.loss, in_memory.report.calibration_error)
+    with pytest.raises(SViTError, match="`image_processor` is None; a model in memory"):
+        evaluate_model(model, data)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
+def test_workers_do_not_change_a_bit(tmp_path, data, streaming):
+    make_classifier(tmp_path / "model")
+    results = []
+    for num_workers in (0, 2, 4):
+        options = DataOptions(path=str(data), num_workers=num_workers, streaming=streaming)
+        content = evaluate_model(tmp_path / "model", options, batch_size=7).report.to_json()
+        results.append({name: value for name, value in content.items() if "second" not in name})
+    assert results[0] == results[1] == results[2]
+
+
+def test_credentials_of_an_address_are_not_written(tmp_path, data, evaluate, monkeypatch):
+    make_classifier(tmp_path / "model")
+    address = "https://user:word@host/cats?X-Amz-Signature=12ab"
+    opened = model_evaluation.open_source
+
+    def open_remote(options, split):
+        source = opened(DataOptions(path=str(data)), split)
+        source.description = f"{address}, split test"
+        source.shard_names = (address,)
+        return source
+
+    monkeypatch.setattr(model_evaluation, "open_source", open_remote)
+    monkeypatch.setattr(sys, "argv", ["svit-hf", "evaluate", f"--data.path={address}"])
+    content, printed = evaluate(tmp_path / "model", "--data.path", address)
+    assert content["data"] == "https://***@host/cats?X-Amz-Signature=***, split test"
+    for text in (json.dumps(content), printed.out, printed.err):
+        assert "word@" not in text
+        assert "12ab" not in text

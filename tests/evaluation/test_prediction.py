@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 from evaluation_data import NAMES, logits_of, make_classifier, picture, write_parquet
+from PIL import Image
 from torch import nn
 
-from svit_hf import cli
-from svit_hf.evaluation import prediction
+from svit_hf import SViTImageProcessorPil, cli
+from svit_hf.evaluation import predict_images, prediction
 
 
 TOLERANCE = 1e-5
@@ -85,22 +88,22 @@ def test_interrupted_prediction_continues_and_ends_as_one_without(
     expected, _ = predict(pictures, output="uninterrupted")
     write, written = prediction._write, []
 
-    def write_two(rows, path, has_embeddings):
+    def write_two(table, path):
         if len(written) == 2:
             # what a process that is killed leaves behind
-            path.with_name(f".{path.name}.partial").write_bytes(b"PAR1")
+            path.with_name(f".{path.name}.abc.tmp").write_bytes(b"PAR1")
             raise KeyboardInterrupt
         written.append(path.name)
-        write(rows, path, has_embeddings)
+        write(table, path)
 
     monkeypatch.setattr(prediction, "_write", write_two)
     rows, _ = predict(pictures, *workers, status=130)
     assert len(rows) == 16
     times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in written}
 
-    def write_all(rows, path, has_embeddings):
+    def write_all(table, path):
         written.append(path.name)
-        write(rows, path, has_embeddings)
+        write(table, path)
 
     monkeypatch.setattr(prediction, "_write", write_all)
     rows, printed = predict(pictures, *workers)
@@ -200,3 +203,29 @@ def test_run_gives_its_finished_model(pictures, predict, tmp_path):
         rows, _ = predict(pictures / "a", *arguments, output=f"out-{seed}")
         probabilities = logits_of(model, [0]).softmax(dim=1)
         assert rows[0]["score"] == pytest.approx(probabilities.max().item(), rel=TOLERANCE)
+
+
+def test_pictures_in_memory_are_predicted_in_memory(model, pictures):
+    processor = SViTImageProcessorPil(size={"shortest_edge": 32})
+    images = [Image.open(io.BytesIO(picture(number))) for number in range(5)]
+    predictions = predict_images(model, images, image_processor=processor, top_k=2, part_size=2, num_workers=0)
+    rows = list(predictions.rows())
+    scores, ids = logits_of(model, range(5)).softmax(dim=1).topk(2)
+    assert [row["top_ids"] for row in rows] == ids.tolist()
+    assert [row["score"] for row in rows] == pytest.approx(scores[:, 0].tolist(), rel=TOLERANCE)
+    assert [row["source"] for row in rows] == [f"picture {number}" for number in range(5)]
+    assert (predictions.num_images, predictions.num_broken, predictions.files) == (5, 0, ())
+    # one alone, in a mode that the model is not made for, and a path
+    for one in (images[0].convert("CMYK"), pictures / "a/000.png"):
+        assert len(list(predict_images(model, one, image_processor=processor, num_workers=0).rows())) == 1
+
+
+def test_output_that_is_not_finite_is_no_prediction(model, pictures, predict, tmp_path):
+    nn.init.constant_(model.classifier.bias, torch.nan)
+    model.save_pretrained(tmp_path / "model")
+    rows, printed = predict(pictures / "a")
+    assert {(row["label"], row["top_ids"]) for row in rows} == {(None, None)}
+    assert [row["error"] for row in rows if "not finite" in row["error"]] == [
+        "the output of the model is not finite"
+    ] * 9
+    assert "10 images, 10 of them broken" in printed.out

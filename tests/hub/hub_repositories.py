@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class RefusalError(Exception):
-    """Report why a request is not carried out: a status, and a code of the Hub."""
+    """Answer to a request that is not carried out: a status, and a code of the Hub."""
 
     def __init__(self, status, code):
         super().__init__(f"{status} {code}")
@@ -20,7 +20,7 @@ class RefusalError(Exception):
 
 
 class StoredFile(NamedTuple):
-    """Hold a file of a commit."""
+    """File of a commit."""
 
     data: bytes
     is_lfs: bool = False
@@ -31,7 +31,7 @@ class StoredFile(NamedTuple):
         return sha256(self.data) if self.is_lfs else blob_id(self.data)
 
     def entry(self, path):
-        """Describe the file as listings do."""
+        """Return the entry of the file in listings."""
         if not self.is_lfs:
             return {"type": "file", "path": path, "size": len(self.data), "oid": self.oid}
         pointer = (
@@ -42,7 +42,7 @@ class StoredFile(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """Hold a commit: its files by path, its parent's id, and its title."""
+    """Commit: its files by path, its parent's id, and its title."""
 
     files: dict
     parent: str | None
@@ -51,7 +51,7 @@ class Commit(NamedTuple):
 
 @dataclass
 class Repository:
-    """Hold a repository: its commits by id, and the id of the newest one of each branch."""
+    """Repository: its commits by id, and the id of the newest one of each branch."""
 
     is_private: bool
     commits: dict = field(default_factory=dict)

@@ -20,7 +20,7 @@ from hub.hub_repositories import RefusalError, Repository, apply_operations, sha
 
 
 class Answer(NamedTuple):
-    """Hold what is sent back."""
+    """Answer to a request."""
 
     status: int
     content: object = b""
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 @dataclass
 class Fault:
-    """Say which requests go wrong, and how.
+    """Requests that go wrong, and how.
 
     Attributes:
         request: Regular expression for method and path, such as "POST .*/commit/".
@@ -49,7 +49,7 @@ class Fault:
 
 
 class HubStandIn:
-    """Hold what is on the stand-in.
+    """Content of the stand-in.
 
     Attributes:
         endpoint: Address of the server.

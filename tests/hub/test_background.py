@@ -10,6 +10,7 @@ from hub.hub_stand_in import Fault
 import svit_hf.hub.background
 from svit_hf.errors import PushError, SViTError
 from svit_hf.hub.background import BackgroundPush
+from svit_hf.hub.push import VerifiedCommit
 from svit_hf.hub.run_card import card_text_of_run
 
 
@@ -18,7 +19,7 @@ SECONDS = 20
 
 
 class SlowPush:
-    """Take the place of `push_folder`: note what it is given, and end when it may."""
+    """Stand-in for `push_folder` that notes what it is given, and ends when it may."""
 
     def __init__(self):
         self.pushed = []
@@ -31,7 +32,9 @@ class SlowPush:
         self.pushed.append((message, (folder / "model.safetensors").read_text()))
         if "broken" in message:
             raise PushError("the Hub said no")
-        return svit_hf.hub.push.PushReport(repo_id, "main", "url", None, "commit", is_new=True, is_private=True)
+        return svit_hf.hub.push.PushReport(
+            repo_id, "main", "url", None, VerifiedCommit("commit", True, True, ()), is_private=True
+        )
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@
 import pytest
 from hub.hub_repositories import StoredFile, sha256
 from hub.hub_stand_in import Fault
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from svit_hf.errors import PushError
-from svit_hf.hub.commit import commit_files
-from svit_hf.hub.publication import PublishedFile
+from svit_hf.hub.push import commit_files
 
 
 REPO = "someone/some-model"
@@ -30,7 +29,7 @@ of_every_request = pytest.mark.parametrize("request_pattern", REQUESTS.values(),
 
 def files_with(weights=b"weights", **others):
     contents = {"model.safetensors": weights, "README.md": b"---\nlicense: mit\n---\n", "config.json": b"{}"} | others
-    return [PublishedFile(path, content) for path, content in contents.items()]
+    return [CommitOperationAdd(path, content) for path, content in contents.items()]
 
 
 @pytest.fixture

@@ -9,7 +9,14 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
-from svit_hf.hub.model_card import CardText, Evaluation, build_model_card, eval_result_files, with_location
+from svit_hf.hub.model_card import (
+    CardText,
+    Evaluation,
+    build_model_card,
+    escaped,
+    eval_result_files,
+    with_location,
+)
 
 
 TEXT = CardText(
@@ -98,7 +105,8 @@ def test_use_names_the_place_and_can_be_moved(model, has_code):
     card = str(build_model_card(model, replace(TEXT, has_code=has_code)))
     assert ('model="somewhere/svit-test", trust_remote_code=True)' in card) == has_code
     moved = with_location(card, "else/where")
-    assert moved == card.replace('"somewhere/svit-test"', '"else/where"') != card
+    assert moved == card.replace("somewhere/svit-test", "else/where") != card
+    assert "`svit-hf doctor else/where`" in moved
 
 
 def test_results_of_data_sets_on_the_hub_have_the_newer_form():
@@ -109,3 +117,18 @@ def test_results_of_data_sets_on_the_hub_have_the_newer_form():
     (entry,) = parse_eval_result_entries(yaml.safe_load(content))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("some/images", "some_task", 0.875)
     assert entry.notes == "top-1 accuracy, split test, 123 images"
+
+
+def test_text_from_outside_is_shown_and_does_nothing(model):
+    hostile = "cat\n# heading | <script>alert(1)</script> ![x](http://host/x.png) *b* `c` _d_ e_f"
+    shown = r"cat # heading \| &lt;script&gt;alert(1)&lt;/script&gt; !\[x\](http://host/x.png) \*b\* \`c\` \_d\_ e_f"
+    assert escaped(hostile) == shown
+    evaluation = replace(TEXT.evaluations[0], dataset_name=hostile, split=hostile)
+    text = replace(TEXT, name=hostile, evaluations=[evaluation], settings={"device": hostile})
+    card = build_model_card(model, replace(text, command="svit-hf train '```\n# heading'"))
+    body = card.text
+    assert f"# {shown}\n" in body
+    assert f"| {shown} | {shown} | these | 123 | accuracy | 0.8750 |" in body
+    assert f"| device | {shown} |" in body
+    assert "````bash\nsvit-hf train '```\n# heading'\n````" in body
+    assert ModelCard(str(card)).data.eval_results[0].dataset_name == hostile

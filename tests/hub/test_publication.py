@@ -4,20 +4,28 @@
 import json
 
 import pytest
-from hub.hub_repositories import blob_id, sha256
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from svit_hf import SViTModel
+from svit_hf import SViTForImageClassification, SViTModel
 from svit_hf.errors import SViTError
 from svit_hf.hub.model_card import CardText
-from svit_hf.hub.publication import PublishedFile, prepare_publication
+from svit_hf.hub.probe import PROBE_FILE, compare_with_probe
+from svit_hf.hub.publication import prepare_publication
 from svit_hf.hub.remote_code import code_files
 
 
 REPO = "someone/svit-pets"
 # shaped like one, and none
 TOKEN = "hf_" + "aB3" * 11
+SECRETS = {
+    "user": TOKEN,
+    "organisation": "api_org_" + "aB3" * 11,
+    "oauth": "hf_oauth_eyJhbGciOi.eyJzdWIiOiI2.c2lnbmF0dXJl-_x",
+    "job": "hf_jwt_eyJhbGciOi.eyJzdWIiOiI2.c2lnbmF0dXJl-_x",
+    "password": "https://user:hunter2@host/cats.parquet",
+    "signature": "https://bucket.s3.amazonaws.com/cats.parquet?X-Amz-Date=1&X-Amz-Signature=0123abcd",
+}
 CARD = CardText(
     name="svit-pets",
     location=REPO,
@@ -31,8 +39,12 @@ CARD = CardText(
 )
 
 
+def contents(publication):
+    return {file.path_in_repo: file.path_or_fileobj for file in publication.files}
+
+
 def names(publication):
-    return {file.path for file in publication.files}
+    return contents(publication).keys()
 
 
 def test_only_what_belongs_to_a_model_is_published(run_folder):
@@ -56,15 +68,16 @@ def test_only_what_belongs_to_a_model_is_published(run_folder):
     }
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "modeling_svit.py", "LICENSE"])
-def test_token_in_a_file_is_refused_and_not_repeated(run_folder, name):
+@pytest.mark.parametrize("secret", SECRETS, ids=SECRETS)
+@pytest.mark.parametrize("name", ["README.md", "config.json", "configuration_svit.py", "LICENSE"])
+def test_secret_in_a_file_is_refused_and_not_repeated(run_folder, name, secret):
     path = run_folder / "model" / name
     text = path.read_text() if path.exists() else ""
-    addition = f"\n# {TOKEN}\n" if name != "config.json" else ""
-    path.write_text(text + addition if addition else json.dumps(json.loads(text) | {"note": TOKEN}))
+    addition = f"\n# {SECRETS[secret]}\n" if name != "config.json" else ""
+    path.write_text(text + addition if addition else json.dumps(json.loads(text) | {"note": SECRETS[secret]}))
     with pytest.raises(SViTError, match=rf"line \d+ of {name} holds what looks like an access token") as failure:
         prepare_publication(run_folder, REPO)
-    assert TOKEN not in str(failure.value)
+    assert SECRETS[secret] not in str(failure.value)
 
 
 def test_token_in_the_metadata_of_the_weights_is_refused(run_folder):
@@ -74,11 +87,12 @@ def test_token_in_the_metadata_of_the_weights_is_refused(run_folder):
         prepare_publication(run_folder, REPO)
 
 
-def test_token_in_the_command_of_the_run_is_refused(run_folder, report):
+def test_token_in_the_command_of_the_run_is_hidden(run_folder, report):
     (run_folder / "model/README.md").unlink()
     (run_folder / "report.json").write_text(json.dumps(report | {"command": f"HF_TOKEN={TOKEN} svit-hf train"}))
-    with pytest.raises(SViTError, match=r"of README\.md holds what looks like an access token"):
-        prepare_publication(run_folder, REPO)
+    card = prepare_publication(run_folder, REPO).card
+    assert TOKEN not in card
+    assert "'HF_TOKEN=***' svit-hf train" in card
 
 
 @pytest.mark.parametrize(
@@ -112,7 +126,9 @@ def test_broken_weights_are_refused(run_folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "{", "cannot be loaded"),
+        ("config.json", "{", "cannot be read"),
+        ("config.json", "[]", "holds a list"),
+        ("preprocessor_config.json", '{"auto_map": 1}', "has no `auto_map` for AutoImageProcessor"),
         ("config.json", '{"model_type": "vit"}', "is of 'vit'"),
         ("config.json", '{"model_type": "svit", "hidden_sizes": "wide"}', "cannot be loaded"),
         ("preprocessor_config.json", "{", "has no image processor that loads"),
@@ -211,14 +227,16 @@ def test_model_without_a_card_needs_one(model_folder):
 
 
 def test_model_without_code_gets_that_of_the_package(model_folder):
-    whole = {file.path: file.content for file in prepare_publication(model_folder, REPO, CARD).files}
+    whole = contents(prepare_publication(model_folder, REPO, CARD))
     for path in model_folder.glob("*.py"):
         path.unlink()
     for name in ("config.json", "preprocessor_config.json"):
         content = json.loads((model_folder / name).read_text())
         del content["auto_map"]
         (model_folder / name).write_text(json.dumps(content))
-    completed = {file.path: file.content for file in prepare_publication(model_folder, REPO, CARD).files}
+    completed = {
+        file.path_in_repo: file.path_or_fileobj for file in prepare_publication(model_folder, REPO, CARD).files
+    }
     assert {path.name for path in code_files()} <= completed.keys()
     assert completed == whole
 
@@ -237,8 +255,14 @@ def test_report_has_to_be_one(run_folder, content, message):
         prepare_publication(run_folder, REPO)
 
 
-def test_hashes_are_those_of_git_and_of_git_lfs(tmp_path):
-    (tmp_path / "file").write_bytes(b"content")
-    for content in (b"content", tmp_path / "file"):
-        file = PublishedFile("file", content)
-        assert (file.size, file.sha256, file.blob_id) == (7, sha256(b"content"), blob_id(b"content"))
+def test_model_without_a_probe_gets_one(model_folder, tmp_path):
+    (model_folder / PROBE_FILE).unlink(missing_ok=True)
+    before = sorted(model_folder.iterdir())
+    assert PROBE_FILE not in names(prepare_publication(model_folder, REPO, CARD, add_probe=False))
+    (tmp_path / PROBE_FILE).write_bytes(contents(prepare_publication(model_folder, REPO, CARD))[PROBE_FILE])
+    model = SViTForImageClassification.from_pretrained(model_folder)
+    assert compare_with_probe(model, tmp_path) == 0
+    assert sorted(model_folder.iterdir()) == before
+    # one that is there is published as it is
+    (model_folder / PROBE_FILE).write_bytes(b"mine")
+    assert contents(prepare_publication(model_folder, REPO, CARD))[PROBE_FILE] == b"mine"

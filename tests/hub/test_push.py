@@ -34,14 +34,16 @@ def test_one_commit_holds_the_model_its_code_and_its_card(hub, api, run_folder):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "probe.safetensors",
         *(path.name for path in code_files()),
     }
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert contents[name] == (run_folder / "model" / name).read_bytes()
-    assert (report.commit, report.is_new) == (repository.head(), True)
+    assert (report.commit.oid, report.commit.is_new) == (repository.head(), True)
     assert report.is_private is repository.is_private is True
     assert (
-        f"pushed and read back: {hub.endpoint}/{REPO} (private), branch main, commit {report.commit}" in report.text()
+        f"pushed and read back: {hub.endpoint}/{REPO} (private), branch main, commit {report.commit.oid}"
+        in report.text()
     )
 
 
@@ -76,7 +78,7 @@ def test_failed_push_loses_nothing_and_can_be_made_again(hub, api, run_folder, w
     with pytest.raises(PushError, match="nothing was committed"):
         push_folder(run_folder, REPO, api=api)
     assert snapshot(run_folder) == before
-    assert push_folder(run_folder, REPO, api=api).is_new
+    assert push_folder(run_folder, REPO, api=api).commit.is_new
     assert hub.repositories[REPO].titles() == [f"Push {REPO}", "initial commit"]
 
 
@@ -86,8 +88,8 @@ def test_dry_run_sends_nothing(hub, api, run_folder):
     assert report.commit is None
     text = report.text()
     for file in report.publication.files:
-        assert f"{file.size:,} bytes" in text
-        assert file.path in text
+        assert f"{file.upload_info.size:,} bytes" in text
+        assert file.path_in_repo in text
     assert f"nothing was sent; it would go to {hub.endpoint}/{REPO}, branch main (private if new)" in text
 
 
@@ -109,7 +111,7 @@ def test_branch_message_and_visibility_are_given(hub, api, run_folder):
 def test_second_push_of_the_same_model_makes_no_commit(hub, api, run_folder):
     first = push_folder(run_folder, REPO, api=api)
     second = push_folder(run_folder, REPO, api=api)
-    assert (second.commit, second.is_new) == (first.commit, False)
+    assert (second.commit.oid, second.commit.is_new) == (first.commit.oid, False)
     assert "nothing to push, all of it is there" in second.text()
 
 
@@ -128,4 +130,4 @@ def test_model_without_code_gets_it(hub, api, run_folder):
     contents = hub.repositories[REPO].contents()
     for path in code_files():
         assert contents[path.name] == path.read_bytes()
-    assert {file.path for file in with_code.publication.files} == contents.keys() - {".gitattributes"}
+    assert {file.path_in_repo for file in with_code.publication.files} == contents.keys() - {".gitattributes"}

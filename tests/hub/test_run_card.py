@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import dataclasses
+import json
+import shlex
 
 import pytest
 
@@ -117,3 +120,44 @@ def test_choice_without_numbers_is_refused(report):
     del report["metrics"]["ema"]
     with pytest.raises(SViTError, match="'ema' weights were chosen, and has metrics of"):
         card_text_of_run(report)
+
+
+def test_card_tells_nothing_of_this_machine(report, tmp_path):
+    folder = str(tmp_path / "pets five")
+    report["data"] |= {"path": folder, "description": f"{folder}, split train, indexed, 800 images, 5 classes"}
+    report["recipe"]["data"]["path"] = folder
+    report["recipe"]["model"]["name_or_path"] = "~/models/svit-small"
+    report["recipe"]["distillation"]["teacher"] = "../secret/teacher"
+    report["recipe"]["data"]["index"] = "C:\\Users\\someone\\index.json"
+    report["command"] = shlex.join(["svit-hf", "train", "--data.path", folder, f"--output-dir={folder}/runs/"])
+    text = card_text_of_run(report)
+    everything = json.dumps(dataclasses.asdict(text))
+    for part in (str(tmp_path), "~/", "secret", "someone"):
+        assert part not in everything
+    assert text.command == "svit-hf train --data.path 'pets five' --output-dir=runs"
+    assert "from `pets five`" in text.summary
+    assert text.data.startswith("pets five, split train, indexed, 800 images, 5 classes.")
+    assert text.recipe["data"]["index"] == "index.json"
+    assert text.recipe["distillation"]["teacher"] == "teacher"
+    # the report itself keeps them
+    assert report["data"]["path"] == folder
+
+
+def test_credentials_are_hidden(report):
+    address = "https://user:hunter2@host/pets.parquet?X-Amz-Signature=0123abcd&part=2"
+    report["data"] |= {"path": address, "description": f"{address}, split train, 800 images"}
+    report["recipe"]["data"]["path"] = address
+    report["command"] = shlex.join(["svit-hf", "train", f"--data.path={address}"])
+    text = card_text_of_run(report)
+    everything = json.dumps(dataclasses.asdict(text))
+    assert "hunter2" not in everything
+    assert "0123abcd" not in everything
+    assert "https://***@host/pets.parquet?X-Amz-Signature=***&part=2" in text.recipe["data"]["path"]
+
+
+def test_names_from_the_data_are_escaped(report):
+    report["data"]["label_names"] = ["<script>", "a\n# heading", "b|c", "/m/0cat"]
+    report["data"]["eval_split"] = "<b>"
+    text = card_text_of_run(report)
+    assert r"4 classes: &lt;script&gt;, a # heading, b\|c, /m/0cat" in text.data
+    assert "of the split &lt;b&gt;" in text.data

@@ -367,11 +367,9 @@ class _EvaluationBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        batches = range(-(-len(self.part) // self.batch_size))
-        if worker:
-            # whole batches, so that the same images share one whatever the number of workers is
-            mine = share(len(batches), worker.id, worker.num_workers)
-            batches = batches[mine.start : mine.stop]
+        # whole batches: what a model computes of an image depends on the size of the batch in its last digits
+        num_batches = -(-len(self.part) // self.batch_size)
+        batches = share(num_batches, worker.id, worker.num_workers) if worker else range(num_batches)
         part = self.part[batches.start * self.batch_size : batches.stop * self.batch_size]
         source = self.maker.source
         order = list(range(len(source.shard_sizes)))

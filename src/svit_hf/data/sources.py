@@ -16,6 +16,8 @@ from itertools import accumulate, islice
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from svit_hf.data.columns import LabelIds, field_of, top_columns
 from svit_hf.data.counts import FileCounts
@@ -97,6 +99,10 @@ class ImageSource(ABC):
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield rows of a shard, from `first` up to and without `stop`."""
 
+    def image_names(self) -> list[str]:
+        """Return the names of the image files, empty where they are not known."""
+        return [""] * self.num_samples
+
     def parts(self) -> Mapping[str, Any]:
         """Return what changes when the data do, by name: shards with their rows, for example."""
         return dict(zip(self.shard_names, self.shard_sizes, strict=True))
@@ -173,6 +179,10 @@ class FolderSource(IndexedSource):
         """Return the file, and row 0."""
         return self.files[sample_id], 0
 
+    def image_names(self) -> list[str]:
+        """Return the names of the image files."""
+        return list(self.files)
+
     def parts(self) -> Mapping[str, Any]:
         """Return the files with their labels."""
         return dict(zip(self.files, self.labels, strict=True))
@@ -243,6 +253,13 @@ class TableSource(IndexedSource):
             more = f" {len(problems) - 1} more labels are none either." if len(problems) > 1 else ""
             raise DataError(f"{problems[0]}{more} Labels of -1 are those of a split without labels.")
         return found
+
+    def image_names(self) -> list[str]:
+        """Return the names that the table has for its images, which need not be files here."""
+        images = self.table.with_format("arrow")[:][self.columns[0]]
+        if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
+            return [name or "" for name in pc.struct_field(images, "path").to_pylist()]
+        return super().image_names()
 
     def parts(self) -> Mapping[str, Any]:
         """Return the rows and the bytes of each file."""

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the weights that a user means, and load them as a classifier with its image processor."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForImageClassification
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, listed
 
 
-WeightsName = Literal["raw", "ema"]
 RAW, EMA = "raw", "ema"
 CONFIG = "config.json"
+MODEL_FILES = ("*.json", "*.safetensors")
 
 
 def find_weights(model: str, wanted: str | None = None) -> dict[str, str]:
@@ -30,7 +30,7 @@ def find_weights(model: str, wanted: str | None = None) -> dict[str, str]:
         SViTError: If there are none, or not the wanted ones.
     """
     folder = Path(model)
-    if (folder / CONFIG).is_file() or not folder.exists():
+    if _has_model(folder) or not folder.exists():
         found = {"model": model}
     else:
         parents = [folder / "best", folder]
@@ -62,19 +62,63 @@ def find_model(model: str, wanted: str | None = None) -> str:
     return next(iter(found.values()))
 
 
+def download(location: str) -> str:
+    """Return the folder of a model, which is downloaded if `location` is an id of the Hub.
+
+    Raises:
+        SViTError: If it cannot be downloaded.
+    """
+    if Path(location).exists():
+        return location
+    try:
+        return snapshot_download(location, allow_patterns=list(MODEL_FILES))
+    # an impossible id, no such repository, no network, no disk
+    except Exception as error:
+        raise SViTError(f"`model` is {location!r}, neither a folder nor a model of the Hub: {error}") from error
+
+
 def load_classifier(location: str, device: torch.device | str) -> PreTrainedModel:
     """Load a classifier in float32, in eval mode.
+
+    Raises:
+        SViTError: If it cannot be loaded, or some of its weights are not there.
+    """
+    loaded, differences = load_and_compare(location)
+    if missing := differences.get("missing"):
+        raise SViTError(
+            f"`model` is {location!r}, whose file of weights lacks {len(missing)} of the classifier, such as "
+            f"{listed(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
+        )
+    model: Any = loaded
+    classifier: PreTrainedModel = model.to(device).eval()
+    return classifier
+
+
+def load_and_compare(location: str) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """Load a classifier in float32, and compare the names of its weights with those in the file.
+
+    Returns:
+        The model, and the names that are `missing` in the file, `unexpected`, or `of another shape`, if there are any.
 
     Raises:
         SViTError: If it cannot be loaded.
     """
     try:
-        model: Any = AutoModelForImageClassification.from_pretrained(location, dtype=torch.float32)
-    # what Transformers raises for missing files, impossible ids and models of another kind
-    except (OSError, ValueError) as error:
-        raise SViTError(f"`model` is {location!r}, which cannot be loaded as a classifier: {error}") from error
-    classifier: PreTrainedModel = model.to(device).eval()
-    return classifier
+        loaded: Any = AutoModelForImageClassification.from_pretrained(
+            location, dtype=torch.float32, output_loading_info=True
+        )
+    # damaged files make Transformers, safetensors, huggingface_hub and the model raise whatever they come to
+    except Exception as error:
+        raise SViTError(
+            f"`model` is {location!r}, which cannot be loaded as a classifier: {type(error).__name__}: {error}"
+        ) from error
+    model, info = loaded
+    differences = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "of another shape": {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]},
+    }
+    return model, {kind: sorted(names) for kind, names in differences.items() if names}
 
 
 def load_image_processor(location: str) -> Any:
@@ -85,13 +129,16 @@ def load_image_processor(location: str) -> Any:
     """
     try:
         return AutoImageProcessor.from_pretrained(location, backend="pil")
-    except (OSError, ValueError) as error:
-        raise SViTError(f"`model` is {location!r}, which has no image processor that can be used: {error}") from error
+    # as above
+    except Exception as error:
+        raise SViTError(
+            f"`model` is {location!r}, which has no image processor that can be used: {type(error).__name__}: {error}"
+        ) from error
 
 
 def class_names(model: PreTrainedModel) -> list[str]:
     """Return the names of a model's classes in their order."""
-    names: Mapping[Any, str] = model.config.id2label or {}
+    names: dict[Any, str] = model.config.id2label or {}
     return [names[number] for number in sorted(names)]
 
 

@@ -1,56 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`svit-hf evaluate` and `svit-hf predict`: the arguments; the work is in `model_evaluation.py`, `prediction.py`."""
+"""`svit-hf evaluate` and `svit-hf predict`: arguments, tables and files around `evaluate_model`, `predict_images`."""
 
-from dataclasses import dataclass, field
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from svit_hf.data.options import DataOptions
 from svit_hf.errors import SViTError
+from svit_hf.evaluation.options import InputOptions, WeightsName, require_positive
 from svit_hf.extras import require_extra
+from svit_hf.files import require_writable, write_text
+from svit_hf.urls import without_credentials
 
 
-Precision = Literal["fp32", "bf16", "fp16"]
+if TYPE_CHECKING:
+    from svit_hf.evaluation.model_evaluation import ModelEvaluation
 
-
-@dataclass(kw_only=True)
-class ClassifierOptions:
-    """Say how a model is given images.
-
-    Args:
-        data: Where the images are, and how they are read.
-        split: The split to read; wins over `data.eval_split`.
-        image_size: Edge, or height and width, of what the model sees, in pixels; its own if not given.
-        crop_pct: Share of the resized picture's edge that the crop keeps; that of the model if not given.
-        batch_size: Images per batch of each process.
-        precision: Precision of the forward pass.
-    """
-
-    data: DataOptions = field(default_factory=DataOptions)
-    split: str | None = None
-    image_size: int | tuple[int, int] | None = None
-    crop_pct: float | None = None
-    batch_size: int = 64
-    precision: Precision = "fp32"
-
-    def __post_init__(self) -> None:
-        sizes = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,)
-        for size in sizes:
-            if size is not None and size < 1:
-                raise SViTError(f"`image_size` is {self.image_size}; it has to be at least 1.")
-        if self.batch_size < 1:
-            raise SViTError(f"`batch_size` is {self.batch_size}; it has to be at least 1.")
-
-    @property
-    def height_and_width(self) -> tuple[int, int] | None:
-        """The size of what the model sees, in pixels; `None` for its own."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+MOST_IMAGES_SHOWN = 20
 
 
 @dataclass(kw_only=True)
-class EvaluateCommand(ClassifierOptions):
+class EvaluateCommand(InputOptions):
     """Evaluate a classifier on labelled images; each counts once, over any number of processes.
 
     It works with every image classifier of Transformers. Of a training run, raw weights and their average are
@@ -68,7 +43,7 @@ class EvaluateCommand(ClassifierOptions):
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    weights: Literal["raw", "ema"] | None = None
+    weights: WeightsName | None = None
     flip: bool = False
     label_map: Path | None = None
     mask: Path | None = None
@@ -78,19 +53,62 @@ class EvaluateCommand(ClassifierOptions):
         """Evaluate, print tables, write the file, and return the exit status.
 
         Raises:
-            SViTError: If an argument is impossible, or images were not counted exactly.
+            SViTError: If an argument is impossible.
+            DataError: After all was printed and written, if too many images were broken.
+            EvaluationError: If images were not counted exactly.
         """
         require_extra("train", "evaluate")
-        from svit_hf.evaluation.model_evaluation import evaluate_model
-        from svit_hf.evaluation.session import quiet_libraries
+        from svit_hf.data.decoding import BadImageTally
+        from svit_hf.evaluation.checkpoints import find_weights
+        from svit_hf.evaluation.classifier import processes
+        from svit_hf.evaluation.model_evaluation import evaluate_model, open_labelled
 
-        with quiet_libraries():
-            evaluate_model(self)
+        locations = find_weights(self.model, self.weights)
+        if self.output is not None:
+            require_writable(self.output, "output")
+        with _quiet_libraries():
+            source = open_labelled(self.data, self.split)
+            evaluations = {
+                name: evaluate_model(
+                    location,
+                    source,
+                    image_size=self.image_size,
+                    crop_pct=self.crop_pct,
+                    batch_size=self.batch_size,
+                    precision=self.precision,
+                    flip=self.flip,
+                    label_map=self.label_map,
+                    mask=self.mask,
+                    num_workers=self.data.num_workers,
+                )
+                for name, location in locations.items()
+            }
+        if processes().is_main_process:
+            print(f"{'model':<24}{self.model}\n{_comparison(evaluations)}")  # noqa: T201 - a program's result
+            if self.output is not None:
+                write_text(self.output, self._content(evaluations, locations))
+        last = list(evaluations.values())[-1]
+        for bad in last.bad_images:
+            sys.stderr.write(without_credentials(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n"))
+        BadImageTally(self.data.max_bad_share, listed=last.bad_images).add(source.num_samples, last.report.num_broken)
         return 0
+
+    def _content(self, evaluations: "dict[str, ModelEvaluation]", locations: dict[str, str]) -> str:
+        """Return the JSON file."""
+        from svit_hf.evaluation.classifier import processes
+        from svit_hf.provenance import provenance
+
+        results = {
+            name: {"location": locations[name], **evaluation.report.to_json(evaluation.class_names)}
+            for name, evaluation in evaluations.items()
+        }
+        settings = next(iter(evaluations.values())).settings
+        content = {**provenance(processes().device), "model": self.model, **settings, "results": results}
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 @dataclass(kw_only=True)
-class PredictCommand(ClassifierOptions):
+class PredictCommand(InputOptions):
     """Predict the classes of images, and write them as parquet files.
 
     The output folder gets a file for each part of the images, and each file as a whole. The same command continues
@@ -109,7 +127,7 @@ class PredictCommand(ClassifierOptions):
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE...")]
-    weights: Literal["raw", "ema"] | None = None
+    weights: WeightsName | None = None
     output: Path | None = None
     top_k: int = 5
     part_size: int = 4096
@@ -117,9 +135,7 @@ class PredictCommand(ClassifierOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("top_k", "part_size"):
-            if getattr(self, name) < 1:
-                raise SViTError(f"`{name}` is {getattr(self, name)}; it has to be at least 1.")
+        require_positive(top_k=self.top_k, part_size=self.part_size)
 
     def run(self) -> int:
         """Predict, print what was done, and return the exit status.
@@ -128,9 +144,67 @@ class PredictCommand(ClassifierOptions):
             SViTError: If an argument is impossible, or the folder holds something else.
         """
         require_extra("train", "predict")
+        from svit_hf.evaluation.checkpoints import find_model
+        from svit_hf.evaluation.classifier import processes
+        from svit_hf.evaluation.pictures import open_images
         from svit_hf.evaluation.prediction import predict_images
-        from svit_hf.evaluation.session import quiet_libraries
 
-        with quiet_libraries():
-            predict_images(self)
+        state = processes()
+        with _quiet_libraries():
+            source = open_images(self.sources, self.data, self.split)
+            if self.output is None and (source.num_samples > MOST_IMAGES_SHOWN or state.num_processes > 1):
+                raise SViTError(
+                    f"`output` has to name a folder: only up to {MOST_IMAGES_SHOWN} images, on one process, are shown "
+                    f"and not written; there are {source.num_samples}."
+                )
+            predictions = predict_images(
+                find_model(self.model, self.weights),
+                source,
+                output=self.output,
+                image_size=self.image_size,
+                crop_pct=self.crop_pct,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                top_k=self.top_k,
+                part_size=self.part_size,
+                embeddings=self.embeddings,
+                num_workers=self.data.num_workers,
+            )
+        if state.is_main_process:
+            lines = [predictions.table()] if predictions.num_images <= MOST_IMAGES_SHOWN else []
+            if self.output is not None:
+                lines.append(predictions.summary())
+            print("\n".join(lines))  # noqa: T201 - a program's result
         return 0
+
+
+def _comparison(evaluations: "dict[str, ModelEvaluation]") -> str:
+    """Return what was evaluated, a column of numbers for each set of weights, and their classes."""
+    facts = list(evaluations.values())[-1].facts
+    lines = [f"{title:<24}{value}" for title, value in facts.items()] + [""]
+    columns = [{"": name} | evaluation.report.rows() for name, evaluation in evaluations.items()]
+    width = max(len(value) for column in columns for value in column.values()) + 2
+    for title in dict.fromkeys(title for column in columns for title in column):
+        values = "".join(f"{column.get(title, '0'):<{width}}" for column in columns)
+        lines.append(f"{title:<24}{values}".rstrip())
+    for name, evaluation in evaluations.items():
+        lines += ["", f"{name}, by class", evaluation.report.class_table(evaluation.class_names)]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep libraries from drawing bars of their own."""
+    import datasets
+    from transformers.utils import logging
+
+    transformers_draws, datasets_draws = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if transformers_draws:
+            logging.enable_progress_bar()
+        if datasets_draws:
+            datasets.enable_progress_bars()

@@ -17,14 +17,14 @@ from svit_hf.errors import EvaluationError, SViTError
 
 
 NO_CLASS = -1
-NUM_NAMES_SHOWN = 5
+NUM_NAMES_SHOWN = 20
 
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 @dataclass(frozen=True)
 class LabelMap:
-    """Say which classes of a model are right for an image, and which it chooses among.
+    """Classes of a model that are right for an image, and those that it chooses among.
 
     Attributes:
         targets: The right classes, int64 of shape `(rows, n)`: a row for each label of the data, or for each image;
@@ -121,7 +121,8 @@ def _by_name(data_names: Sequence[str], model_names: Sequence[str]) -> tuple[Lab
         return LabelMap(every_class, f"the {len(model_names)} classes of the model"), classes
     is_ambiguous = len(classes) < len(model_names) or len(set(data_names)) < len(data_names)
     if is_ambiguous or not classes.keys() >= set(data_names):
-        why = "are not unique" if is_ambiguous else "differ"
+        unknown = [name for name in data_names if name not in classes]
+        why = "are not unique" if is_ambiguous else f"differ: the model does not have {_heads(unknown)}"
         raise SViTError(
             f"the names of the data's labels and of the model's classes {why}. The data has {_heads(data_names)}; the "
             f"model has {_heads(model_names)}. Numbers are not compared: `label_map` has to name a file that says "

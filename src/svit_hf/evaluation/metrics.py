@@ -16,7 +16,7 @@ from svit_hf.errors import EvaluationError
 
 
 class TopKAccuracy(evaluate.Metric):  # type: ignore[misc]  # evaluate is not typed
-    """Compute the share of images whose class is ranked first, and among the first `k`.
+    """Share of images whose class is ranked first, and among the first `k`.
 
     Predictions are what `rank_classes` gives: class ids, the likeliest first, equally many for each image. The k-th
     place is all that counts of them, so that a model with 1000 classes hands over `k` numbers per image, not 1000.

@@ -1,183 +1,183 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the arguments of `svit-hf evaluate` to its tables and its file."""
+"""Evaluate a model on labelled images, from wherever both are."""
 
-import dataclasses
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from accelerate import PartialState
 from accelerate.utils import reduce
 
-from svit_hf.data.decoding import BadImageTally
+from svit_hf.data.decoding import BadImage, BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
 from svit_hf.data.opening import open_source
-from svit_hf.data.sources import ImageSource, IndexedSource
-from svit_hf.evaluation.checkpoints import find_weights
+from svit_hf.data.options import DataOptions
+from svit_hf.data.sources import ImageSource
 from svit_hf.evaluation.classification import evaluate_batches
-from svit_hf.evaluation.command import EvaluateCommand
-from svit_hf.evaluation.label_maps import LabelMap, map_labels
+from svit_hf.evaluation.classifier import AUTOCAST_DTYPES, Model, open_classifier, processes
+from svit_hf.evaluation.label_maps import map_labels
+from svit_hf.evaluation.options import Precision, require_positive
 from svit_hf.evaluation.report import ClassificationReport
-from svit_hf.evaluation.session import (
-    AUTOCAST_DTYPES,
-    Classifier,
-    open_classifier,
-    processes,
-    with_progress,
-)
-from svit_hf.files import require_writable, write_text
-from svit_hf.provenance import provenance
+from svit_hf.progress import Progress
+from svit_hf.urls import without_credentials
 
 
-def evaluate_model(command: EvaluateCommand) -> dict[str, ClassificationReport]:
-    """Evaluate every set of weights of a model; rank 0 prints and writes what came out.
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """Result of an evaluation, and what it is about.
 
-    Returns:
-        Reports by the name of the weights: `model`, or `raw` and `ema`.
+    Attributes:
+        report: The numbers.
+        class_names: Names of the model's classes.
+        facts: What was evaluated, in lines by their title.
+        settings: The same as plain values, for a JSON file.
+        bad_images: Of the images that could not be read, the first ones that this process met.
+    """
+
+    report: ClassificationReport
+    class_names: list[str]
+    facts: dict[str, str]
+    settings: dict[str, Any]
+    bad_images: list[BadImage]
+
+    def text(self) -> str:
+        """Return everything for a reader."""
+        facts = [f"{title:<24}{value}" for title, value in self.facts.items()]
+        return "\n".join([*facts, "", self.report.table(), "", self.report.class_table(self.class_names)])
+
+
+def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
+    model: Model,
+    data: str | os.PathLike[str] | DataOptions | ImageSource,
+    *,
+    split: str | None = None,
+    image_processor: Any = None,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    flip: bool = False,
+    label_map: str | os.PathLike[str] | None = None,
+    mask: str | os.PathLike[str] | None = None,
+    num_workers: int | None = None,
+) -> ModelEvaluation:
+    """Evaluate a classifier on labelled images; each counts once, over any number of processes.
+
+    Every process that `torchrun` or `accelerate launch` has started calls this, and gets the same result. Labels of
+    the data and classes of the model are matched by name.
+
+    Args:
+        model: A folder, an id of the Hub, the folder of a training run, whose finished model it is then, or a
+            classifier in memory with its `image_processor`.
+        data: Where the images are: a path as in `DataOptions`, the options themselves, or an opened source.
+        split: The split of the data; by default the first of validation, valid, val and test that there is.
+        image_processor: What prepares the images; by default that of the model's folder.
+        image_size: Edge, or height and width, of what the model sees, in pixels; its own by default.
+        crop_pct: Share of the resized picture's edge that the crop keeps; that of the model by default.
+        batch_size: Images per batch of each process.
+        precision: Precision of the forward pass: `fp32`, `bf16` or `fp16`.
+        flip: Average the probabilities of each image and of its mirror image.
+        label_map: A file that says what the labels mean, see `svit_hf.evaluation.label_maps.map_labels`.
+        mask: A file with the classes among which the model chooses.
+        num_workers: Processes that read and decode; by default those of the options, or one per CPU, 8 at most.
 
     Raises:
-        SViTError: If an argument is impossible.
-        DataError: After all was printed and written, if too many images were broken.
+        SViTError: If an argument is impossible, or names of labels are not those of the model.
         EvaluationError: If images were not counted exactly.
+
+    Example:
+        >>> from svit_hf.evaluation import evaluate_model
+        >>> evaluation = evaluate_model("runs/pets", "pictures", split="test")  # doctest: +SKIP
+        >>> evaluation.report.accuracy  # doctest: +SKIP
+        0.931
     """
+    require_positive(batch_size=batch_size)
     state = processes()
-    weights = find_weights(command.model, command.weights)
-    if command.output is not None:
-        require_writable(command.output, "output")
-    options = command.data if command.split is None else dataclasses.replace(command.data, eval_split=command.split)
-    # what is downloaded or counted is there for the others then
-    with state.main_process_first():
-        source = open_source(options, "eval")
-    reports = {}
-    for name, location in weights.items():
-        classifier = open_classifier(location, command, state.device)
-        label_map = map_labels(
-            source.label_names,
-            classifier.class_names,
-            label_map=command.label_map,
-            mask=command.mask,
-            image_names=partial(_image_names, source),
-        )
-        tally = BadImageTally(options.max_bad_share)
-        reports[name] = _evaluate(classifier, source, label_map, command, state, tally)
-    if state.is_main_process:
-        facts = _facts(command, source, classifier, label_map, state)
-        print(_text(facts, reports, classifier.class_names))  # noqa: T201 - a program's result
-        if command.output is not None:
-            content = _content(command, facts, weights, reports, classifier, state)
-            write_text(command.output, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    tally.add(source.num_samples, reports[name].num_broken)
-    for bad in tally.listed:
-        sys.stderr.write(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n")
-    return reports
-
-
-def _evaluate(
-    classifier: Classifier,
-    source: ImageSource,
-    label_map: LabelMap,
-    command: EvaluateCommand,
-    state: PartialState,
-    tally: BadImageTally,
-) -> ClassificationReport:
+    source = open_labelled(data, split)
+    classifier = open_classifier(
+        model,
+        state.device,
+        image_processor=image_processor,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        precision=precision,
+    )
+    labels = map_labels(
+        source.label_names,
+        classifier.class_names,
+        label_map=None if label_map is None else Path(label_map),
+        mask=None if mask is None else Path(mask),
+        image_names=source.image_names,
+    )
+    options = data if isinstance(data, DataOptions) else DataOptions()
     loader = EvaluationLoader(
         source,
         classifier.preprocessing,
-        batch_size=command.batch_size,
+        batch_size=batch_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        num_workers=workers_per_rank(command.data),
+        num_workers=workers_per_rank(options) if num_workers is None else num_workers,
     )
-
-    def noted(batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            tally.note(batch["bad_images"])
-            yield batch
-
+    tally = BadImageTally(options.max_bad_share)
     # shares differ by one image at most
     total = -(-loader.num_samples // state.num_processes)
-    batches = with_progress(
-        loader, lambda batch: len(batch["labels"]) + len(batch["bad_images"]), total, state.is_main_process
-    )
-    return evaluate_batches(
-        classifier.model,
-        noted(batches),
-        num_expected=loader.num_samples,
-        reduce=partial(reduce, reduction="sum"),
-        device=state.device,
-        autocast_dtype=AUTOCAST_DTYPES[command.precision],
-        flip=command.flip,
-        label_map=label_map,
-        forward=classifier.forward,
-        num_classes=len(classifier.class_names),
-    )
+    with Progress(total, "images", is_shown=state.is_main_process) as progress:
 
+        def noted(batches: Iterable[Batch]) -> Iterator[Batch]:
+            for batch in batches:
+                tally.note(batch["bad_images"])
+                yield batch
+                progress.advance(len(batch["labels"]) + len(batch["bad_images"]))
 
-def _image_names(source: ImageSource) -> list[str]:
-    """Return the file names of the images, empty where they are not known."""
-    if isinstance(source, IndexedSource):
-        images = source.dataset.with_format("arrow")[:][source.columns[0]]
-        if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
-            return [name or "" for name in pc.struct_field(images, "path").to_pylist()]
-    return [""] * source.num_samples
-
-
-def _facts(
-    command: EvaluateCommand, source: ImageSource, classifier: Classifier, label_map: LabelMap, state: PartialState
-) -> dict[str, str]:
-    """Return what the numbers are about, in lines."""
+        report = evaluate_batches(
+            classifier.model,
+            noted(loader),
+            num_expected=loader.num_samples,
+            reduce=partial(reduce, reduction="sum"),
+            device=state.device,
+            autocast_dtype=AUTOCAST_DTYPES[precision],
+            flip=flip,
+            label_map=labels,
+            forward=classifier.forward,
+            num_classes=len(classifier.class_names),
+        )
+    description = without_credentials(source.description)
     height, width = classifier.preprocessing.shape[1:]
-    crop = "" if command.crop_pct is None else f", crop share {command.crop_pct}"
-    flip = ", averaged with their mirror images" if command.flip else ""
-    processes = "" if state.num_processes == 1 else f", {state.num_processes} processes"
-    return {
-        "model": command.model,
-        "data": source.description,
-        "classes": label_map.description,
-        "images": f"{height} x {width} pixels{crop}{flip}",
-        "computed": f"{command.precision} on {state.device.type}{processes}",
+    crop = "" if crop_pct is None else f", crop share {crop_pct}"
+    mirrored = ", averaged with their mirror images" if flip else ""
+    count = f", {state.num_processes} processes" if state.num_processes > 1 else ""
+    facts = {
+        "data": description,
+        "classes": labels.description,
+        "images": f"{height} x {width} pixels{crop}{mirrored}",
+        "computed": f"{precision} on {state.device.type}{count}",
     }
-
-
-def _text(facts: dict[str, str], reports: dict[str, ClassificationReport], class_names: Sequence[str]) -> str:
-    lines = [f"{title:<24}{value}" for title, value in facts.items()] + [""]
-    columns = [{"": name} | report.rows() for name, report in reports.items()]
-    width = max(len(value) for column in columns for value in column.values()) + 2
-    for title in dict.fromkeys(title for column in columns for title in column):
-        values = "".join(f"{column.get(title, '0'):<{width}}" for column in columns)
-        lines.append(f"{title:<24}{values}".rstrip())
-    for name, report in reports.items():
-        lines += ["", f"{name}, by class", report.class_table(class_names)]
-    return "\n".join(lines)
-
-
-def _content(
-    command: EvaluateCommand,
-    facts: dict[str, str],
-    weights: dict[str, str],
-    reports: dict[str, ClassificationReport],
-    classifier: Classifier,
-    state: PartialState,
-) -> dict[str, Any]:
-    """Return what the JSON file holds."""
-    return {
-        **provenance(state.device),
-        "num_processes": state.num_processes,
-        "model": command.model,
-        "data": facts["data"],
-        "label_map": facts["classes"],
+    settings = {
+        "data": description,
+        "label_map": labels.description,
         "image_shape": list(classifier.preprocessing.shape),
         "image_processor": type(classifier.preprocessing.processor).__name__,
-        "crop_pct": command.crop_pct,
-        "flip": command.flip,
-        "precision": command.precision,
-        "batch_size": command.batch_size,
-        "results": {
-            name: {"location": weights[name], **report.to_json(classifier.class_names)}
-            for name, report in reports.items()
-        },
+        "crop_pct": crop_pct,
+        "flip": flip,
+        "precision": precision,
+        "batch_size": batch_size,
+        "num_processes": state.num_processes,
     }
+    return ModelEvaluation(report, classifier.class_names, facts, settings, tally.listed)
+
+
+def open_labelled(data: str | os.PathLike[str] | DataOptions | ImageSource, split: str | None = None) -> ImageSource:
+    """Open the images to evaluate on, on one process first: what is downloaded or counted is there for the others.
+
+    Raises:
+        SViTError: If something is not there, or not clear.
+    """
+    if isinstance(data, ImageSource):
+        return data
+    options = data if isinstance(data, DataOptions) else DataOptions(path=os.fspath(data))
+    if split is not None:
+        options = replace(options, eval_split=split)
+    with processes().main_process_first():
+        return open_source(options, "eval")

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the images to predict: picture files, folders and globs of them, or a data set."""
+"""Find the images to predict: picture files, folders and globs of them, pictures in memory, or a data set."""
 
 import glob
-from collections.abc import Iterator, Sequence
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,58 +15,84 @@ from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import UNLABELLED, ImageSource, Row
 from svit_hf.errors import SViTError
+from svit_hf.evaluation.classifier import processes
 
 
-class PictureFiles(ImageSource):
-    """Give picture files, which have no labels, in their order.
+Picture = str | os.PathLike[str] | Image.Image
+Images = Picture | Sequence[Picture] | DataOptions | ImageSource
+
+
+class Pictures(ImageSource):
+    """Pictures without labels, in their order.
 
     Args:
-        files: Paths of the files.
+        pictures: Paths of files, or pictures in memory, by their names.
     """
 
     is_streaming = False
 
-    def __init__(self, files: Sequence[str]):
-        super().__init__("picture files", (), {"files": len(files)})
-        self.description = f"{len(files)} picture files"
-        self.files = tuple(files)
+    def __init__(self, pictures: Mapping[str, str | Image.Image]):
+        super().__init__("pictures", (), {"pictures": len(pictures)})
+        self.description = f"{len(pictures)} pictures"
+        self.names = tuple(pictures)
+        self.pictures = tuple(pictures.values())
 
     def locate(self, sample_id: int) -> tuple[str, int]:
-        """Return the file, and row 0."""
-        return self.files[sample_id], 0
+        """Return the name of a picture, and row 0."""
+        return self.names[sample_id], 0
 
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield pictures that follow each other."""
         for sample_id in range(first, stop):
-            yield Row(sample_id, self.files[sample_id], UNLABELLED)
+            picture = self.pictures[sample_id]
+            yield Row(sample_id, picture if isinstance(picture, str) else _encode(picture), UNLABELLED)
+
+    def digest(self) -> str:
+        """Return what tells these pictures from others: the names of files, the pixels of pictures in memory."""
+        digest = hashlib.sha256()
+        for picture in self.pictures:
+            digest.update(f"{picture}\n".encode() if isinstance(picture, str) else _encode(picture))
+        return digest.hexdigest()
 
 
-def open_images(sources: Sequence[str], options: DataOptions) -> ImageSource:
-    """Find images; labels are not read, and need not be there.
+def open_images(images: Images, options: DataOptions | None = None, split: str | None = None) -> ImageSource:
+    """Find images, on one process first; labels are not read, and need not be there.
 
     Args:
-        sources: Picture files, folders that have pictures somewhere in them, globs; or one data set, as `data.path`
-            would name it.
+        images: Picture files, folders that have pictures somewhere in them, globs, or pictures in memory; or one data
+            set, as `data.path` would name it, its options, or an opened source.
         options: How a data set is read.
+        split: The split of a data set; wins over the one of the options.
 
     Raises:
         SViTError: If there are none.
     """
-    files: list[str] = []
-    for source in sources:
-        found = _picture_files(source)
-        if found:
-            files += found
-        elif len(sources) == 1:
-            return open_source(replace(options, path=source), "eval", labelled=False)
+    if isinstance(images, ImageSource):
+        return images
+    if isinstance(images, DataOptions):
+        return _open_data_set(images, split)
+    given = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
+    # by name: a file that is named twice is predicted once
+    pictures: dict[str, str | Image.Image] = {}
+    for number, one in enumerate(given):
+        if isinstance(one, Image.Image):
+            pictures[f"picture {number}"] = one
+        elif found := _picture_files(os.fspath(one)):
+            pictures |= zip(found, found, strict=True)
+        elif len(given) == 1:
+            return _open_data_set(replace(options or DataOptions(), path=os.fspath(one)), split)
         else:
-            raise SViTError(
-                f"`sources` has {source!r}, where there are no pictures; a data set has to be the only one."
-            )
-    if not files:
+            raise SViTError(f"`sources` has {one!r}, where there are no pictures; a data set has to be the only one.")
+    if not pictures:
         raise SViTError("`sources` is empty; name pictures, a folder, a glob, or a data set.")
-    # a picture that is named twice is predicted once
-    return PictureFiles(list(dict.fromkeys(files)))
+    return Pictures(pictures)
+
+
+def _open_data_set(options: DataOptions, split: str | None) -> ImageSource:
+    if split is not None:
+        options = replace(options, eval_split=split)
+    with processes().main_process_first():
+        return open_source(options, "eval", labelled=False)
 
 
 def _picture_files(source: str) -> list[str]:
@@ -76,3 +105,11 @@ def _picture_files(source: str) -> list[str]:
         # Path.glob takes no absolute patterns
         found = [source] if path.is_file() else glob.glob(source, recursive=True)  # noqa: PTH207
     return sorted(file for file in found if Path(file).suffix.lower() in suffixes and Path(file).is_file())
+
+
+def _encode(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    # of the modes that PNG does not have: CMYK, YCbCr and others
+    picture = picture if picture.mode in ("1", "I", "I;16", "L", "LA", "P", "RGB", "RGBA") else picture.convert("RGB")
+    picture.save(file, "png")
+    return file.getvalue()

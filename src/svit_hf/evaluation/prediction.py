@@ -5,44 +5,39 @@ Part `i` is the images from `i * part_size` on, whatever the processes are; thos
 appears when it is complete, and a part that has its file is done. `prediction.json` says what the files are about.
 """
 
-import dataclasses
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from svit_hf.data.decoding import DecodingError, decode_image
 from svit_hf.data.loading import workers_per_rank
+from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import segments
 from svit_hf.data.sources import ImageSource, Row
 from svit_hf.errors import SViTError
-from svit_hf.evaluation.checkpoints import find_model
-from svit_hf.evaluation.command import PredictCommand
-from svit_hf.evaluation.pictures import PictureFiles, open_images
+from svit_hf.evaluation.classifier import Classifier, Model, open_classifier, processes
+from svit_hf.evaluation.options import Precision, require_positive
+from svit_hf.evaluation.pictures import Images, Pictures, open_images
 from svit_hf.evaluation.preprocessing import Preprocessing
-from svit_hf.evaluation.session import (
-    AUTOCAST_DTYPES,
-    Classifier,
-    open_classifier,
-    processes,
-    with_progress,
-)
-from svit_hf.files import write_text
+from svit_hf.files import whole_file, write_text
+from svit_hf.progress import Progress
+from svit_hf.urls import without_credentials
 
 
 HEADER = "prediction.json"
-MOST_IMAGES_SHOWN = 20
 
 COLUMNS = {
     "sample_id": pa.int64(),
@@ -59,7 +54,7 @@ EMBEDDING = {"embedding": pa.list_(pa.float32())}
 
 
 class Part(NamedTuple):
-    """Name images that go into one file.
+    """Images that go into one file.
 
     Attributes:
         number: Its number, from 0.
@@ -75,34 +70,141 @@ class Part(NamedTuple):
         return f"part-{self.number:05d}.parquet"
 
 
-def predict_images(command: PredictCommand) -> None:
-    """Predict what an earlier run of the same command has not predicted; rank 0 says what there is then.
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions for all images, in memory or in files.
+
+    Attributes:
+        num_images: How many images there are.
+        num_new: Those that this process predicted just now; an earlier call, or another process, did the others.
+        output: The folder of the files; `None` if there is none.
+        files: The files, in order.
+        tables: What would be in them, without a folder.
+    """
+
+    num_images: int
+    num_new: int
+    output: Path | None = None
+    files: tuple[Path, ...] = ()
+    tables: tuple[pa.Table, ...] = ()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a mapping for each image: `label`, `score`, `top_labels`, `error` and so on."""
+        for table in self.tables or map(pq.read_table, self.files):
+            yield from table.to_pylist()
+
+    @property
+    def num_broken(self) -> int:
+        """Images without a prediction."""
+        tables = self.tables or (pq.read_table(file, columns=["error"]) for file in self.files)
+        return sum(table.num_rows - table["error"].null_count for table in tables)
+
+    def summary(self) -> str:
+        """Return in a line what there is."""
+        broken = f", {num_broken} of them broken" if (num_broken := self.num_broken) else ""
+        news = "complete" if self.num_new else "nothing was left to do"
+        return f"{self.num_images} images{broken}, in {len(self.files)} files in {self.output}: {news}"
+
+    def table(self) -> str:
+        """Return a line for each image, with its likeliest classes."""
+        rows = list(self.rows())
+        names = [row["source"] if row["row"] == 0 else f"{row['source']}, row {row['row']}" for row in rows]
+        width = max(map(len, names))
+        lines = []
+        for name, row in zip(names, rows, strict=True):
+            found = row["error"] and f"broken: {row['error']}"
+            if not found:
+                best = zip(row["top_labels"], row["top_scores"], strict=True)
+                found = "  ".join(f"{label} {score:.1%}" for label, score in best)
+            lines.append(f"{name:<{width}}  {found}")
+        return "\n".join(lines)
+
+
+def predict_images(  # noqa: PLR0913 - what is predicted, by what, how, and where it goes
+    model: Model,
+    images: Images,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    image_processor: Any = None,
+    image_size: int | tuple[int, int] | None = None,
+    crop_pct: float | None = None,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    top_k: int = 5,
+    part_size: int = 4096,
+    embeddings: bool = False,
+    num_workers: int | None = None,
+) -> Predictions:
+    """Predict the classes of images.
+
+    With `output`, every process that `torchrun` or `accelerate launch` has started calls this; each predicts a share,
+    and what an earlier call with the same arguments has written is not done again.
+
+    Args:
+        model: A folder, an id of the Hub, the folder of a training run, whose finished model it is then, or a
+            classifier in memory with its `image_processor`.
+        images: Picture files, folders, globs, or pictures in memory, one or several; or one data set, as a path, as
+            `DataOptions` or as an opened source. They need no labels.
+        output: Folder for parquet files; without it the predictions stay in memory, and one process does all.
+        split: The split of a data set.
+        image_processor: What prepares the images; by default that of the model's folder.
+        image_size: Edge, or height and width, of what the model sees, in pixels; its own by default.
+        crop_pct: Share of the resized picture's edge that the crop keeps; that of the model by default.
+        batch_size: Images per batch of each process.
+        precision: Precision of the forward pass: `fp32`, `bf16` or `fp16`.
+        top_k: How many of the likeliest classes are told.
+        part_size: Images per file.
+        embeddings: Add what the classifier's last layer is given.
+        num_workers: Processes that read and decode; by default those of the options, or one per CPU, 8 at most.
 
     Raises:
         SViTError: If an argument is impossible, or the output folder is about something else.
+
+    Example:
+        >>> from svit_hf.evaluation import predict_images
+        >>> predictions = predict_images("runs/pets", ["cat.png", "dog.png"])  # doctest: +SKIP
+        >>> [row["label"] for row in predictions.rows()]  # doctest: +SKIP
+        ['cat', 'dog']
     """
+    require_positive(batch_size=batch_size, top_k=top_k, part_size=part_size)
     state = processes()
-    options = command.data if command.split is None else dataclasses.replace(command.data, eval_split=command.split)
-    with state.main_process_first():
-        source = open_images(command.sources, options)
-    if command.output is None and (source.num_samples > MOST_IMAGES_SHOWN or state.num_processes > 1):
-        raise SViTError(
-            f"`output` has to name a folder: only up to {MOST_IMAGES_SHOWN} images, on one process, are shown and not "
-            f"written; there are {source.num_samples}."
-        )
-    classifier = open_classifier(find_model(command.model, command.weights), command, state.device)
-    with TemporaryDirectory() if command.output is None else nullcontext(command.output) as folder:
-        output_dir = Path(folder)
+    source = open_images(images, split=split)
+    classifier = open_classifier(
+        model,
+        state.device,
+        image_processor=image_processor,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        precision=precision,
+    )
+    parts = _parts(source.num_samples, part_size)
+    folder = None if output is None else Path(output)
+    if folder is None:
+        own = parts
+    else:
+        kept = {"top_k": top_k, "part_size": part_size, "embeddings": embeddings}
         with state.main_process_first():
-            _claim(output_dir, _header(command, source, classifier))
-        parts = _parts(source.num_samples, command.part_size)
+            _claim(folder, _header(source, classifier) | kept)
         # by number and not by what is left: another process may have begun to write
-        own = [part for part in parts[state.process_index :: state.num_processes] if not _is_done(part, output_dir)]
-        for part, rows in _predict(own, source, classifier, command, state):
-            _write(rows, output_dir / part.file_name, command.embeddings)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            print(_summary(parts, len(own), output_dir, command))  # noqa: T201 - a program's result
+        own = [part for part in parts[state.process_index :: state.num_processes] if not _file(folder, part).exists()]
+    options = images if isinstance(images, DataOptions) else DataOptions()
+    workers = workers_per_rank(options) if num_workers is None else num_workers
+    loader = _loader(own, source, classifier, batch_size, workers)
+    schema = pa.schema(COLUMNS | (EMBEDDING if embeddings else {}))
+    num_new = sum(len(part.images) for part in own)
+    tables: dict[Part, pa.Table] = {}
+    with Progress(num_new, "images", is_shown=state.is_main_process) as progress:
+        for part, rows in _predict(loader, source, classifier, top_k, embeddings, progress):
+            table = pa.Table.from_pylist(rows, schema=schema)
+            if folder is None:
+                tables[part] = table
+            else:
+                _write(table, _file(folder, part))
+    if folder is None:
+        return Predictions(source.num_samples, num_new, tables=tuple(tables[part] for part in parts))
+    state.wait_for_everyone()
+    return Predictions(source.num_samples, num_new, folder, tuple(_file(folder, part) for part in parts))
 
 
 def _parts(num_images: int, part_size: int) -> list[Part]:
@@ -110,14 +212,14 @@ def _parts(num_images: int, part_size: int) -> list[Part]:
     return [Part(number, range(start, min(start + part_size, num_images))) for number, start in enumerate(starts)]
 
 
-def _is_done(part: Part, output_dir: Path) -> bool:
-    return (output_dir / part.file_name).exists()
+def _file(folder: Path, part: Part) -> Path:
+    return folder / part.file_name
 
 
 # no tuple: a DataLoader would take that apart
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _Images:
-    """Hold images of one part, as tensors or as what was wrong with them."""
+    """Images of one part, as tensors or as what was wrong with them."""
 
     part: Part
     sample_ids: list[int]
@@ -125,9 +227,9 @@ class _Images:
     pixel_values: torch.Tensor | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class _ImagesOfParts(IterableDataset[_Images]):
-    """Give the images of parts in batches; a worker takes whole parts."""
+    """Images of parts, in batches; a worker takes whole parts."""
 
     source: ImageSource
     preprocessing: Preprocessing
@@ -157,27 +259,37 @@ class _ImagesOfParts(IterableDataset[_Images]):
         return _Images(part, [row.sample_id for row in rows], errors, stacked)
 
 
+def _loader(
+    parts: list[Part], source: ImageSource, classifier: Classifier, batch_size: int, num_workers: int
+) -> DataLoader[_Images]:
+    return DataLoader(
+        _ImagesOfParts(source, classifier.preprocessing, parts, batch_size),
+        # batches come whole out of the workers
+        batch_size=None,
+        num_workers=min(num_workers, len(parts)),
+        pin_memory=classifier.device.type == "cuda",
+    )
+
+
 def _predict(
-    parts: list[Part], source: ImageSource, classifier: Classifier, command: PredictCommand, state: PartialState
+    loader: DataLoader[_Images],
+    source: ImageSource,
+    classifier: Classifier,
+    top_k: int,
+    has_embeddings: bool,
+    progress: Progress,
 ) -> Iterator[tuple[Part, list[dict[str, Any]]]]:
     """Yield each part with its rows when all of them are there."""
-    images = _ImagesOfParts(source, classifier.preprocessing, parts, command.batch_size)
-    workers = min(workers_per_rank(command.data), len(parts))
-    # batches come whole out of the workers
-    loader: Any = DataLoader(images, batch_size=None, num_workers=workers, pin_memory=state.device.type == "cuda")
-    total = sum(len(part.images) for part in parts)
     begun: dict[Part, list[dict[str, Any]]] = {}
-    autocast_dtype = AUTOCAST_DTYPES[command.precision]
-    with _inputs_of_last_layer(classifier, command.embeddings) as embeddings, torch.no_grad():
-        for batch in with_progress(loader, lambda batch: len(batch.sample_ids), total, state.is_main_process):
+    with _inputs_of_last_layer(classifier, has_embeddings) as embeddings:
+        for batch in loader:
             outputs: list[dict[str, Any]] = []
             if batch.pixel_values is not None:
-                pixel_values = batch.pixel_values.to(state.device, non_blocking=True)
-                with torch.autocast(state.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                    logits = classifier.forward(pixel_values).logits
-                outputs = _outputs(logits, embeddings, classifier.class_names, command.top_k)
+                logits = classifier.logits(batch.pixel_values)
+                outputs = _outputs(logits, embeddings, classifier.class_names, top_k)
             rows = begun.setdefault(batch.part, [])
             rows += _rows(batch, outputs, source)
+            progress.advance(len(batch.sample_ids))
             if len(rows) == len(batch.part.images):
                 yield batch.part, begun.pop(batch.part)
 
@@ -187,8 +299,12 @@ def _outputs(
 ) -> list[dict[str, Any]]:
     """Return columns for each image that has an output."""
     scores, ids = logits.float().softmax(dim=-1).topk(min(top_k, len(class_names)), dim=-1)
-    outputs = []
+    outputs: list[dict[str, Any]] = []
     for top_scores, top_ids in zip(scores.tolist(), ids.tolist(), strict=True):
+        if not math.isfinite(top_scores[0]):
+            # the order of classes means nothing then
+            outputs.append({"error": "the output of the model is not finite"})
+            continue
         labels = [class_names[number] for number in top_ids]
         top = {"top_ids": top_ids, "top_labels": labels, "top_scores": top_scores}
         outputs.append({"label": labels[0], "score": top_scores[0], **top})
@@ -203,7 +319,7 @@ def _rows(batch: _Images, outputs: list[dict[str, Any]], source: ImageSource) ->
     for sample_id, error in zip(batch.sample_ids, batch.errors, strict=True):
         name, row = source.locate(sample_id)
         found = next(remaining) if error is None else {}
-        yield {"sample_id": sample_id, "source": name, "row": row, "error": error, **found}
+        yield {"sample_id": sample_id, "source": without_credentials(name), "row": row, "error": error, **found}
 
 
 @contextmanager
@@ -230,29 +346,26 @@ def _inputs_of_last_layer(classifier: Classifier, is_wanted: bool) -> Iterator[l
         handle.remove()
 
 
-def _write(rows: list[dict[str, Any]], path: Path, has_embeddings: bool) -> None:
-    schema = pa.schema(COLUMNS | (EMBEDDING if has_embeddings else {}))
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial)
-    partial.replace(path)
+def _write(table: pa.Table, path: Path) -> None:
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
-def _header(command: PredictCommand, source: ImageSource, classifier: Classifier) -> dict[str, Any]:
+def _header(source: ImageSource, classifier: Classifier) -> dict[str, Any]:
     """Return what has to be the same for files to belong together."""
-    names = "\n".join(source.files) if isinstance(source, PictureFiles) else source.description
+    images = (
+        source.digest() if isinstance(source, Pictures) else hashlib.sha256(source.description.encode()).hexdigest()
+    )
     preprocessing = classifier.preprocessing
     header = {
-        "sources": list(command.sources),
+        "source": without_credentials(source.description),
         "num_images": source.num_samples,
-        "images": hashlib.sha256(names.encode()).hexdigest(),
+        "images": images,
         "weights": _digest(classifier.model),
         "class_names": classifier.class_names,
         "image_processor": json.loads(preprocessing.processor.to_json_string()),
         "processing": preprocessing.arguments,
-        "precision": command.precision,
-        "top_k": command.top_k,
-        "part_size": command.part_size,
-        "embeddings": command.embeddings,
+        "precision": classifier.precision,
     }
     content: dict[str, Any] = json.loads(json.dumps(header))
     return content
@@ -291,35 +404,3 @@ def _claim(output_dir: Path, header: dict[str, Any]) -> None:
             f"`output` is {str(output_dir)!r}, where a prediction was begun with other {', '.join(changed)}. Name a "
             "new folder, or the same arguments."
         )
-
-
-def _summary(parts: list[Part], num_new: int, output_dir: Path, command: PredictCommand) -> str:
-    files = [output_dir / part.file_name for part in parts]
-    num_images = sum(len(part.images) for part in parts)
-    num_broken = sum(table.num_rows - table["error"].null_count for table in _read(files, ["error"]))
-    lines = []
-    if num_images <= MOST_IMAGES_SHOWN:
-        lines.append(_table(list(chain.from_iterable(table.to_pylist() for table in _read(files, list(COLUMNS))))))
-    if command.output is not None:
-        broken = f", {num_broken} of them broken" if num_broken else ""
-        news = "nothing was left to do" if num_new == 0 else "complete"
-        lines.append(f"{num_images} images{broken}, in {len(parts)} files in {output_dir}: {news}")
-    return "\n".join(lines)
-
-
-def _read(files: list[Path], columns: list[str]) -> Iterator[pa.Table]:
-    return (pq.read_table(file, columns=columns) for file in files)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    """Return a line for each image, with its likeliest classes."""
-    names = [row["source"] if row["row"] == 0 else f"{row['source']}, row {row['row']}" for row in rows]
-    width = max(map(len, names))
-    lines = []
-    for name, row in zip(names, rows, strict=True):
-        found = row["error"] and f"broken: {row['error']}"
-        if not found:
-            best = zip(row["top_labels"], row["top_scores"], strict=True)
-            found = "  ".join(f"{label} {score:.1%}" for label, score in best)
-        lines.append(f"{name:<{width}}  {found}")
-    return "\n".join(lines)

@@ -10,7 +10,7 @@ from svit_hf.errors import SViTError
 
 
 class Preprocessing:
-    """Make a tensor of a picture, with an image processor of Transformers.
+    """Image processor of Transformers that makes one tensor of one picture, at a size and crop of one's choice.
 
     Args:
         processor: The image processor. One with `crop_pct` (such as those of SViT and ConvNeXt) resizes and crops by
@@ -31,9 +31,11 @@ class Preprocessing:
         pictures = [Image.new("RGB", size) for size in ((80, 60), (60, 80))]
         try:
             shapes = {tuple(self(picture).shape) for picture in pictures}
-        # each image processor refuses sizes in its own way
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise SViTError(f"{type(processor).__name__} does not work with {self.arguments}: {error}") from error
+        # each image processor refuses sizes in its own way, and damaged settings fail in any
+        except Exception as error:
+            raise SViTError(
+                f"{type(processor).__name__} does not work with {self.arguments}: {type(error).__name__}: {error}"
+            ) from error
         if len(shapes) > 1:
             raise SViTError(
                 f"{type(processor).__name__} makes images of different sizes, {sorted(shapes)}, which do not fit into "

@@ -14,7 +14,7 @@ NUM_WORST_SHOWN = 20
 
 
 class ClassCounts(NamedTuple):
-    """Hold how many images of a class there are, and how many the model gets right."""
+    """Images of a class, and those that the model gets right."""
 
     num_images: int
     num_hits: int
@@ -22,7 +22,7 @@ class ClassCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """Hold what an evaluation found, over all processes.
+    """Numbers of an evaluation, over all processes.
 
     Attributes:
         num_images: Images that count.

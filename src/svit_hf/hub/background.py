@@ -5,18 +5,16 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from huggingface_hub import HfApi
 
 from svit_hf.errors import PushError, SViTError
-from svit_hf.hub.commit import make_repository
 from svit_hf.hub.model_card import CardText
-from svit_hf.hub.push import MAIN_BRANCH, check_repo_id, push_folder
+from svit_hf.hub.push import MAIN_BRANCH, check_repo_id, make_repository, push_folder
 
 
 logger = logging.getLogger(__name__)
@@ -24,19 +22,18 @@ logger = logging.getLogger(__name__)
 STAGED = ".push-"
 
 
-@dataclass(frozen=True)
-class _Job:
+class _Job(NamedTuple):
     title: str
     folder: Path
     future: "Future[None]"
 
 
 class BackgroundPush:
-    """Push models one after the other in a thread, the newest first of those that wait.
+    """Pushes of models in a thread, one after the other; of those that wait, only the newest is made.
 
-    A push that has begun is finished. Of those that wait only the newest is made: an older one is dropped, which the
-    log says. A failed push stops nothing; it is logged at once, and `close` raises. A `with` statement closes at its
-    end, where the failure of a push does not take the place of another error.
+    A push that has begun is finished. An older one that waits is dropped, which the log says. A failed push stops
+    nothing; it is logged at once, and `close` raises. A `with` statement closes at its end, where a failed push does
+    not take the place of another error.
 
     Args:
         repo_id: The repository, `USER/NAME`.
@@ -71,7 +68,6 @@ class BackgroundPush:
         self.log = log
         self.api = api or HfApi()
         self.problems: list[str] = []
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="push")
         self._num_jobs = 0
         self._newest: _Job | None = None
 
@@ -102,7 +98,7 @@ class BackgroundPush:
         if self._newest is not None and self._newest.future.cancel():
             shutil.rmtree(self._newest.folder)
             self.log(f"{self._newest.title} is not pushed to {self.repo_id}: {title} is newer")
-        self._newest = _Job(title, staged, self._executor.submit(self._push, staged, card, title))
+        self._newest = _Job(title, staged, self.api.run_as_future(self._push, staged, card, title))
 
     def raise_failures(self) -> None:
         """Raise if a push has failed so far.
@@ -122,7 +118,7 @@ class BackgroundPush:
         Raises:
             PushError: If a push has failed.
         """
-        self._executor.shutdown(wait=True)
+        self._wait()
         self.raise_failures()
 
     def __enter__(self) -> Self:
@@ -131,9 +127,14 @@ class BackgroundPush:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._executor.shutdown(wait=True)
+        self._wait()
         if error is None:
             self.raise_failures()
+
+    def _wait(self) -> None:
+        # the client of the Hub makes them one after the other
+        if self._newest is not None:
+            wait([self._newest.future])
 
     def _stage(self, folder: Path) -> Path:
         staged = self.work_dir / f"{STAGED}{self._num_jobs}"
@@ -157,9 +158,11 @@ class BackgroundPush:
                 private=self.private,
                 message=f"Push {title}",
                 card=card,
+                # loading a model would draw from the random numbers of the training
+                add_probe=False,
                 api=self.api,
             )
-            self.log(f"{title} is pushed to {report.url}, commit {report.commit}")
+            self.log(f"{title} is pushed to {report.url}, commit {report.commit.oid if report.commit else None}")
         # an error that nobody sees is what this class is there to prevent, whatever it is
         except Exception as error:
             self.problems.append(f"{title} was not pushed: {error}")

@@ -2,18 +2,15 @@
 """`svit-hf push`: a model goes to the Hub, after a look at what would go."""
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from svit_hf.errors import PushError, SViTError
 from svit_hf.hub.model_card import CardText, Evaluation
 from svit_hf.hub.push import push_folder
-
-
-GIVEN_BY_THE_PUSH = ("name", "location")
 
 
 @dataclass
@@ -88,24 +85,10 @@ def read_card_text(path: Path, repo_id: str) -> CardText:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SViTError(f"`card` is {str(path)!r}, which cannot be read as JSON: {error}") from error
-    content = _checked_fields(CardText, {"name": repo_id.rpartition("/")[2], "location": repo_id}, content, path)
-    evaluations = {
-        name: [Evaluation(**_checked_fields(Evaluation, {}, entry, path)) for entry in content.get(name, [])]
-        for name in ("evaluations", "comparisons")
-    }
-    return CardText(**(content | evaluations))
-
-
-def _checked_fields(kind: type, given: dict[str, str], content: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        raise SViTError(f"`card` is {str(path)!r}, where a {type(content).__name__} stands for a {kind.__name__}.")
-    known = {field.name: field for field in fields(kind)}
-    required = {name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING}
-    if unknown := content.keys() - (known.keys() - given.keys()):
-        allowed = ", ".join(name for name in known if name not in given)
-        raise SViTError(f"`card` is {str(path)!r}, with unknown {', '.join(sorted(unknown))}; fields are {allowed}.")
-    if missing := required - content.keys() - given.keys():
-        raise SViTError(f"`card` is {str(path)!r}, without {', '.join(sorted(missing))}.")
-    return given | content
+        for name in ("evaluations", "comparisons"):
+            content[name] = [Evaluation(**entry) for entry in content.get(name, [])]
+        return CardText(name=repo_id.rpartition("/")[2], location=repo_id, **content)
+    # no JSON, not of the form of a card, or with fields that cards do not have: Python says which
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        known = ", ".join(field.name for field in fields(CardText) if field.name not in ("name", "location"))
+        raise SViTError(f"`card` is {str(path)!r}, which is no card: {error}. Its fields are {known}.") from error

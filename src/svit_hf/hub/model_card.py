@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model cards: what a model was trained on, with which command, how good it is, and what it is not for."""
 
+import html
 import json
 import platform
 import re
@@ -48,12 +49,13 @@ from transformers import pipeline
 classify = pipeline("image-classification", model="$location")
 print(classify("picture.png"))
 ```"""
-LOCATION = re.compile(r'(?<=pipeline\("image-classification", model=")[^"\n]*(?=")')
+MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
+LOCATION = re.compile(r'(?<=pipeline\("image-classification", model=")[^"\n]*(?=")|(?<=`svit-hf doctor )[^`\n]*(?=`)')
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Hold how good a model is on one data set.
+    """Quality of a model on one data set.
 
     Attributes:
         dataset_name: What people call the data set.
@@ -76,7 +78,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CardText:
-    """Hold what a card says beyond what the model itself tells; all texts are Markdown.
+    """Content of a card beyond what the model itself tells; all texts are Markdown.
 
     Attributes:
         name: Name of the model.
@@ -124,14 +126,15 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
     if versions is None:
         versions = {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()}
     body = _template().substitute(
-        name=text.name,
+        name=escaped(text.name),
         use=Template(USE_WITH_CODE if text.has_code else USE_WITH_PACKAGE).substitute(location=text.location),
+        location=text.location,
         summary=text.summary,
         num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         num_labels=config.num_labels,
         architecture=_table("field of `SViTConfig`", {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}),
         data=text.data,
-        command=text.command,
+        command=_fenced("bash", text.command),
         settings=_table("setting", dict(text.settings) | dict(versions)),
         recipe=_recipe(text.recipe),
         evaluation=_evaluation_table([*text.evaluations, *text.comparisons]),
@@ -149,6 +152,19 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
         eval_results=results or None,
     )
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
+
+
+def escaped(text: str) -> str:
+    """Return a text from outside, such as the name of a class, as Markdown that shows it and does nothing else.
+
+    It stays on its line, so that it is no heading; tags, links, pictures, tables and emphasis are shown as characters.
+    """
+    return MARKDOWN.sub(r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
+
+
+def quoted(text: str) -> str:
+    """Return a text from outside between backticks, on one line."""
+    return f"`{' '.join(text.split()).replace('`', chr(39))}`"
 
 
 def with_location(card: str, location: str) -> str:
@@ -197,8 +213,8 @@ def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
     """Return the rows of the card's table: what was measured, and the number; joined they are the row."""
     return [
         (
-            f"| {evaluation.dataset_name} | {evaluation.split} | {evaluation.weights} | {evaluation.num_images} "
-            f"| {_words(name)} | ",
+            f"| {escaped(evaluation.dataset_name)} | {escaped(evaluation.split)} | {escaped(evaluation.weights)} "
+            f"| {evaluation.num_images} | {escaped(_words(name))} | ",
             f"{value:.4f} |",
         )
         for evaluation in evaluations
@@ -220,13 +236,18 @@ def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
 def _recipe(recipe: Mapping[str, object] | None) -> str:
     if recipe is None:
         return ""
-    content = json.dumps(recipe, indent=2)
-    return f"\n\nThe recipe, with every setting:\n\n```json\n{content}\n```"
+    return f"\n\nThe recipe, with every setting:\n\n{_fenced('json', json.dumps(recipe, indent=2))}"
 
 
 def _table(heading: str, values: Mapping[str, object]) -> str:
-    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    rows = [f"| {name} | {escaped(value) if isinstance(value, str) else value} |" for name, value in values.items()]
     return "\n".join([f"| {heading} | value |", "|---|---|", *rows])
+
+
+def _fenced(language: str, code: str) -> str:
+    # longer than any fence in the code
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return f"{fence}{language}\n{code}\n{fence}"
 
 
 def _words(name: str) -> str:

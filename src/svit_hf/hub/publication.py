@@ -1,72 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a push publishes: files that are chosen by name, checked, and completed with code and card.
+"""What a push publishes: files that are chosen by name, checked, and completed with code, probe and card.
 
-Nothing here uses the network, writes a file, or touches the random state, so that training may go on meanwhile.
+The model has to load, its card has to be true, and no file may hold a secret. Nothing here uses the network or changes
+the folder. Except for a missing probe, nothing touches the random state, so that training may go on meanwhile.
 """
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from svit_hf.errors import SViTError
-from svit_hf.hub.folder_checks import WEIGHTS, check_card, check_code, check_model, check_no_token
-from svit_hf.hub.model_card import CardText, build_model_card, eval_result_files, with_location
-from svit_hf.hub.remote_code import AUTO_MAPS, code_files, with_auto_map
+import torch
+from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
+from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from svit_hf.errors import SViTError, listed
+from svit_hf.hub.model_card import (
+    CardText,
+    build_model_card,
+    eval_result_files,
+    eval_results,
+    evaluation_rows,
+    with_location,
+)
+from svit_hf.hub.probe import PROBE_FILE, write_probe
+from svit_hf.hub.remote_code import AUTO_MAPS, with_auto_map
 from svit_hf.hub.run_card import card_text_of_run
+from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.model.own_code_svit import code_files
+from svit_hf.urls import find_credentials
 
 
 REPORT = "report.json"
+WEIGHTS = "model.safetensors"
 CARD = "README.md"
 CODE = "*_svit.py"
-PUBLISHED = ("config.json", "preprocessor_config.json", WEIGHTS, CARD, CODE, "LICENSE", "LICENSE.*", "NOTICE")
+MODEL = ("config.json", "preprocessor_config.json", WEIGHTS, PROBE_FILE, CODE)
+PUBLISHED = (*MODEL, CARD, "LICENSE", "LICENSE.*", "NOTICE")
+CARD_REMEDY = "Correct the card, or remove it to have one made of the report."
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
-class PublishedFile:
-    """Hold a file of the commit.
-
-    Attributes:
-        path: Its name in the repository.
-        content: What is in it, or for the weights the file that holds it.
-    """
-
-    path: str
-    content: bytes | Path
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-    @cached_property
-    def sha256(self) -> str:
-        """The hash by which the Hub knows large files."""
-        return self._digest(hashlib.sha256())
-
-    @cached_property
-    def blob_id(self) -> str:
-        """The hash by which git knows all others."""
-        return self._digest(hashlib.sha1(b"blob %d\0" % self.size))
-
-    def _digest(self, digest: Any) -> str:
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with self.content.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        return str(digest.hexdigest())
-
-
-@dataclass(frozen=True)
 class Publication:
-    """Hold what will be pushed.
+    """What will be pushed.
 
     Attributes:
         files: The files of the commit, sorted by name.
@@ -74,13 +57,13 @@ class Publication:
         card: The text of the card, which is one of the files.
     """
 
-    files: tuple[PublishedFile, ...]
+    files: tuple[CommitOperationAdd, ...]
     left_out: Mapping[str, str]
     card: str
 
 
 def prepare_publication(
-    folder: Path, repo_id: str, card: CardText | None = None, licence: str | None = None
+    folder: Path, repo_id: str, card: CardText | None = None, licence: str | None = None, add_probe: bool = True
 ) -> Publication:
     """Choose, check and complete what is published of a folder.
 
@@ -90,17 +73,20 @@ def prepare_publication(
         repo_id: Where it goes; the card says so.
         card: What the card says; by default the folder has one, or it is made of the report of the run.
         licence: Licence of the weights, for a card that is made of the report of a run.
+        add_probe: Whether a folder without a probe gets one, for which the model is loaded.
 
     Raises:
         SViTError: If something is missing, broken, or not fit to be published.
     """
     folder, report = _find_model(folder)
-    model = check_model(folder)
+    model = _check_model(folder)
     contents, left_out = _choose_files(folder)
     if not any(fnmatch(name, CODE) for name in contents):
         contents |= _code(folder)
     else:
-        check_code(folder)
+        _check_code(folder)
+    if add_probe and PROBE_FILE not in contents:
+        contents[PROBE_FILE] = _probe(folder)
 
     of_run = None
     if report is not None:
@@ -115,21 +101,22 @@ def prepare_publication(
         contents[CARD] = str(build_model_card(model, text)).encode()
     if CARD not in contents:
         raise SViTError(f"{str(folder)!r} has no {CARD}, no report of a run to make one of, and no `card` was given.")
-    final_card = with_location(check_card(contents[CARD], of_run), repo_id)
+    final_card = with_location(_check_card(contents[CARD], of_run), repo_id)
     contents[CARD] = final_card.encode()
     if text is not None:
         contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
 
-    files = [PublishedFile(WEIGHTS, folder / WEIGHTS), *(PublishedFile(*item) for item in contents.items())]
-    for file in files:
-        check_no_token(file.path, file.content)
-    return Publication(tuple(sorted(files, key=lambda file: file.path)), left_out, final_card)
+    for name, content in {WEIGHTS: _read_header(folder / WEIGHTS), **contents}.items():
+        _check_no_credentials(name, content)
+    files = [CommitOperationAdd(WEIGHTS, folder / WEIGHTS)]
+    files += [CommitOperationAdd(name, content) for name, content in contents.items()]
+    return Publication(tuple(sorted(files, key=lambda file: file.path_in_repo)), left_out, final_card)
 
 
 def _find_model(folder: Path) -> tuple[Path, Mapping[str, Any] | None]:
     """Return the folder of the model, and the report of the training run that made it, if that is beside it."""
     if (folder / REPORT).is_file():
-        return folder / "model", _read_report(folder / REPORT)
+        return folder / "model", _read_object(folder / REPORT)
     if not (folder / "config.json").is_file():
         raise SViTError(
             f"`folder` is {str(folder)!r}; it has to be a model, with config.json, or the folder of a finished "
@@ -138,17 +125,7 @@ def _find_model(folder: Path) -> tuple[Path, Mapping[str, Any] | None]:
     # the folder may be given as "."
     report = folder.absolute().parent / REPORT
     is_of_run = folder.absolute().name == "model" and report.is_file()
-    return folder, _read_report(report) if is_of_run else None
-
-
-def _read_report(path: Path) -> Mapping[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
-    if not isinstance(report, dict):
-        raise SViTError(f"{str(path)!r} holds a {type(report).__name__}; expected is the report of a training run.")
-    return report
+    return folder, _read_object(report) if is_of_run else None
 
 
 def _choose_files(folder: Path) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -175,3 +152,184 @@ def _code(folder: Path) -> dict[str, bytes]:
         for name, auto_map in AUTO_MAPS.items()
     }
     return code | configs
+
+
+def _probe(folder: Path) -> bytes:
+    model = SViTForImageClassification.from_pretrained(folder)
+    with TemporaryDirectory() as temporary:
+        write_probe(model, temporary)
+        return Path(temporary, PROBE_FILE).read_bytes()
+
+
+def _check_model(folder: Path) -> SViTForImageClassification:
+    """Load config and image processor, and compare names and shapes of the weights with what the config asks for.
+
+    Returns:
+        The model without its weights, on the device `meta`.
+
+    Raises:
+        SViTError: If one of them is missing or broken, or they do not belong together.
+    """
+    config = _load_config(folder)
+    try:
+        SViTImageProcessorPil.from_pretrained(folder)
+    # whatever a broken file raises is the finding
+    except Exception as error:
+        raise SViTError(f"{str(folder)!r} has no image processor that loads: {error}") from error
+    # neither memory nor random numbers are needed for shapes
+    try:
+        with torch.device("meta"):
+            model = SViTForImageClassification(config)
+    # values that are each possible need not be so together
+    except Exception as error:
+        raise SViTError(f"{str(folder)!r} has a config.json that is no model: {error}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = _read_shapes(folder / WEIGHTS)
+    differences = {
+        "missing": expected.keys() - found.keys(),
+        "unknown": found.keys() - expected.keys(),
+        "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
+    }
+    if any(differences.values()):
+        what = "; ".join(f"{what}: {listed(names)}" for what, names in differences.items() if names)
+        raise SViTError(f"{str(folder / WEIGHTS)!r} does not hold the weights that config.json asks for: {what}.")
+    return model
+
+
+def _check_code(folder: Path) -> None:
+    """See that the code in a folder is whole, so that it loads where `svit_hf` is not installed.
+
+    Raises:
+        SViTError: If a config does not name it, or a file is missing that a config or another file names.
+    """
+    remedy = "save the model with `svit_hf.save_with_code`, or remove its *_svit.py files to have them added here."
+    for name, expected in AUTO_MAPS.items():
+        auto_map = _read_object(folder / name).get("auto_map")
+        auto_map = auto_map if isinstance(auto_map, dict) else {}
+        if missing := expected.keys() - auto_map.keys():
+            raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {listed(missing)}: {remedy}")
+        for module in sorted({reference.partition(".")[0] for reference in _leaves(auto_map)}):
+            try:
+                get_relative_import_files(folder / f"{module}.py")
+            # a file that is not there, or no text
+            except (OSError, ValueError) as error:
+                raise SViTError(f"code is missing in {str(folder)!r} ({error}): {remedy}") from error
+
+
+def _check_card(content: bytes, of_run: CardText | None) -> str:
+    """See that the Hub can read a card, and that its numbers are those of the run.
+
+    Args:
+        content: The card.
+        of_run: What a card of the run would say, if the model is from a run whose report there is.
+
+    Returns:
+        The text of the card.
+
+    Raises:
+        SViTError: If it is not so.
+    """
+    try:
+        card = ModelCard(content.decode("utf-8"))
+        data = card.data
+        assert isinstance(data, ModelCardData)
+    # yaml, huggingface_hub and Python have errors of their own for what they cannot read
+    except Exception as error:
+        raise SViTError(f"the card README.md cannot be read: {error}") from error
+    if not data.license:
+        raise SViTError("the card README.md states no `license` in its metadata; 'unknown' is a valid one.")
+    if of_run is not None:
+        results = data.eval_results or []
+        stated = {(result.dataset_type, result.dataset_split, result.metric_name): result for result in results}
+        for evaluation in of_run.evaluations:
+            for expected in eval_results(evaluation):
+                key = (expected.dataset_type, expected.dataset_split, expected.metric_name)
+                value = stated[key].metric_value if key in stated else None
+                if value != expected.metric_value:
+                    raise SViTError(
+                        f"the metadata of the card README.md give {value} as {expected.metric_name} on "
+                        f"{expected.dataset_name}, the report of the run {expected.metric_value}. {CARD_REMEDY}"
+                    )
+        _check_table(card.text, of_run)
+    return content.decode("utf-8")
+
+
+def _check_no_credentials(name: str, content: bytes) -> None:
+    """See that there is no access token, password or signature of an address in a file.
+
+    Args:
+        name: What to call the file.
+        content: What is in it; of weights, the texts.
+
+    Raises:
+        SViTError: If there is one. The message does not repeat it.
+    """
+    text = content.decode("utf-8", "replace")
+    if (place := find_credentials(text)) is not None:
+        line = text.count("\n", 0, place) + 1
+        raise SViTError(
+            f"line {line} of {name} holds what looks like an access token, a password or a signature. Remove it "
+            "there; if it has been seen by others, revoke it, too."
+        )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        SViTError: If it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SViTError(f"{str(path)!r} holds a {type(content).__name__}; expected is a JSON object.")
+    return content
+
+
+def _read_header(weights: Path) -> bytes:
+    """Read the texts of a file of weights: names of tensors and metadata."""
+    with weights.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _load_config(folder: Path) -> SViTConfig:
+    path = folder / "config.json"
+    content = _read_object(path)
+    try:
+        config = SViTConfig.from_pretrained(folder)
+    # Transformers, huggingface_hub and Python have errors of their own for what is wrong with a config
+    except Exception as error:
+        raise SViTError(f"{str(path)!r} cannot be loaded: {error}") from error
+    architectures = content.get("architectures")
+    if content.get("model_type") != "svit" or architectures != [SViTForImageClassification.__name__]:
+        raise SViTError(
+            f"{str(path)!r} is of {content.get('model_type')!r}, architectures {architectures}; what is published is "
+            f"'svit', {[SViTForImageClassification.__name__]}."
+        )
+    return config
+
+
+def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    if not path.is_file():
+        raise SViTError(f"there is no {str(path)!r}; weights have to be in one file of this format.")
+    try:
+        with safe_open(path, "pt") as weights:
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError) as error:
+        raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _check_table(text: str, of_run: CardText) -> None:
+    for beginning, number in evaluation_rows([*of_run.evaluations, *of_run.comparisons]):
+        stated = [line for line in text.splitlines() if line.startswith(beginning)]
+        if wrong := [line for line in stated if line != beginning + number]:
+            raise SViTError(
+                f"the card README.md says {wrong[0]!r}, the report of the run {beginning + number!r}. {CARD_REMEDY}"
+            )
+
+
+def _leaves(auto_map: Mapping[str, Any]) -> Iterable[str]:
+    for value in auto_map.values():
+        yield from _leaves(value) if isinstance(value, Mapping) else [str(value)]

@@ -2,11 +2,13 @@
 """What the card of a training run says: what its report says, and nothing that it does not say."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from svit_hf.errors import SViTError
-from svit_hf.hub.model_card import CardText, Evaluation
+from svit_hf.hub.model_card import CardText, Evaluation, escaped, quoted
+from svit_hf.urls import without_credentials
 
 
 # of what an evaluation measures; counts and tables by class stay in the report
@@ -16,6 +18,8 @@ WEIGHTS = {"raw": "raw", "ema": "EMA"}
 UNKNOWN_LICENCE = "unknown"
 HUB_DATA_SET = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@[^/]*)?(?:/.*)?")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# paths that tell of the machine: absolute ones, and those that leave the working directory
+LOCAL_PATH = re.compile(r"/|\\\\|~\w*[\\/]|[A-Za-z]:[\\/]|(?:.*[\\/])?\.\.[\\/]", re.DOTALL)
 
 
 def card_text_of_run(
@@ -33,7 +37,7 @@ def card_text_of_run(
         SViTError: If the report lacks something, which the message names.
     """
     try:
-        return _card_text(report, name, location, licence)
+        return _card_text(_public(report), name, location, licence)
     except (KeyError, TypeError, AttributeError) as error:
         raise SViTError(
             f"`report` is not that of a training run: {type(error).__name__}: {error}. Expected is what `svit-hf "
@@ -52,8 +56,8 @@ def _card_text(report: Mapping[str, Any], name: str | None, location: str, licen
         name=name or f"svit-{_data_name(data).lower()}",
         location=location,
         summary=(
-            f"An SViT {f'fine-tuned from {_quoted(start)}' if start else 'trained from random weights'} on "
-            f"{data['num_train']} images of {len(data['label_names'])} classes from {_quoted(data['path'])}. "
+            f"An SViT {f'fine-tuned from {quoted(start)}' if start else 'trained from random weights'} on "
+            f"{data['num_train']} images of {len(data['label_names'])} classes from {quoted(data['path'])}. "
             f"These are the {_weights_in_words(chosen)}."
         ),
         data=_data_in_words(report),
@@ -74,6 +78,36 @@ def _card_text(report: Mapping[str, Any], name: str | None, location: str, licen
         recipe=recipe,
         versions=report["versions"],
     )
+
+
+def _public(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report without paths of this machine, of which the last part is left, and without credentials."""
+    path, description = report["data"]["path"], report["data"]["description"]
+    public: dict[str, Any] = _public_value(report)
+    # names such as /m/0cat are no paths
+    public["data"]["label_names"] = report["data"]["label_names"]
+    public["data"]["description"] = _public_text(description.replace(path, _public_text(path)))
+    if (command := report["command"]) is not None:
+        # options may be joined with their values
+        words = [word.partition("=") for word in shlex.split(command)]
+        public["command"] = shlex.join(
+            _public_text(name) + separator + _public_text(value) for name, separator, value in words
+        )
+    return public
+
+
+def _public_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _public_value(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_public_value(entry) for entry in value]
+    return _public_text(value) if isinstance(value, str) else value
+
+
+def _public_text(text: str) -> str:
+    if "://" not in text and LOCAL_PATH.match(text):
+        text = re.split(r"[\\/]", text.rstrip("\\/"))[-1] or "."
+    return without_credentials(text)
 
 
 def _evaluation(report: Mapping[str, Any], weights: str) -> Evaluation:
@@ -110,19 +144,19 @@ def _data_name(data: Mapping[str, Any]) -> str:
 def _data_in_words(report: Mapping[str, Any]) -> str:
     data, recipe = report["data"], report["recipe"]
     names = data["label_names"]
-    few = ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")
+    few = ", ".join(map(escaped, names[:20])) + (f", and {len(names) - 20} more" if len(names) > 20 else "")
     lines = [
-        f"{data['description']}.",
+        f"{escaped(data['description'])}.",
         "",
-        f"- trained on {data['num_train']} images of the split {data['train_split']}",
+        f"- trained on {data['num_train']} images of the split {escaped(data['train_split'])}",
         f"- {len(names)} classes: {few}",
     ]
     if report["metrics"]:
-        lines.insert(3, f"- evaluated on {data['num_eval']} images of the split {data['eval_split']}")
+        lines.insert(3, f"- evaluated on {data['num_eval']} images of the split {escaped(data['eval_split'])}")
     if report["bad_images"]:
         lines.append(f"- images that could not be read and were skipped: {report['bad_images']}")
     if teacher := recipe.get("distillation", {}).get("teacher"):
-        lines.append(f"- beside the labels, it learnt from the answers of another model, {_quoted(teacher)}")
+        lines.append(f"- beside the labels, it learnt from the answers of another model, {quoted(teacher)}")
     return "\n".join(lines)
 
 
@@ -153,7 +187,7 @@ def _provenance(recipe: Mapping[str, Any], data: Mapping[str, Any], licence: str
     start = recipe["model"]["name_or_path"]
     if start:
         origin = (
-            f"The training started from the weights {_quoted(start)}. Their licence is not recorded in the run: look "
+            f"The training started from the weights {quoted(start)}. Their licence is not recorded in the run: look "
             "it up there before you pass these weights on. The weights that the authors of SViT publish state none."
         )
     else:
@@ -166,14 +200,10 @@ def _provenance(recipe: Mapping[str, Any], data: Mapping[str, Any], licence: str
         else "No licence is stated for these weights."
     )
     return (
-        f"{origin} {terms} The licence of the training data, {_quoted(data['path'])}, is not recorded in the run. The "
+        f"{origin} {terms} The licence of the training data, {quoted(data['path'])}, is not recorded in the run. The "
         "code, svit-hf, is under the Apache-2.0 licence."
     )
 
 
 def _weights_in_words(weights: str) -> str:
     return "moving average (EMA) of the weights" if weights == "ema" else "weights as they were trained (raw)"
-
-
-def _quoted(text: str) -> str:
-    return f"`{text}`"
