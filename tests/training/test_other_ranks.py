@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from rank_launch import Launch, log_of
+from rank_launch import CANCELLED, Launch, log_of
 from recipe_changes import changed
 from safetensors.torch import load_file
 
