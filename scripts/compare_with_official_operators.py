@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from svit_hf.benchmark.official_operators import import_baseline, with_official_operators
+
 from svit_hf.data.sources import open_source
 from svit_hf.recipes.command import find_recipe
 from svit_hf.training.recipe_files import override
