@@ -1,17 +1,16 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Train this SViT and the official operators on the same data, from the same weights, in the same loop.
 
-    python scripts/compare_with_official_operators.py --baseline FILE --output-dir RUNS --seeds 0 1 \
-        --recipe smoke --set data.path=IMAGES
+    python -m scripts.compare_with_official_operators --output-dir RUNS --seeds 0 1 --recipe smoke \
+        --set data.path=IMAGES
 
-FILE has the official operators, as in `svit-hf benchmark --baseline`. Prints the accuracies side by side.
+Prints the accuracies side by side. Run it from the root of a checkout.
 """
 
 import argparse
 from pathlib import Path
 
-from svit_hf.benchmark.official_operators import import_baseline, with_official_operators
+from scripts.benchmark.official_operators import with_official_operators
 
 from svit_hf.data.sources import open_source
 from svit_hf.recipes.command import find_recipe
@@ -23,19 +22,17 @@ from svit_hf.training.train import train
 def main() -> None:
     """Train all runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--baseline", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--recipe", default="smoke")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
 
-    baseline = import_baseline(arguments.baseline)
     rows = []
     for seed in arguments.seeds:
         recipe = override(find_recipe(arguments.recipe), [*arguments.set, f"run.seed={seed}"])
         ours = make_model(recipe.model, open_source(recipe.data, "train").label_names, seed)
-        for name, model in (("ours", ours), ("official", with_official_operators(ours, baseline))):
+        for name, model in (("ours", ours), ("official", with_official_operators(ours))):
             report = train(recipe, arguments.output_dir / f"{name}-{seed}", model=model)
             metrics = report["metrics"]["raw"]
             rows.append((seed, name, metrics["accuracy"], metrics["loss"], metrics["num_images"], report["seconds"]))
