@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from scripts.benchmark.contestants import (
     OFFICIAL,
     PEER_FORMS,
-    SEED,
     Contestant,
     Peaks,
     Session,
@@ -25,14 +23,14 @@ from scripts.benchmark.contestants import (
     measure_peaks,
 )
 from scripts.benchmark.networks import Network, peer_network, svit_network
-from scripts.benchmark.operators import edge_of, triton_operators
-from scripts.benchmark.results import Results
+from scripts.benchmark.operators import measure_operators, measure_super_tokens
+from scripts.benchmark.results import Case, Results
 from scripts.benchmark.workloads import TrainingStep
 from torch import nn
 from torch.nn import functional as F
 
 from svit_hf.benchmark.forms import EAGER, FORMS, Form, logits_of
-from svit_hf.benchmark.measuring import best_seconds, comparable_arithmetic, made_up_images, stopwatch_for
+from svit_hf.benchmark.measuring import comparable_arithmetic, made_up_images, stopwatch_for
 
 
 class Graphed(nn.Module):
@@ -187,10 +185,7 @@ class Check:
                 step()
                 entries.append(replace(entry, name=f"{entry.name}, graph", work=step))
         with self.noting(title):
-            case = session.measure(entries, part="model", title=title, task=task, **shape)
-            self.results.cases.append(case)
-            self.say(f"\n{Results(cases=[case]).text()}\n")
-            self.results.write(self.output / "times.json")
+            self.keep([session.measure(entries, part="model", title=title, task=task, **shape)])
         return entries
 
     def profile(self, entries: Sequence[Contestant], names: Sequence[str]) -> None:
@@ -213,60 +208,19 @@ class Check:
                 with (self.output / "profile.txt").open("a") as file:
                     file.write(f"\n== {entry.name}, 3 calls\n{table}")
 
-    def time_kernels(self, network: Network) -> None:
-        """Time single kernels beside their bound and PyTorch's own operators, in bfloat16."""
-        torch.manual_seed(SEED)
-        peaks = self.session.peaks
-        for name, work, num_bytes, operations in kernel_works(
-            network, self.batch_size, self.image_size, self.session.device, torch.bfloat16
-        ):
-            with self.noting(name):
-                seconds = best_seconds(work, self.session.stopwatch)
-                bound = max(num_bytes / peaks.copy, operations / peaks.operations["bf16"])
-                self.say(f"  {name:<58} {seconds * 1e6:8.1f} us  bound {bound * 1e6:8.1f} us  {bound / seconds:5.0%}")
+    def measure_parts(self, network: Network, task: str) -> None:
+        """Time single operators, and sampling and upsampling alone."""
+        session = replace(self.session, task=task, rounds=3, say=self.say)
+        shape = {"batch_size": self.batch_size, "image_size": self.image_size}
+        for measure in (measure_operators, measure_super_tokens):
+            with self.noting(f"{measure.__name__}, {task}"):
+                self.keep(measure(network, session, **shape))
 
-
-def kernel_works(
-    network: Network, batch_size: int, image_size: int, device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[str, Callable[[], object], int, int]]:
-    """Yield single kernels and PyTorch's operators in their place: name, call, bytes moved at least, operations."""
-    kernels = triton_operators()
-    config = network.config
-    for stage, (channels, cell) in enumerate(zip(config.hidden_sizes, config.cell_sizes, strict=True)):
-        edge, wide = edge_of(image_size, stage), 4 * channels
-        tokens, hidden = (
-            torch.randn(batch_size, width, edge, edge).to(device, dtype, memory_format=torch.channels_last)
-            for width in (channels, wide)
-        )
-        taps, bias = torch.randn(wide, 1, 3, 3).to(device, dtype), torch.randn(wide).to(device, dtype)
-        weight = torch.randn(wide, channels, 1, 1).to(device, dtype)
-        num = hidden.nbytes
-        depthwise = f"depthwise {wide}x{edge}x{edge}"
-        plain = partial(F.conv2d, hidden, taps, bias, padding=1, groups=wide)
-        yield f"{depthwise}: PyTorch", plain, 2 * num, 0
-        for act in ("none", "gelu"):
-            run = partial(kernels.depthwise_residual, hidden, taps, bias, act, True)
-            yield f"{depthwise}: {act}", run, 2 * num, 0
-            run = partial(kernels.depthwise_residual_backward, hidden, hidden, taps, act, True)
-            yield f"{depthwise}: {act}, backward", run, 3 * num, 0
-        operations = 2 * batch_size * edge**2 * channels * wide
-        num += tokens.nbytes
-        pointwise = f"1x1 {channels} to {wide}, {edge}x{edge}"
-        yield f"{pointwise}: conv2d", partial(F.conv2d, tokens, weight, bias), num, operations
-        run = partial(F.linear, tokens.permute(0, 2, 3, 1), weight.flatten(1), bias)
-        yield f"{pointwise}: linear", run, num, operations
-        if cell == (1, 1):
-            continue
-        scale, shift = torch.rand(channels, device=device), torch.randn(channels, device=device)
-        sample = partial(kernels.normalize_and_sample, tokens, scale, shift, 1e-6, cell, 1, "soft", dtype)
-        found, association, mass, mean, deviation = sample()
-        num = tokens.nbytes + association.nbytes
-        what = f"{channels}x{edge}x{edge}, cell {cell[0]}x{cell[1]}"
-        yield f"sample {what}", sample, num, 0
-        yield f"upsample {what}", partial(kernels.upsample_tokens, found, association, cell, (edge, edge)), num, 0
-        saved = (tokens, scale, mean, deviation, association, mass, cell)
-        run = partial(kernels.differentiate_normalize_and_sample, found, *saved)
-        yield f"sample {what}, backward", run, num + tokens.nbytes, 0
+    def keep(self, cases: Sequence[Case]) -> None:
+        """Show cases, and add them to the file."""
+        self.results.cases.extend(cases)
+        self.say(f"\n{Results(cases=list(cases)).text()}\n")
+        self.results.write(self.output / "times.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -297,11 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warm(check, forms + [(peer, form) for peer in peers for form in of_peers[len(PEERS) :]])
         return 0
     check.say(f"copy {peaks.copy / 1e12:.2f} TB/s, product {peaks.operations['bf16'] / 1e12:.2f} TFLOP/s")
-    if device.type == "cuda":
-        with check.noting("single kernels"):
-            check.time_kernels(first)
+    check.measure_parts(first, "inference")
     check.profile(check.measure(first, INFERENCE), ("autocast", "folded", "folded-kernels"))
     check.profile(check.measure(first, TRAINING, training=True, rounds=3), ("operators", "kernels"))
+    check.measure_parts(first, "training")
     for peer in peers:
         if check.left() > 60:
             check.measure(peer, of_peers, compiles=True)

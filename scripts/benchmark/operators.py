@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts that look inside the model: sampling and upsampling alone, and single operators in several ways.
 
-An operator is one entry in `OPERATORS`, a way to compute it one `Variant` there.
+An operator is one entry in what `operators_of` returns, a way to compute it one entry in its variants.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
-from scripts.benchmark.contestants import OFFICIAL, SEED, Contestant, Session, check_outputs
+from scripts.benchmark.contestants import OFFICIAL, SEED, TRAINING_OPERATIONS, Contestant, Session, check_outputs
 from scripts.benchmark.networks import Network
 from scripts.benchmark.results import Case
 from scripts.benchmark.workloads import FunctionStep
@@ -18,9 +20,10 @@ from torch.nn import functional as F
 
 from svit_hf.benchmark.forms import EAGER, FORMS, Form
 from svit_hf.benchmark.measuring import DTYPES, made_up_images
+from svit_hf.kernels import triton
+from svit_hf.model.configuration_svit import SViTConfig
 
 
-NCHW = torch.contiguous_format
 PATH_FORMS = (OFFICIAL, EAGER, replace(EAGER, name="compiled", compiles=True), FORMS["kernels"])
 
 
@@ -97,46 +100,74 @@ def _path_bytes(shape: torch.Size, cell: tuple[int, int], dtype: str, task: str)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Way to compute an operator.
-
-    Attributes:
-        name: As in tables.
-        function: Takes the operator's inputs.
-        memory_format: Of the inputs with four dimensions.
-        needs_gpu: Whether it is left out on CPUs.
-    """
-
-    name: str
-    function: Callable[..., torch.Tensor]
-    memory_format: torch.memory_format = torch.channels_last
-    needs_gpu: bool = False
-
-
-@dataclass(frozen=True)
 class Operator:
     """Operator at the shapes of one stage.
 
     Attributes:
-        stage: Whose shapes it has, counted from 0.
-        inputs: Returns them, in float32, for `(batch_size, channels, num_heads, edge)`.
-        operations: The same arguments give the arithmetic, a multiply-accumulate being two.
-        variants: The first is what ratios refer to: the official one.
+        name: As in tables, with its shape.
+        inputs: In float32.
+        operations: Arithmetic, a multiply-accumulate being two.
+        variants: Ways to compute it, by name; those with NCHW in theirs get inputs in that layout, the others in
+            channels_last. The first is the official one.
     """
 
-    stage: int
-    inputs: Callable[[int, int, int, int], list[torch.Tensor]]
-    operations: Callable[[int, int, int, int], int]
-    variants: tuple[Variant, ...]
+    name: str
+    inputs: list[torch.Tensor]
+    operations: int
+    variants: dict[str, Callable[..., torch.Tensor]]
 
 
-def _depthwise_inputs(batch_size: int, channels: int, num_heads: int, edge: int) -> list[torch.Tensor]:
-    images = torch.randn(batch_size, 4 * channels, edge, edge)
-    return [images, torch.randn(4 * channels, 1, 3, 3) / 3, torch.randn(4 * channels)]
-
-
-def _depthwise_operations(batch_size: int, channels: int, num_heads: int, edge: int) -> int:
-    return 2 * 9 * 4 * channels * batch_size * edge**2
+def operators_of(config: SViTConfig, stage: int, batch_size: int, image_size: int) -> list[Operator]:
+    """Return the operators of a stage, counted from 0."""
+    edge, channels, heads = edge_of(image_size, stage), config.hidden_sizes[stage], config.num_attention_heads[stage]
+    num_tokens, wide = batch_size * edge**2, 4 * channels
+    images, hidden = (torch.randn(batch_size, width, edge, edge) for width in (channels, wide))
+    taps, bias = torch.randn(wide, 1, 3, 3) / 3, torch.randn(wide)
+    weight = torch.randn(wide, channels, 1, 1) * channels**-0.5
+    norm = [images, torch.rand(channels) + 0.5, torch.randn(channels)]
+    heads_of = [torch.randn(batch_size, heads, edge**2, channels // heads) for _ in range(3)]
+    shape = f"stage {stage + 1}, {batch_size}x{channels}x{edge}x{edge}"
+    depthwise_operations = 2 * 9 * wide * num_tokens
+    operators = [
+        Operator(
+            f"depthwise 3x3 with shortcut on 4 times the channels: {shape}",
+            [hidden, taps, bias],
+            depthwise_operations,
+            {
+                "NCHW": _depthwise,
+                "channels_last": _depthwise,
+                "channels_last, shortcut in the centre tap": _depthwise_with_shortcut_in_kernel,
+                "triton": partial(_depthwise_in_triton, "none"),
+            },
+        ),
+        Operator(
+            f"GELU and depthwise 3x3 with shortcut: {shape}",
+            [hidden, taps, bias],
+            depthwise_operations,
+            {
+                "NCHW": _gelu_and_depthwise,
+                "channels_last": _gelu_and_depthwise,
+                "triton": partial(_depthwise_in_triton, "gelu"),
+            },
+        ),
+        Operator(
+            f"layer norm over channels: {shape}",
+            norm,
+            8 * channels * num_tokens,
+            {"NCHW, two copies": _copying_layer_norm, "channels_last": _layer_norm},
+        ),
+        Operator(
+            f"1x1 convolution to 4 times the channels: {shape}",
+            [images, weight, bias],
+            2 * channels * wide * num_tokens,
+            {"NCHW convolution": F.conv2d, "channels_last convolution": F.conv2d, "channels_last linear": _linear},
+        ),
+    ]
+    if config.cell_sizes[stage] == (1, 1):
+        attention = {"NCHW, explicit weights": _attention_with_weights, "NCHW, fused": F.scaled_dot_product_attention}
+        operations = 4 * channels * num_tokens * edge**2
+        operators.append(Operator(f"attention among all tokens: {shape}", heads_of, operations, attention))
+    return operators
 
 
 def _depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -148,24 +179,13 @@ def _depthwise_with_shortcut_in_kernel(images: torch.Tensor, weight: torch.Tenso
     return F.conv2d(images, weight + centre, bias, padding=1, groups=images.shape[1])
 
 
+def _depthwise_in_triton(activation: str, *inputs: torch.Tensor) -> torch.Tensor:
+    triton.load()
+    return torch.ops.svit_hf_triton.depthwise_residual(*inputs, activation, True)
+
+
 def _gelu_and_depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return _depthwise(F.gelu(images), weight, bias)
-
-
-def triton_operators() -> Any:
-    """Return the namespace of the Triton operators."""
-    from svit_hf.kernels import triton
-
-    triton.load()
-    return torch.ops.svit_hf_triton
-
-
-def _depthwise_in_triton(activation: str) -> Callable[..., torch.Tensor]:
-    return lambda images, *weights: triton_operators().depthwise_residual(images, *weights, activation, True)
-
-
-def _norm_inputs(batch_size: int, channels: int, num_heads: int, edge: int) -> list[torch.Tensor]:
-    return [torch.randn(batch_size, channels, edge, edge), torch.rand(channels) + 0.5, torch.randn(channels)]
 
 
 def _layer_norm(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -178,112 +198,44 @@ def _copying_layer_norm(images: torch.Tensor, weight: torch.Tensor, bias: torch.
     return F.layer_norm(rows, rows.shape[-1:], weight, bias, 1e-6).permute(0, 3, 1, 2).contiguous()
 
 
-def _pointwise_inputs(batch_size: int, channels: int, num_heads: int, edge: int) -> list[torch.Tensor]:
-    weight = torch.randn(4 * channels, channels, 1, 1) * channels**-0.5
-    return [torch.randn(batch_size, channels, edge, edge), weight, torch.randn(4 * channels)]
-
-
 def _linear(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return F.linear(images.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
-
-
-def _attention_inputs(batch_size: int, channels: int, num_heads: int, edge: int) -> list[torch.Tensor]:
-    return [torch.randn(batch_size, num_heads, edge * edge, channels // num_heads) for _ in range(3)]
 
 
 def _attention_with_weights(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1) @ value
 
 
-OPERATORS = {
-    "depthwise 3x3 with shortcut": Operator(
-        0,
-        _depthwise_inputs,
-        _depthwise_operations,
-        (
-            Variant("NCHW", _depthwise, NCHW),
-            Variant("channels_last", _depthwise),
-            Variant("channels_last, shortcut in the centre tap", _depthwise_with_shortcut_in_kernel),
-            Variant("triton", _depthwise_in_triton("none"), needs_gpu=True),
-        ),
-    ),
-    "GELU and depthwise 3x3 with shortcut": Operator(
-        0,
-        _depthwise_inputs,
-        _depthwise_operations,
-        (
-            Variant("NCHW", _gelu_and_depthwise, NCHW),
-            Variant("channels_last", _gelu_and_depthwise),
-            Variant("triton", _depthwise_in_triton("gelu"), needs_gpu=True),
-        ),
-    ),
-    "layer norm over channels": Operator(
-        0,
-        _norm_inputs,
-        lambda batch_size, channels, num_heads, edge: 8 * channels * batch_size * edge**2,
-        (Variant("NCHW, two copies", _copying_layer_norm, NCHW), Variant("channels_last", _layer_norm)),
-    ),
-    "1x1 convolution to 4 times the channels": Operator(
-        0,
-        _pointwise_inputs,
-        lambda batch_size, channels, num_heads, edge: 2 * 4 * channels**2 * batch_size * edge**2,
-        (
-            Variant("NCHW convolution", F.conv2d, NCHW),
-            Variant("channels_last convolution", F.conv2d),
-            Variant("channels_last linear", _linear),
-        ),
-    ),
-    "attention among all tokens": Operator(
-        2,
-        _attention_inputs,
-        lambda batch_size, channels, num_heads, edge: 4 * channels * batch_size * edge**4,
-        (
-            Variant("explicit weights", _attention_with_weights, NCHW),
-            Variant("fused", F.scaled_dot_product_attention, NCHW),
-        ),
-    ),
-}
-
-
 def measure_operators(network: Network, session: Session, *, batch_size: int, image_size: int) -> list[Case]:
-    """Measure single operators at the shapes that they have in a model.
+    """Measure single operators at the shapes that they have in each stage.
 
     In training, forward and backward with respect to all inputs, weights included.
 
     Raises:
         GateError: If the results of a variant are wrong.
     """
-    config, does_backward = network.config, session.task == "training"
+    torch.manual_seed(SEED)
+    does_backward = session.task == "training"
     cases = []
-    for name, operator in OPERATORS.items():
-        torch.manual_seed(SEED)
-        stage = min(operator.stage, config.num_stages - 1)
-        edge = edge_of(image_size, stage)
-        shape = batch_size, config.hidden_sizes[stage], config.num_attention_heads[stage], edge
-        inputs = [tensor.to(session.device) for tensor in operator.inputs(*shape)]
-        expected = FunctionStep(operator.variants[0].function, inputs, does_backward).outputs()
-        num_read, num_written = sum(tensor.numel() for tensor in inputs), expected["results"].numel()
-        # backward reads the inputs and the gradient of the result, and writes the gradients of the inputs
-        num_moved = 3 * num_read + 2 * num_written if does_backward else num_read + num_written
-        contestants = []
-        for dtype in session.dtypes:
-            for variant in operator.variants:
-                if variant.needs_gpu and session.device.type != "cuda":
+    for stage in range(network.config.num_stages):
+        for operator in operators_of(network.config, stage, batch_size, image_size):
+            inputs = [tensor.to(session.device) for tensor in operator.inputs]
+            expected = FunctionStep(next(iter(operator.variants.values())), inputs, does_backward).outputs()
+            num_read, num_written = sum(tensor.numel() for tensor in inputs), expected["results"].numel()
+            # backward reads the inputs and the gradient of the result, and writes the gradients of the inputs
+            num_moved = 3 * num_read + 2 * num_written if does_backward else num_read + num_written
+            contestants = []
+            for dtype, (name, function) in product(session.dtypes, operator.variants.items()):
+                if name == "triton" and triton.find_obstacle(session.device, DTYPES[dtype], None):
                     continue
-                given = [_laid_out(tensor.to(DTYPES[dtype]), variant.memory_format) for tensor in inputs]
-                work = FunctionStep(variant.function, given, does_backward)
-                contestants.append(
-                    Contestant(
-                        variant.name,
-                        dtype,
-                        work,
-                        check_outputs(f"{name}, {variant.name}", dtype, work.outputs(), expected),
-                        operations=operator.operations(*shape) * (3 if does_backward else 1),
-                        moved_bytes=num_moved * DTYPES[dtype].itemsize,
-                    )
-                )
-        title = f"{name}: {_shape(inputs[0])}"
-        cases.append(_measure(contestants, session, "operators", title, batch_size, image_size))
+                layout = torch.contiguous_format if "NCHW" in name else torch.channels_last
+                given = [_laid_out(tensor.to(DTYPES[dtype]), layout) for tensor in inputs]
+                work = FunctionStep(function, given, does_backward)
+                error = check_outputs(f"{operator.name}, {name}", dtype, work.outputs(), expected)
+                cost = {"operations": operator.operations * (TRAINING_OPERATIONS if does_backward else 1)}
+                cost["moved_bytes"] = num_moved * DTYPES[dtype].itemsize
+                contestants.append(Contestant(name, dtype, work, error, **cost))
+            cases.append(_measure(contestants, session, "operators", operator.name, batch_size, image_size))
     return cases
 
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one call of a contestant does: an inference step, a training step, or a function of tensors."""
+"""What one call of a contestant does: an inference step, a training step, or a function of tensors.
+
+Each has `outputs`, which does the work once, changes no weight, and returns what has to be right by name, and
+`state_bytes`, the bytes that stay between two calls.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,19 +19,6 @@ from svit_hf.convert.key_mapping import to_ours
 
 
 LEARNING_RATE = 1e-5
-
-
-class Workload(Protocol):
-    """Work that is timed, with what the correctness gate looks at."""
-
-    def __call__(self) -> object:
-        """Do the work once."""
-
-    def outputs(self) -> dict[str, torch.Tensor]:
-        """Do the work once, changing no weight, and return what has to be right, by name."""
-
-    def state_bytes(self) -> int:
-        """Return the bytes that stay between two calls: weights, statistics, states of the optimizer."""
 
 
 class InferenceStep:
@@ -162,3 +152,6 @@ class FunctionStep:
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     """Return a context that computes in `dtype`, or changes nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+Workload = InferenceStep | TrainingStep | FunctionStep

@@ -7,6 +7,7 @@ import pytest
 import torch
 from picture_data import write_folder
 from scripts.benchmark import __main__ as benchmark
+from scripts.benchmark import contestants, operators
 from scripts.benchmark.contestants import Peaks
 from scripts.benchmark.networks import PEERS, with_lively_norms
 from scripts.benchmark.official_operators import with_official_operators
@@ -32,6 +33,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: "left alone")
     monkeypatch.setattr(benchmark, "LARGER_CELLS", ([8, 4, 2, 1],))
     monkeypatch.setattr(measuring, "MAX_CALLS", 1)
+    monkeypatch.setattr(contestants, "measure_working_memory", lambda work, device: 10**6)
+    # the interpreter would take minutes
+    monkeypatch.setattr(operators.triton, "find_obstacle", lambda *arguments: "no GPU")
     monkeypatch.setitem(PEERS, "peer", lambda size: SViTForImageClassification(tiny_config()))
 
     def measure(part, *arguments):
@@ -89,8 +93,17 @@ def test_super_tokens_are_measured_alone(run, task):
 @pytest.mark.parametrize("task", ["inference", pytest.param("training", marks=pytest.mark.slow)])
 def test_operators_are_measured_in_several_ways(run, task):
     _, results = run("operators", "--task", task)
-    assert [len(case.rows) for case in results.cases] == [3, 2, 2, 3, 2]
+    assert [len(case.rows) for case in results.cases] == [3, 2, 2, 3] * 2 + [3, 2, 2, 3, 2] * 2
     assert all(row.giga_macs > 0 and row.share_of_bound > 0 for case in results.cases for row in case.rows)
+
+
+def test_operators_of_triton_are_called_as_they_want_it():
+    pytest.importorskip("triton")
+    hidden, taps, bias = torch.randn(1, 8, 8, 8), torch.randn(8, 1, 3, 3), torch.randn(8)
+    config = tiny_config()
+    for operator in operators.operators_of(config, 0, 1, 32)[:2]:
+        first, *_, kernel = operator.variants.values()
+        torch.testing.assert_close(kernel(hidden, taps, bias), first(hidden, taps, bias), rtol=0, atol=1e-4)
 
 
 def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(run, tmp_path, capsys):
