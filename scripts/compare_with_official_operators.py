@@ -1,19 +1,17 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Train this SViT and the official operators on the same data, from the same weights, in the same loop.
 
-    python scripts/compare_with_official_operators.py --baseline FILE --output-dir RUNS --seeds 0 1 \
-        --recipe smoke --data.path IMAGES
+    python -m scripts.compare_with_official_operators --output-dir RUNS --seeds 0 1 --recipe smoke --data.path IMAGES
 
-FILE has the official operators, as in `svit-hf benchmark --baseline`; the other options are those of `svit-hf train`.
-Prints the accuracies side by side.
+The other options are those of `svit-hf train`. Prints the accuracies side by side. Run it from the root of a checkout.
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from svit_hf.benchmark.official_operators import import_baseline, with_official_operators
+from scripts.benchmark.official_operators import with_official_operators
+
 from svit_hf.data.opening import open_source
 from svit_hf.recipes.command import TrainCommand
 from svit_hf.training.starting_model import make_model
@@ -25,18 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--baseline", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments, options = parser.parse_known_args()
     command = TrainCommand.parse([*options, "--output-dir", str(arguments.output_dir)], parser.prog)
 
-    baseline = import_baseline(arguments.baseline)
     rows = []
     for seed in arguments.seeds:
         recipe = replace(command.options, run=replace(command.options.run, seed=seed))
         ours = make_model(recipe.model, open_source(recipe.data, "train").label_names, seed)
-        for name, model in (("ours", ours), ("official", with_official_operators(ours, baseline))):
+        for name, model in (("ours", ours), ("official", with_official_operators(ours))):
             report = train(recipe, arguments.output_dir / f"{name}-{seed}", model=model)
             metrics = report["metrics"]["raw"]
             rows.append((seed, name, metrics["accuracy"], metrics["loss"], metrics["num_images"], report["seconds"]))

@@ -15,6 +15,8 @@ import torchvision_on_cpu
 
 
 TESTS = Path(__file__).parent
+# what says nothing about the versions of other packages: programs of the checkout, and promises about files
+NEWEST_ONLY = ("benchmark/", "scripts/", "contracts/test_documents", "contracts/test_file", "contracts/test_import")
 
 # caches of the Hub, of data sets and of remote code: fresh in every process, gone afterwards
 _caches = tempfile.TemporaryDirectory(prefix="svit-tests-")
@@ -55,6 +57,8 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "fresh_python" in getattr(item, "fixturenames", ()):
             item.add_marker("process")
+        if item.path.relative_to(TESTS).as_posix().startswith(NEWEST_ONLY):
+            item.add_marker("newest")
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -54,7 +54,7 @@ COMMANDS = {
     "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
-    "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Measure SViT beside its peers, here."),
+    "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Find the fastest form of a model, here."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation, and a model.", needs_package=False),
 }
 

@@ -97,6 +97,23 @@ def test_missing_model(tmp_path):
         run(tmp_path / "nowhere", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", b"{}"),
+        ("config.json", b'{"model_type": "svit", "hidden_sizes": "wide"}'),
+        ("config.json", b'{"model_type": "svit", "num_labels": "many"}'),
+        ("config.json", b"[]"),
+        ("preprocessor_config.json", b'{"image_processor_type": 3}'),
+    ],
+    ids=["weights", "sizes", "labels", "list", "processor"],
+)
+def test_damaged_folder_is_named(model_dir, tmp_path, file, content):
+    (model_dir / file).write_bytes(content)
+    with pytest.raises(ExportError, match=r"`model` is '.*model', wh.* cannot be loaded"):
+        run(model_dir, tmp_path / "out")
+
+
 def test_model_of_another_kind(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ExportError, match="a vit model; expected is svit"):

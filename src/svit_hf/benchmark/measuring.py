@@ -1,58 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take time: warm-up, interleaved repeats, medians with their spread, ratios of what was measured side by side."""
+"""Measure several contestants in turns: warm-up, rounds, medians with their quartiles, ratios between neighbours."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
-
-try:
-    import resource
-except ImportError:  # Windows counts page faults elsewhere
-    resource = None  # type: ignore[assignment]
 
 Work = Callable[[], object]
+# seconds that a number of calls takes
+Stopwatch = Callable[[Work, int], float]
 
-# seconds that one repeat lasts at least: short work is called several times
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# a dtype whose products run at less than this share of float32's speed has no arithmetic of its own on the device
+EMULATED_SHARE = 0.25
+# seconds that one round of a contestant lasts at least: short work is called several times
 MIN_SECONDS = 0.05
 MAX_CALLS = 10_000
 
 
 class Spread(NamedTuple):
-    """Hold the median of repeated measurements, and the quartiles around it."""
+    """Median of repeated measurements, with the quartiles around it."""
 
     median: float
     lower_quartile: float
     upper_quartile: float
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Hold the repeats of one contestant.
-
-    Attributes:
-        seconds: Of one call, one entry per repeat, in the order of the rounds.
-        calls: Calls per repeat.
-        page_faults: Pages that one call had mapped anew, the median over the repeats; close to 0 where the memory
-            allocator is settled. `None` where the system does not count them.
-    """
-
-    seconds: tuple[float, ...]
-    calls: int
-    page_faults: float | None
-
-
-# seconds that a number of calls takes
-Stopwatch = Callable[[Work, int], float]
-
-
 class WallStopwatch:
-    """Time calls by a clock, waiting for the device before and after.
+    """Clock that waits for the device before and after.
 
     Args:
         device: What the work runs on.
@@ -78,7 +59,7 @@ class WallStopwatch:
 
 
 class CudaStopwatch:
-    """Time calls on a CUDA device by events in its stream: what the device needs, or waits for."""
+    """Events in the stream of a CUDA device: what the device needs, or waits for."""
 
     def __call__(self, work: Work, calls: int) -> float:
         """Return the seconds that `calls` calls take."""
@@ -98,42 +79,29 @@ def stopwatch_for(device: torch.device) -> Stopwatch:
 
 
 def measure_interleaved(
-    works: Mapping[str, Work],
-    stopwatch: Stopwatch,
-    *,
-    repeats: int,
-    min_seconds: float = MIN_SECONDS,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Timing]:
-    """Time several contestants in turns, A B C A B C ..., so that what the machine does meanwhile meets all of them.
+    works: Mapping[str, Work], stopwatch: Stopwatch, *, rounds: int, min_seconds: float = MIN_SECONDS
+) -> dict[str, tuple[float, ...]]:
+    """Time contestants in turns, A B C A B C ..., so that a busy moment of the machine meets all of them.
 
     Args:
         works: What to call, by name of the contestant.
         stopwatch: Gives the seconds of a number of calls.
-        repeats: Rounds, at least 1.
-        min_seconds: How long a contestant runs per round at least; what is shorter is called more than once.
-        say: Gets a line per contestant as it warms up.
+        rounds: How often everybody has a turn, at least 1.
+        min_seconds: How long a turn lasts at least; what is shorter is called more than once.
 
     Returns:
-        The timings, by name.
+        Seconds of one call, one entry per round, by name.
     """
     calls = {}
     for name, work in works.items():
-        say(name)
         # the first call compiles and allocates, the second finds its memory; the third tells how long a call takes
         stopwatch(work, 2)
         calls[name] = min(max(math.ceil(min_seconds / max(stopwatch(work, 1), 1e-9)), 1), MAX_CALLS)
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    faults: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, work in works.items():
-            faults_before = _count_page_faults()
             seconds[name].append(stopwatch(work, calls[name]) / calls[name])
-            faults[name].append((_count_page_faults() - faults_before) / calls[name])
-    return {
-        name: Timing(tuple(seconds[name]), calls[name], statistics.median(faults[name]) if resource else None)
-        for name in works
-    }
+    return {name: tuple(measured) for name, measured in seconds.items()}
 
 
 def spread_of(values: Sequence[float]) -> Spread:
@@ -144,10 +112,60 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(median, lower, upper)
 
 
-def speed_ratio(first: Timing, other: Timing) -> Spread:
-    """Return how many times faster `other` is than `first`, round by round: pairs were measured next to each other."""
-    return spread_of([a / b for a, b in zip(first.seconds, other.seconds, strict=True)])
+def speed_ratio(first: Sequence[float], other: Sequence[float]) -> Spread:
+    """Return how many times as fast `other` is as `first`, round by round: pairs were measured next to each other."""
+    return spread_of([a / b for a, b in zip(first, other, strict=True)])
 
 
-def _count_page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+def made_up_images(batch_size: int, image_size: int, num_channels: int = 3) -> torch.Tensor:
+    """Return images that differ at large and at fine scale, `(batch_size, num_channels, image_size, image_size)`."""
+    size = (image_size, image_size)
+    coarse = F.interpolate(torch.randn(batch_size, num_channels, 8, 8), size=size, mode="bilinear")
+    return coarse + 0.5 * torch.randn(batch_size, num_channels, *size)
+
+
+@contextmanager
+def comparable_arithmetic() -> Iterator[None]:
+    """Let float32 mean float32 for every contestant, without TensorFloat-32, and compiled code be compiled."""
+    precision = torch.get_float32_matmul_precision()
+    with (
+        # all sizes are fixed, so that searching for the fastest convolution pays
+        torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+        # falling back to eager code without a word would put its time under the name of the compiled form
+        torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True),
+    ):
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def product_speed(dtype: str, size: int, device: torch.device, stopwatch: Stopwatch) -> float:
+    """Return the operations per second of a square matrix product, a multiply-accumulate being two.
+
+    Args:
+        dtype: A name in `DTYPES`.
+        size: Rows and columns.
+        device: Where.
+        stopwatch: Gives the seconds of a number of calls.
+    """
+    a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
+    return 2 * size**3 / best_seconds(lambda: a @ b, stopwatch)
+
+
+def best_seconds(work: Work, stopwatch: Stopwatch) -> float:
+    """Return the seconds per call of the fastest of five rounds, after a warm-up: a peak is what can be reached."""
+    with torch.inference_mode():
+        stopwatch(work, 1)
+        calls = min(max(int(MIN_SECONDS / max(stopwatch(work, 1), 1e-9)), 1), 1000)
+        return min(stopwatch(work, calls) / calls for _ in range(5))
+
+
+def is_emulated(dtype: str, device: torch.device, stopwatch: Stopwatch) -> bool:
+    """Tell whether a device has no arithmetic of its own for a dtype, by the speed of a small product."""
+    if dtype == "fp32":
+        return False
+    return product_speed(dtype, 256, device, stopwatch) < EMULATED_SHARE * product_speed(
+        "fp32", 256, device, stopwatch
+    )

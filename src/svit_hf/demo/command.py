@@ -36,7 +36,7 @@ class QuickstartCommand:
         require_extra("quickstart", "quickstart")
         # seconds pass while these are imported
         sys.stderr.write("loading PyTorch, Transformers and datasets\n")
-        from svit_hf.demo.quickstart import run_quickstart
+        from svit_hf.demo.digits import run_quickstart
 
         report = run_quickstart(self.output_dir, epochs=self.epochs, seed=self.seed)
         print(report.text())  # noqa: T201 - a program's result

@@ -14,7 +14,7 @@ Predict = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Hold how the logits of a program differ from those of the model it came from.
+    """Difference between the logits of a program and those of the model it came from.
 
     Attributes:
         shapes: Shapes of the batches that both were run on, `(B, C, height, width)`.

@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 # not from transformers itself: before 5.18 it has only a placeholder there where torchvision is missing
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from svit_hf.evaluation.checkpoints import find_model
 from svit_hf.export.exporting import (
     CHECK_FILE,
     ExportError,
@@ -72,8 +73,8 @@ class ExportCommand:
                 "of pictures to be calibrated with and compared on, and nothing else does."
             )
         options = ExportOptions(self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance)
-        model = _load_model(_model_folder(self.model))
-        processor = _load_image_processor(_model_folder(self.model))
+        location = find_model(self.model)
+        model, processor = _load_model(location), _load_image_processor(location)
         images = None
         if self.calibration is not None:
             if processor is None:
@@ -84,23 +85,17 @@ class ExportCommand:
         return 0
 
 
-def _model_folder(model: str) -> str:
-    """Return the model of a training run, or what was named."""
-    inside = Path(model) / "model"
-    return str(inside) if (inside / "config.json").is_file() else model
-
-
 def _load_model(name: str) -> SViTForImageClassification:
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error}") from error
-    if not isinstance(config, SViTConfig):
-        raise ExportError(f"`model` is {name!r}, a {config.model_type} model; expected is svit.")
-    try:
+        if not isinstance(config, SViTConfig):
+            raise ExportError(f"`model` is {name!r}, a {config.model_type} model; expected is svit.")
         loaded: Any = SViTForImageClassification.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error}") from error
+    except ExportError:
+        raise
+    # a damaged folder makes Transformers raise almost anything
+    except Exception as error:
+        raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error!r}") from error
     model: SViTForImageClassification = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ExportError(f"`model` is {name!r}, which is no trained classifier; {missing[0]!r} is missing.")
@@ -108,11 +103,15 @@ def _load_model(name: str) -> SViTForImageClassification:
 
 
 def _load_image_processor(name: str) -> BaseImageProcessor | None:
+    # a model without one is still a model
+    if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
+        return None
     try:
         processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(name)
     except OSError:
-        # a model without one is still a model
         return None
+    except Exception as error:
+        raise ExportError(f"`model` is {name!r}, whose image processor cannot be loaded: {error!r}") from error
     return processor
 
 

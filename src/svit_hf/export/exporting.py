@@ -8,8 +8,8 @@ comparison found.
 
 import copy
 import json
+import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from svit_hf.errors import SViTError
 from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, compare, smallest_size
 from svit_hf.export.loading import load_program
 from svit_hf.extras import require_extra
+from svit_hf.files import whole_folder
 from svit_hf.inference import fold_for_inference, quantize_for_inference
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
@@ -47,15 +48,17 @@ INT8_TOLERANCE = 0.25
 _DEFAULT_TOLERANCE = {"none": FLOAT_TOLERANCE, "int8": INT8_TOLERANCE}
 
 _IMAGES_PER_BATCH = 8
+# what exporting takes on the disk at most: the program, its weights, and again while they are put together
+DISK_SHARE, DISK_MARGIN = 3, 2**24
 
 
 class ExportError(SViTError, ValueError):
-    """Report why a model was not exported."""
+    """Reason why a model was not exported."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Say what to export.
+    """What to export, and how.
 
     Args:
         format: `"onnx"` for ONNX Runtime, `"pt2"` for `torch.export.load`.
@@ -95,7 +98,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportFolder:
-    """Hold what was written, and how it was found to differ from the model.
+    """Exported program, and how it was found to differ from the model.
 
     Attributes:
         output_dir: The folder.
@@ -161,12 +164,15 @@ def export_classifier(
     size = _size_to_compare(model.config, options)
     _check_images(model.config, options, images)
     _check_installation(options)
-    calibration, held_out = _divide(images, options)
+    calibration, held_out = None, images
+    if images is not None and options.format == "onnx":
+        calibration, held_out = images[::2], images[1::2]
     model = copy.deepcopy(model).float().cpu().eval()  # type: ignore[no-untyped-call]
     model.set_attn_implementation("sdpa")
     source = _prepare(model, options)
-    with _new_folder(Path(output_dir).absolute()) as folder:
-        with _exporter_talk():
+    num_bytes = DISK_SHARE * sum(tensor.nbytes for tensor in source.state_dict().values()) + DISK_MARGIN
+    with _new_folder(Path(output_dir).absolute(), num_bytes) as folder:
+        with _exporters_to_stderr():
             _write_program(source, folder, options, size, calibration)
             program = load_program(folder)
         if image_processor is not None:
@@ -198,13 +204,6 @@ def predict_with(model: SViTForImageClassification) -> Predict:
     return lambda pixel_values: model(pixel_values).logits
 
 
-def _divide(images: torch.Tensor | None, options: ExportOptions) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return the pictures that calibrate, and those that the program is compared on."""
-    if images is None or options.format == "pt2":
-        return None, images
-    return images[::2], images[1::2]
-
-
 def _prepare(model: SViTForImageClassification, options: ExportOptions) -> SViTForImageClassification:
     """Return what is exported; an ONNX program is quantized afterwards, as a graph."""
     if options.format == "pt2" and options.quantize == "int8":
@@ -213,22 +212,23 @@ def _prepare(model: SViTForImageClassification, options: ExportOptions) -> SViTF
 
 
 @contextmanager
-def _new_folder(output_dir: Path) -> Iterator[Path]:
+def _new_folder(output_dir: Path, num_bytes: int) -> Iterator[Path]:
     """Yield a folder to write to, which becomes `output_dir` if the block ends without an error."""
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
         raise ExportError(f"`output_dir` is {str(output_dir)!r}, which is in use; give a new or an empty folder.")
     try:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
-        workspace = tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-")
+        free = shutil.disk_usage(output_dir.parent).free
+        # asked before: PyTorch's writer ends the whole process where a disk is full
+        if free < num_bytes:
+            raise ExportError(
+                f"`output_dir` is {str(output_dir)!r}, on a disk with {free / 1e6:,.0f} MB left; exporting this model "
+                f"takes up to {num_bytes / 1e6:,.0f} MB. Make room, or name a folder on another disk."
+            )
+        with whole_folder(output_dir) as folder:
+            yield folder
     except OSError as error:
         raise ExportError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error
-    with workspace:
-        complete = Path(workspace.name) / "complete"
-        complete.mkdir()
-        yield complete
-        if output_dir.is_dir():
-            output_dir.rmdir()
-        complete.rename(output_dir)
 
 
 def _write_program(
@@ -288,7 +288,7 @@ def _int8_quantizer(calibration: torch.Tensor) -> Any:
 
 
 @contextmanager
-def _exporter_talk() -> Iterator[None]:
+def _exporters_to_stderr() -> Iterator[None]:
     """Send what exporters print to stderr, and leave out warnings about code that is not the user's."""
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         # PyTorch's own use of what it deprecates, in exporters and when it copies a graph

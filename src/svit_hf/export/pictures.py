@@ -15,7 +15,7 @@ def read_pictures(folder: Path, image_processor: BaseImageProcessor, num_picture
     """Read pictures from a folder and those in it, evenly spread over their sorted names.
 
     Args:
-        folder: Where the pictures are; files with other suffixes than those of pictures are passed by.
+        folder: Where the pictures are; files with other suffixes than those of pictures are skipped.
         image_processor: What prepares them.
         num_pictures: How many to take; all, if there are fewer.
 

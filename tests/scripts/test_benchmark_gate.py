@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
-
-from svit_hf.benchmark.gate import GRADIENTS_TOLERANCE, RESULTS_TOLERANCE, GateError, check_outputs
+from scripts.benchmark.contestants import GRADIENTS_TOLERANCE, RESULTS_TOLERANCE, GateError, check_outputs
 
 
 EXPECTED = {"logits": torch.tensor([3.0, 4.0]), "gradients": torch.tensor([1.0, 0.0])}
@@ -38,5 +37,5 @@ def test_no_number_is_red():
 
 
 def test_other_shape_is_red():
-    with pytest.raises(GateError, match=r"\(1,\), expected is \(2,\)"):
+    with pytest.raises(GateError, match=r"\(1,\), not \(2,\)"):
         check_outputs("ours", "fp32", EXPECTED | {"logits": torch.tensor([5.0])}, EXPECTED)

@@ -1,40 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one call of a contestant does: an inference step or a training step of a classifier."""
+"""What one call of a contestant does: an inference step, a training step, or a function of tensors.
+
+Each has `outputs`, which does the work once, changes no weight, and returns what has to be right by name, and
+`state_bytes`, the bytes that stay between two calls.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from svit_hf.benchmark.comparison import state_bytes
+from svit_hf.benchmark.forms import logits_of
 from svit_hf.benchmark.memory import bytes_of
-from svit_hf.benchmark.networks import logits_of
-from svit_hf.benchmark.programs import ExportedClassifier
 from svit_hf.convert.key_mapping import to_ours
 
 
 LEARNING_RATE = 1e-5
-# what torch.compile puts in front of the names of a module that it wraps
-_COMPILED_PREFIX = "_orig_mod."
-
-
-class Workload(Protocol):
-    """Describe what is timed, and what the correctness gate looks at."""
-
-    def __call__(self) -> object:
-        """Do the work once."""
-
-    def outputs(self) -> dict[str, torch.Tensor]:
-        """Do the work once, changing no weight, and return what has to be right, by name."""
-
-    def state_bytes(self) -> int:
-        """Return the bytes that stay between two calls: weights, statistics, states of the optimizer."""
 
 
 class InferenceStep:
-    """Run a classifier forward, in inference mode.
+    """Forward pass of a classifier in inference mode.
 
     Args:
         module: The classifier, in evaluation mode.
@@ -49,7 +37,7 @@ class InferenceStep:
 
     def __call__(self) -> torch.Tensor:
         """Return the logits."""
-        with torch.inference_mode(), _autocast(self.pixel_values.device, self.autocast_dtype):
+        with torch.inference_mode(), autocast(self.pixel_values.device, self.autocast_dtype):
             return logits_of(self.module(self.pixel_values))
 
     def outputs(self) -> dict[str, torch.Tensor]:
@@ -58,13 +46,11 @@ class InferenceStep:
 
     def state_bytes(self) -> int:
         """Return the bytes of weights and statistics, or of an exported program."""
-        if isinstance(self.module, ExportedClassifier):
-            return self.module.num_bytes
-        return bytes_of([*self.module.parameters(), *self.module.buffers()])
+        return state_bytes(self.module)
 
 
 class TrainingStep:
-    """Run a classifier forward and backward, and AdamW on its weights.
+    """Forward and backward pass of a classifier, and AdamW on its weights.
 
     Args:
         module: The classifier, in training mode, with float32 weights.
@@ -89,7 +75,7 @@ class TrainingStep:
 
     def __call__(self) -> None:
         """Take one step."""
-        self._forward_and_backward(self.scaler)
+        self.forward_and_backward(self.scaler)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         # here and not at the beginning of the next step: gradients are memory that the step needs
@@ -100,23 +86,22 @@ class TrainingStep:
 
         The statistics of the batch norms move, as in any forward pass in training mode; nothing here depends on them.
         """
-        logits = self._forward_and_backward(torch.amp.GradScaler(self.pixel_values.device.type, enabled=False))
+        logits = self.forward_and_backward(torch.amp.GradScaler(self.pixel_values.device.type, enabled=False))
         gradients = {}
         for name, parameter in self.module.named_parameters():
             if parameter.grad is not None:
-                own_name = name.removeprefix(_COMPILED_PREFIX)
-                gradients[to_ours(own_name) or own_name] = parameter.grad.detach().flatten().float()
+                gradients[to_ours(name) or name] = parameter.grad.detach().flatten().float()
         self.optimizer.zero_grad()
         return {"logits": logits, "gradients": torch.cat([gradients[name] for name in sorted(gradients)])}
 
     def state_bytes(self) -> int:
         """Return the bytes of weights, statistics and the moments of AdamW."""
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
-        tensors = [*self.module.parameters(), *self.module.buffers(), *moments]
-        return bytes_of(tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+        return state_bytes(self.module) + bytes_of(value for value in moments if isinstance(value, torch.Tensor))
 
-    def _forward_and_backward(self, scaler: torch.amp.GradScaler) -> torch.Tensor:
-        with _autocast(self.pixel_values.device, self.autocast_dtype):
+    def forward_and_backward(self, scaler: torch.amp.GradScaler) -> torch.Tensor:
+        """Return logits, with the gradients in the weights."""
+        with autocast(self.pixel_values.device, self.autocast_dtype):
             logits = logits_of(self.module(self.pixel_values)).float()
             loss = F.cross_entropy(logits, self.labels)
         scaler.scale(loss).backward()
@@ -124,7 +109,7 @@ class TrainingStep:
 
 
 class FunctionStep:
-    """Call a function of tensors, forward, or forward and backward with respect to all of them.
+    """Function of tensors, forward, or forward and backward with respect to all of them.
 
     Args:
         function: Returns one tensor.
@@ -164,6 +149,9 @@ class FunctionStep:
         return bytes_of(self.inputs)
 
 
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    # the cache of cast weights serves modules that are called several times, and does not outlive a step
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Return a context that computes in `dtype`, or changes nothing."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+Workload = InferenceStep | TrainingStep | FunctionStep

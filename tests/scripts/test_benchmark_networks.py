@@ -4,11 +4,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from scripts.benchmark import networks
+from scripts.benchmark.networks import PEERS, count_macs, peer_network, svit_network
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
-from svit_hf.benchmark import networks
-from svit_hf.benchmark.networks import PEERS, count_macs, logits_of, made_up_images, peer_network, svit_network
+from svit_hf.benchmark.forms import logits_of
+from svit_hf.benchmark.measuring import made_up_images
 from svit_hf.errors import SViTError
 
 
@@ -69,10 +71,10 @@ def test_folder_keeps_its_weights_and_takes_other_cells(tmp_path):
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(SViTError, match=r"`model` is 'tiny', .* small, base, large nor a folder"):
+    with pytest.raises(SViTError, match=r"`model` is 'tiny', neither one of small, base, large nor a folder"):
         svit_network("tiny")
     monkeypatch.setattr(networks, "find_spec", lambda name: None)
-    with pytest.raises(SViTError, match=r"`peers` has 'swin-s'; allowed are swin-t, .* once that is installed"):
+    with pytest.raises(SViTError, match=r"`peers` has 'swin-s'; .* and models of timm where it is there"):
         peer_network("swin-s")
 
 

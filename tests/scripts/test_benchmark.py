@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of this project's own results, on a tiny model."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from picture_data import write_folder
+from scripts.benchmark import __main__ as benchmark
+from scripts.benchmark import contestants, operators
+from scripts.benchmark.contestants import Peaks
+from scripts.benchmark.networks import PEERS, with_lively_norms
+from scripts.benchmark.official_operators import with_official_operators
+from scripts.benchmark.results import Results
+from tiny import tiny_config
+
+from svit_hf import SViTForImageClassification
+from svit_hf.benchmark import measuring
+from svit_hf.benchmark.forms import EAGER
+from svit_hf.inference import fold_for_inference
+
+
+PEAKS = Peaks({"fp32": 1e11}, 1e10)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that measures a part on a tiny model, and gives exit status and results."""
+    with_lively_norms(SViTForImageClassification(tiny_config())).save_pretrained(tmp_path / "tiny")
+    monkeypatch.setattr(benchmark, "measure_peaks", lambda *arguments: PEAKS)
+    monkeypatch.setattr(benchmark, "is_emulated", lambda dtype, *arguments: dtype == "bf16")
+    # the memory of this process stays as it is
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: "left alone")
+    monkeypatch.setattr(benchmark, "LARGER_CELLS", ([8, 4, 2, 1],))
+    monkeypatch.setattr(measuring, "MAX_CALLS", 1)
+    monkeypatch.setattr(contestants, "measure_working_memory", lambda work, device: 10**6)
+    # the interpreter would take minutes
+    monkeypatch.setattr(operators.triton, "find_obstacle", lambda *arguments: "no GPU")
+    monkeypatch.setitem(PEERS, "peer", lambda size: SViTForImageClassification(tiny_config()))
+
+    def measure(part, *arguments):
+        small = ["--model", tmp_path / "tiny", "--image-size", "64", "--batch-size", "2", "--rounds", "2"]
+        given = [part, *small, "--device", "cpu", "--output", tmp_path / "run.json", "--peers", *arguments]
+        status = benchmark.main(list(map(str, given)))
+        return status, Results.read([tmp_path / "run.json"]) if status == 0 else None
+
+    return measure
+
+
+def names(results):
+    return [row.name for row in results.cases[0].rows]
+
+
+@pytest.mark.parametrize("task", ["inference", "training"])
+def test_models_are_measured_beside_official_operators_and_peers(run, tmp_path, task, capsys):
+    status, results = run("model", "peer", "--task", task)
+    assert status == 0
+    own = ["tiny official operators", "tiny eager"]
+    own += ["tiny folded"] if task == "inference" else ["tiny selective checkpointing", "tiny full checkpointing"]
+    assert names(results) == [*own, "peer eager"]
+    (described,) = results.runs
+    assert {"command", "device", "threads", "versions", "commit", "memory allocator", "peaks"} <= described.keys()
+    assert described["left_out"] == ["bf16: emulated here"]
+    weights = sum(p.nbytes for p in SViTForImageClassification(tiny_config()).parameters())
+    for row in results.cases[0].rows:
+        assert len(row.seconds) == 2
+        assert row.images_per_second == pytest.approx(2 / row.quartiles[0])
+        assert row.error < 1e-3
+        # weights without some that folding takes out, and the moments of AdamW
+        assert row.state_bytes > weights * (3 if task == "training" else 0.9)
+    assert results.cases[0].rows[0].ratio == [1, 1, 1]
+    shown = capsys.readouterr().out
+    assert "peer eager" in shown
+    assert "left_out: ['bf16: emulated here']" in shown
+
+
+def test_official_operators_compute_what_the_model_computes():
+    model = with_lively_norms(SViTForImageClassification(tiny_config(super_token_sizes=[3, 2, 1, 1]))).eval()
+    images = torch.randn(2, 3, 70, 45)
+    with torch.no_grad():
+        torch.testing.assert_close(with_official_operators(model)(images), model(images).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["inference", pytest.param("training", marks=pytest.mark.slow)])
+def test_super_tokens_are_measured_alone(run, task):
+    _, results = run("super-tokens", "--task", task)
+    titles = [case.title.split("stage ")[1] for case in results.cases]
+    assert titles == ["1: 2x8x16x16, cell 4x4", "2: 2x12x8x8, cell 2x2"]
+    assert all(row.share_of_bound > 0 and row.images_per_second is None for c in results.cases for row in c.rows)
+    assert names(results) == ["official operators", "eager"]
+
+
+@pytest.mark.parametrize("task", ["inference", pytest.param("training", marks=pytest.mark.slow)])
+def test_operators_are_measured_in_several_ways(run, task):
+    _, results = run("operators", "--task", task)
+    assert [len(case.rows) for case in results.cases] == [3, 2, 2, 3] * 2 + [3, 2, 2, 3, 2] * 2
+    assert all(row.giga_macs > 0 and row.share_of_bound > 0 for case in results.cases for row in case.rows)
+
+
+def test_operators_of_triton_are_called_as_they_want_it():
+    pytest.importorskip("triton")
+    hidden, taps, bias = torch.randn(1, 8, 8, 8), torch.randn(8, 1, 3, 3), torch.randn(8)
+    config = tiny_config()
+    for operator in operators.operators_of(config, 0, 1, 32)[:2]:
+        first, *_, kernel = operator.variants.values()
+        torch.testing.assert_close(kernel(hidden, taps, bias), first(hidden, taps, bias), rtol=0, atol=1e-4)
+
+
+def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    chart = ["--chart", tmp_path / "run.png"]
+    _, results = run("growth", "--image-size", "64", "128", "--batch-size", "4", *chart)
+    assert [(case.image_size, case.batch_size) for case in results.cases] == [(64, 4), (128, 1)]
+    assert names(results) == ["tiny official operators", "tiny eager", "tiny folded", "tiny cells 8 4 2 1 folded"]
+    assert "inference: ns per pixel by edge of the image" in capsys.readouterr().out
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_loading_is_measured_beside_torchvision(run, tmp_path):
+    write_folder(tmp_path / "images" / "train", range(9))
+    _, results = run("data", "--data", tmp_path / "images", "--num-images", "8")
+    kinds = ["crop, flip, RandAugment, erasing", "crop and flip"]
+    assert [kind in case.title for case, kind in zip(results.cases, kinds, strict=True)] == [True, True]
+    assert names(results) == ["torchvision", "svit-hf", "decoding alone"]
+    for row in results.cases[0].rows:
+        assert row.images_per_second == pytest.approx(1 / row.quartiles[0])
+
+
+def test_wrong_results_show_no_times(run, tmp_path, monkeypatch, capsys):
+    def prepare(model):
+        folded = fold_for_inference(model)
+        folded.classifier.bias += 1.0
+        return folded
+
+    broken = replace(EAGER, name="broken", prepare=prepare)
+    monkeypatch.setattr(benchmark, "INFERENCE_FORMS", (EAGER, broken))
+    assert run("model") == (1, None)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "tiny broken: logits differ" in printed.err
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_peer_that_cannot_run_is_left_out_with_the_reason(run, monkeypatch):
+    def build(size):
+        raise TypeError("images are too small")
+
+    monkeypatch.setitem(PEERS, "peer", build)
+    _, results = run("model", "peer")
+    assert "peer, 64 pixels: TypeError: images are too small" in results.runs[0]["left_out"]
+    assert names(results) == ["tiny official operators", "tiny eager", "tiny folded"]
+
+
+def test_rendering_puts_runs_together(run, tmp_path, capsys):
+    run("model")
+    (tmp_path / "b.json").write_text((tmp_path / "run.json").read_text().replace("tiny and others", "another run"))
+    capsys.readouterr()
+    assert benchmark.main(["render", str(tmp_path / "run.json"), str(tmp_path / "b.json")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.index("inference, tiny and others") < shown.index("inference, another run: batch 2, 64 pixels")
+    (tmp_path / "other.json").write_text('{"format": "another"}')
+    assert benchmark.main(["render", str(tmp_path / "other.json")]) == 2
+    assert "other.json', which is no result of this benchmark" in capsys.readouterr().err
+
+
+def test_all_runs_parts_that_exist():
+    for name, arguments in (benchmark.ALL_ON_CPU | benchmark.ALL_ON_GPU).items():
+        options = benchmark.parse(arguments.split())
+        assert options.part != "all", name
