@@ -14,6 +14,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "quantization": ("torchao",),
     "benchmark": ("matplotlib",),
+    "visualize": ("captum",),
     "vision": ("torchvision",),
 }
 
