@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from svit_hf.visualization.heat import lay_heat_over
 from svit_hf.visualization.looking import Through, super_token_at, where_a_pixel_looks
+from svit_hf.visualization.options import EDGE
 from svit_hf.visualization.recording import LayerRecording, Recording
 from svit_hf.visualization.super_tokens import (
     assign_places,
@@ -17,9 +18,6 @@ from svit_hf.visualization.super_tokens import (
     fill_with_mean_colours,
     memberships,
 )
-
-
-EDGE = 288
 
 
 def draw_view(recording: Recording, point: tuple[float, float] | None = None, edge: int = EDGE) -> Image.Image:

@@ -27,6 +27,11 @@ h3 { font-size: 1rem; font-weight: 600; margin: 1.25rem 0 .5rem; overflow-wrap: 
 .row { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: .75rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
+.scores { list-style: none; margin: 0; padding: 0; grid-column: span 2; font-size: .9rem; }
+.scores li { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; margin-bottom: .5rem; }
+.scores li > span:first-child { overflow-wrap: anywhere; }
+.bar { flex-basis: 100%; background: var(--line); border-radius: 3px; }
+.bar span { display: block; height: 6px; border-radius: 3px; background: #c2571a; }
 figcaption { font-size: .85rem; margin-top: .25rem; }
 """
 
@@ -59,7 +64,14 @@ def page_of(sections: list[str], title: str, about: str) -> str:
 
 def _row(name: str, row: PanelRow) -> str:
     figures = "\n".join(_figure(name, panel) for panel in row.panels)
+    if row.scores:
+        figures += f'\n<ul class="scores">{"".join(_score(*score) for score in row.scores)}</ul>'
     return f'<h3>{escape(row.title)}</h3>\n<div class="row">\n{figures}\n</div>'
+
+
+def _score(label: str, score: float) -> str:
+    bar = f'<span class="bar"><span style="width: {score:.1%}"></span></span>'
+    return f"<li><span>{escape(label)}</span><span>{score:.1%}</span>{bar}</li>"
 
 
 def _figure(name: str, panel: Panel) -> str:

@@ -77,7 +77,7 @@ def visualize_pictures(
         recording = record(
             model, pixel_values, preprocessing.processor, relies_on=asked, reliance_stage=options.reliance_stage
         )
-        rows = draw_rows(recording, options.point, options.layers, options.parts)
+        rows = draw_rows(recording, options.point, options.layers, options.parts, options.edge)
         sheet = output_dir / f"{_free_name(Path(file).stem, taken)}.png"
         with whole_file(sheet) as temporary:
             draw_sheet(rows, Path(file).name).save(temporary, "PNG")
@@ -129,6 +129,6 @@ def _about(num_shown: int, num_sheets: int, point: tuple[float, float]) -> str:
     return (
         f"What the model saw and did. The ring is the point ({point[0]:g}, {point[1]:g}), in shares of width and "
         "height. The lighter a place, the more of it belongs to the point's super token, the more the point takes "
-        "from it, or the more it speaks for the class. What all tokens or a window would do is computed with the same "
-        f"queries and keys, which were trained for super tokens.{missing}"
+        "from it, or the more it speaks for the class. 'Same weights' is what the layer's queries and keys would do "
+        f"without super tokens, though they were trained with them.{missing}"
     )

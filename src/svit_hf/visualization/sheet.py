@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from svit_hf.visualization.drawings import (
-    EDGE,
     draw_mean_colours,
     draw_reliance,
     draw_super_token_at,
@@ -16,7 +15,7 @@ from svit_hf.visualization.drawings import (
     draw_where_a_pixel_looks,
 )
 from svit_hf.visualization.looking import Through
-from svit_hf.visualization.options import PARTS, Layers, Part
+from svit_hf.visualization.options import EDGE, PARTS, Layers, Part
 from svit_hf.visualization.recording import LayerRecording, Recording
 
 
@@ -25,11 +24,11 @@ LOOKS: dict[Through, str] = {
     "all_tokens": "same weights, all tokens",
     "window": "same weights, 7x7 window",
 }
-NUM_CLASSES_SHOWN = 3
+NUM_CLASSES_SHOWN = 5
 
 # all in pixels
-GAP, MARGIN, CAPTION, TITLE, HEADER = 14, 28, 26, 44, 74
-PAPER, INK, FAINT = "#fbfaf7", "#1d2329", "#6b747d"
+GAP, MARGIN, CAPTION, TITLE, HEADER, BAR_STEP = 14, 28, 26, 44, 74, 36
+PAPER, INK, FAINT, TRACK, BAR = "#fbfaf7", "#1d2329", "#6b747d", "#e3e1db", "#c2571a"
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class PanelRow:
-    """Drawings of one layer, or of the picture as a whole."""
+    """Drawings of one layer, or of the picture as a whole.
+
+    Attributes:
+        title: The line above them.
+        panels: The drawings.
+        scores: Of the picture as a whole, the likeliest classes with their probabilities.
+    """
 
     title: str
     panels: tuple[Panel, ...]
+    scores: tuple[tuple[str, float], ...] = ()
 
 
 def draw_rows(
@@ -71,7 +77,7 @@ def draw_rows(
     if "classifier" in parts and recording.reliance is not None:
         label = recording.labels[recording.target or 0]
         whole.append(Panel(f"what speaks for {label}", draw_reliance(recording, edge)))
-    rows = [PanelRow(_answer(recording), tuple(whole))]
+    rows = [PanelRow("The picture as the model sees it", tuple(whole), tuple(_scores(recording)))]
     rows += [
         PanelRow(_title(layer), tuple(_panels(recording, layer, point, parts, edge)))
         for layer in _chosen(recording, layers)
@@ -106,8 +112,25 @@ def draw_sheet(rows: list[PanelRow], title: str) -> Image.Image:
             baseline = top + TITLE + panel.drawing.height + CAPTION - 8
             caption = _fitting(panel.caption, 15, column_width)
             draw.text((left, baseline), caption, FAINT, ImageFont.load_default(15), anchor="ls")
+        left = MARGIN + len(row.panels) * (column_width + GAP)
+        if row.scores and left + column_width < width:
+            _draw_scores(draw, row.scores, (left + GAP, top + TITLE), column_width)
         top += height
     return sheet
+
+
+def _draw_scores(
+    draw: ImageDraw.ImageDraw, scores: tuple[tuple[str, float], ...], corner: tuple[int, int], width: int
+) -> None:
+    """Draw a bar for each class, with its name and probability above."""
+    left, top = corner
+    for number, (label, score) in enumerate(scores):
+        baseline, share = top + number * BAR_STEP + 14, f"{score:.1%}"
+        room = width - int(ImageFont.load_default(15).getlength(share)) - GAP
+        draw.text((left, baseline), _fitting(label, 15, room), INK, ImageFont.load_default(15), anchor="ls")
+        draw.text((left + width, baseline), share, FAINT, ImageFont.load_default(15), anchor="rs")
+        draw.rectangle((left, baseline + 6, left + width, baseline + 12), TRACK)
+        draw.rectangle((left, baseline + 6, left + round(width * score), baseline + 12), BAR)
 
 
 def _panels(
@@ -133,12 +156,11 @@ def _chosen(recording: Recording, layers: Layers) -> list[LayerRecording]:
     return [layer for layer in last if layer.association is not None] or last
 
 
-def _answer(recording: Recording) -> str:
-    if recording.probabilities is None:
-        return "The picture"
-    found = recording.probabilities.topk(min(NUM_CLASSES_SHOWN, len(recording.labels)))
-    best = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return "Answer: " + ", ".join(f"{recording.labels[number]} ({score:.1%})" for number, score in best)
+def _scores(recording: Recording) -> Iterator[tuple[str, float]]:
+    if recording.probabilities is not None:
+        found = recording.probabilities.topk(min(NUM_CLASSES_SHOWN, len(recording.labels)))
+        for number, score in zip(found.indices.tolist(), found.values.tolist(), strict=True):
+            yield recording.labels[number], score
 
 
 def _title(layer: LayerRecording) -> str:
