@@ -173,12 +173,8 @@ def _forward_with_grad_cam(
         # the likeliest class is not known before the forward pass, and there shall be no second one
         return logits.amax(dim=-1) if relies_on is True else logits[:, labels.index(str(relies_on))]
 
-    # weights may be frozen: it is the picture that asks for a gradient
-    asking = pixel_values.detach().clone().requires_grad_()
-    with torch.enable_grad():
-        found = LayerGradCam(score, stages[stage - 1 if stage > 0 else stage]).attribute(
-            asking, relu_attributions=True
-        )
+    grad_cam = LayerGradCam(score, stages[stage - 1 if stage > 0 else stage])
+    found = grad_cam.attribute(pixel_values, relu_attributions=True)
     outputs = kept[-1]
     target = int(outputs.logits[0].argmax()) if relies_on is True else labels.index(str(relies_on))
     return outputs, target, found[0, 0].detach().float().cpu()
