@@ -129,6 +129,6 @@ def _about(num_shown: int, num_sheets: int, point: tuple[float, float]) -> str:
     return (
         f"What the model saw and did. The ring is the point ({point[0]:g}, {point[1]:g}), in shares of width and "
         "height. The lighter a place, the more of it belongs to the point's super token, the more the point takes "
-        "from it, or the more it speaks for the class. 'Same weights' is what the layer's queries and keys would do "
-        f"without super tokens, though they were trained with them.{missing}"
+        "from it, or the more it speaks for the class. 'If' is what the layer's queries and keys would do without "
+        f"super tokens, though they were trained with them.{missing}"
     )

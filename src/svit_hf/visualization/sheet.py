@@ -21,8 +21,8 @@ from svit_hf.visualization.recording import LayerRecording, Recording
 
 LOOKS: dict[Through, str] = {
     "super_tokens": "where the point looks",
-    "all_tokens": "same weights, all tokens",
-    "window": "same weights, 7x7 window",
+    "all_tokens": "if among all tokens",
+    "window": "if within a window",
 }
 NUM_CLASSES_SHOWN = 5
 
