@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation site: `scripts/docs.sh` builds it, without a network and with warnings as errors."""
 
+import re
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from sphinx.application import Sphinx
 
-ROOT = Path(__file__).parents[1]
+
+DOCS = Path(__file__).parent
+LINK_TO_MARKDOWN = re.compile(r"\[([^\]]+)\]\(([^)#:\s]+\.md)(?:#[^)\s]*)?\)")
 
 project = "svit-hf"
 author = "The svit-hf contributors"
@@ -20,12 +24,6 @@ default_role = "code"
 myst_enable_extensions = ["colon_fence", "deflist"]
 # `#heading` leads to a heading, as it does where the same files are read unbuilt
 myst_heading_anchors = 4
-suppress_warnings = [
-    # a link to a file that is no page, such as a script; tests/contracts/test_documents.py sees to it that it is there
-    "myst.xref_missing",
-    # transcripts of a terminal are marked as the language that they are nearest to
-    "misc.highlighting_failure",
-]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -48,3 +46,18 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#a8480f", "color-brand-content": "#a8480f"},
     "dark_css_variables": {"color-brand-primary": "#f0a35e", "color-brand-content": "#f0a35e"},
 }
+
+
+def setup(app: Sphinx) -> None:
+    """Let links to Markdown outside of this folder, which is no page of the site, lead to the file."""
+    app.connect("source-read", _download_what_is_outside)
+
+
+def _download_what_is_outside(app: Sphinx, page: str, source: list[str]) -> None:
+    folder = app.env.doc2path(page).parent
+
+    def download(link: re.Match[str]) -> str:
+        is_page = (folder / link[2]).resolve().is_relative_to(DOCS)
+        return link[0] if is_page else f"{{download}}`{link[1]} <{link[2]}>`"
+
+    source[0] = LINK_TO_MARKDOWN.sub(download, source[0])

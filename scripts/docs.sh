@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 source scripts/environment.sh
 ensure_test_environment
-# beside a CPU build of torch, torchvision is imported as in the tests; docstrings are those of this checkout
-export PYTHONPATH="$PWD/tests/child_process:$PWD/src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1
+# as in the tests: torchvision can be imported beside a CPU build of torch, and torchao does not write to stderr
+export PYTHONPATH="$PWD/tests/child_process:$PWD/src" SVIT_TEST_HIDDEN_PACKAGES=torchao HF_HUB_OFFLINE=1
 .venv-test/bin/python -m sphinx --fail-on-warning --keep-going --quiet "$@" docs build/docs
 echo "docs: build/docs/index.html"

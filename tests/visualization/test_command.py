@@ -3,7 +3,9 @@
 
 import base64
 import io
+import os
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -72,7 +74,7 @@ def test_all_layers_of_one_part(model_dir, pictures, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--point", "0.5", "2"], "`point` is (0.5, 2.0)"),
-        (["--label", "cat"], "`relies_on` is 'cat'"),
+        (["--label", "cat"], "`label` is 'cat'"),
         (["--reliance-stage", "7"], "`reliance_stage` is 7"),
         (["--output-dir", "{pictures}"], "which holds '<b>&.png'"),
         (["--output-dir", "{pictures}/grey.png/x"], "which cannot be used"),
@@ -93,9 +95,26 @@ def test_no_picture_at_all(model_dir, pictures, tmp_path, capsys):
 
     assert main(["visualize", str(model_dir), str(pictures / "*.jpeg"), *out]) == 2
     assert "where there is no picture" in capsys.readouterr().err
+    assert main(["visualize", str(model_dir), *out]) == 2
+    assert "`images` is empty" in capsys.readouterr().err
     # a file that is named is tried whatever its suffix
     assert main(["visualize", str(model_dir), str(pictures / "notes.txt"), *out]) == 3
     assert "none of 1 pictures could be read" in capsys.readouterr().err
+
+
+def test_names_that_are_too_long_or_no_text(model_dir, pictures, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in ("x" * 240 + ".png", os.fsdecode(b"\xff.png")):
+        shutil.copy(pictures / "grey.png", folder / name)
+
+    assert main(["visualize", str(model_dir), str(folder), "--output-dir", str(tmp_path / "out")]) == 0
+    assert sorted(os.fsencode(file.name) for file in (tmp_path / "out").iterdir()) == [
+        b"index.html",
+        b"x" * 50 + b".png",
+        b"\xff.png",
+    ]
+    assert "\ufffd.png" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
 def test_pictures_are_found_once(pictures):

@@ -17,15 +17,15 @@ def model():
     return SViTForImageClassification(tiny_config()).eval()
 
 
-@pytest.mark.parametrize("relies_on", [False, True], ids=["no-grad", "grad-cam"])
-def test_one_forward_pass_and_the_model_is_as_before(model, relies_on):
+@pytest.mark.parametrize("reliance", [False, True], ids=["no-grad", "grad-cam"])
+def test_one_forward_pass_and_the_model_is_as_before(model, reliance):
     model.train()
     model.requires_grad_(False)
     passes = []
     model.svit.embeddings.register_forward_hook(lambda *arguments: passes.append(1))
     running_mean = model.svit.pooler.batch_norm.running_mean.clone()
 
-    recording = record(model, Image.new("RGB", (80, 60), "teal"), relies_on=relies_on)
+    recording = record(model, Image.new("RGB", (80, 60), "teal"), reliance=reliance)
 
     assert len(passes) == 1
     assert model.training
@@ -34,7 +34,7 @@ def test_one_forward_pass_and_the_model_is_as_before(model, relies_on):
     # Transformers leaves hooks of its own on other layers
     assert not any(module._forward_hooks for module in model.modules() if isinstance(module, torch.nn.LayerNorm))
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert (recording.reliance is not None) == relies_on
+    assert (recording.reliance is not None) == reliance
 
 
 def test_recording_is_what_the_model_returns(model):
@@ -59,17 +59,17 @@ def test_recording_is_what_the_model_returns(model):
     ]
 
 
-@pytest.mark.parametrize(("relies_on", "stage"), [(True, -1), ("LABEL_3", 2)], ids=["likeliest", "named-class"])
-def test_reliance_is_grad_cam(model, relies_on, stage):
+@pytest.mark.parametrize(("label", "stage"), [(None, -1), ("LABEL_3", 2)], ids=["likeliest", "named-class"])
+def test_reliance_is_grad_cam(model, label, stage):
     pixel_values = torch.randn(1, 3, 96, 64)
     outputs = model(pixel_values, output_hidden_states=True)
     # of the stem and every stage
     features = outputs.hidden_states[-1 if stage == -1 else stage]
-    target = int(outputs.logits.argmax()) if relies_on is True else 3
+    target = int(outputs.logits.argmax()) if label is None else 3
     (gradient,) = torch.autograd.grad(outputs.logits[0, target], features)
     expected = (gradient.mean(dim=(2, 3), keepdim=True) * features).sum(dim=1)[0].relu().detach()
 
-    recording = record(model, pixel_values, relies_on=relies_on, reliance_stage=stage)
+    recording = record(model, pixel_values, reliance=True, label=label, reliance_stage=stage)
 
     assert expected.max() > 0
     assert recording.target == target
@@ -114,16 +114,16 @@ def test_models_without_a_classifier(kind):
     assert recording.probabilities is None
     assert len(recording.layers) == 5
     with pytest.raises(SViTError, match=f"`model` is a {kind.__name__}, which has no classifier"):
-        record(headless, torch.randn(3, 64, 64), relies_on=True)
+        record(headless, torch.randn(3, 64, 64), reliance=True)
 
 
 def test_what_cannot_be_recorded_is_refused(model):
     convnext = ConvNextForImageClassification(ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1]))
     with pytest.raises(SViTError, match="`model` is of the kind 'convnext'"):
         record(convnext, torch.randn(3, 64, 64))
-    with pytest.raises(SViTError, match="`relies_on` is 'cat'; the classes are LABEL_0"):
-        record(model, torch.randn(3, 64, 64), relies_on="cat")
+    with pytest.raises(SViTError, match="`label` is 'cat'; the classes are LABEL_0"):
+        record(model, torch.randn(3, 64, 64), label="cat")
     with pytest.raises(SViTError, match="`reliance_stage` is 5; the model has the stages 1 to 4"):
-        record(model, torch.randn(3, 64, 64), relies_on=True, reliance_stage=5)
+        record(model, torch.randn(3, 64, 64), reliance=True, reliance_stage=5)
     with pytest.raises(ValueError, match=r"`image` has the shape \(2, 3, 64, 64\)"):
         record(model, torch.randn(2, 3, 64, 64))

@@ -88,7 +88,7 @@ def draw_reliance(recording: Recording, edge: int = EDGE) -> Image.Image:
         ValueError: If `record` was not asked for it.
     """
     if recording.reliance is None:
-        raise ValueError("`recording` has no `reliance`; `record(..., relies_on=True)` makes one.")
+        raise ValueError("`recording` has no `reliance`; `record(..., reliance=True)` makes one.")
     return lay_heat_over(draw_view(recording, edge=edge), recording.reliance)
 
 

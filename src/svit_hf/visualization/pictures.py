@@ -2,6 +2,7 @@
 """Many pictures at once: a sheet of each, and one page of them all."""
 
 import glob
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from svit_hf.visualization.sheet import draw_rows, draw_sheet
 PAGE = "index.html"
 # drawings of that many pictures are as much as a browser shows without effort
 MOST_ON_PAGE = 100
+# characters; a file system allows some 255 bytes, of which a temporary name takes a few
+LONGEST_NAME = 50
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,6 @@ def visualize_pictures(
     sheets: list[Path] = []
     sections: list[str] = []
     broken: list[tuple[str, str]] = []
-    asked: str | bool = "classifier" in options.parts and (options.label or True)
     # the page's name is taken, so that on a disk without capitals no picture's sheet replaces it
     taken = {Path(PAGE).stem}
     for file in tqdm(files, unit=" pictures", file=sys.stderr, leave=False, disable=None):
@@ -75,15 +77,22 @@ def visualize_pictures(
             continue
         pixel_values = preprocessing(picture)
         recording = record(
-            model, pixel_values, preprocessing.processor, relies_on=asked, reliance_stage=options.reliance_stage
+            model,
+            pixel_values,
+            preprocessing.processor,
+            reliance="classifier" in options.parts,
+            label=options.label,
+            reliance_stage=options.reliance_stage,
         )
         rows = draw_rows(recording, options.point, options.layers, options.parts, options.edge)
-        sheet = output_dir / f"{_free_name(Path(file).stem, taken)}.png"
+        # a name in another encoding than that of the system has characters that cannot be written anywhere else
+        name = os.fsencode(file).decode(errors="replace")
+        sheet = output_dir / f"{_free_name(Path(file).stem[:LONGEST_NAME], taken)}.png"
         with whole_file(sheet) as temporary:
-            draw_sheet(rows, Path(file).name).save(temporary, "PNG")
+            draw_sheet(rows, Path(name).name).save(temporary, "PNG")
         sheets.append(sheet)
         if len(sections) < MOST_ON_PAGE:
-            sections.append(section_of(file, rows))
+            sections.append(section_of(name, rows))
     page = output_dir / PAGE if sections else None
     if page is not None:
         write_text(page, page_of(sections, "Super tokens", _about(len(sections), len(sheets), options.point)))
@@ -97,7 +106,7 @@ def find_pictures(sources: Sequence[str]) -> list[str]:
         sources: Picture files, whatever their suffix; folders that have pictures somewhere in them; globs.
 
     Raises:
-        SViTError: If there is nothing at one of them.
+        SViTError: If there are none, or nothing is at one of them.
     """
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: list[str] = []
@@ -112,6 +121,8 @@ def find_pictures(sources: Sequence[str]) -> list[str]:
         if not found:
             raise SViTError(f"`images` has {source!r}, where there is no picture; name files, folders or globs.")
         files += found
+    if not files:
+        raise SViTError("`images` is empty; name files, folders or globs.")
     return list(dict.fromkeys(files))
 
 

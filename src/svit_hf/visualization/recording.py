@@ -91,7 +91,8 @@ def record(
     image: Image.Image | torch.Tensor,
     processor: Any = None,
     *,
-    relies_on: str | bool = False,
+    reliance: bool = False,
+    label: str | None = None,
     reliance_stage: int = -1,
 ) -> Recording:
     """Run a model on a picture once, and keep what the drawings need.
@@ -103,8 +104,8 @@ def record(
             normalised as `processor` does it.
         processor: The model's image processor. By default the official preprocessing at the size of the model's
             config.
-        relies_on: Whether to compute `reliance`, which takes a backward pass and captum: `True` for the likeliest
-            class, or the name of a class.
+        reliance: Whether to find out what the classifier relies on, which takes a backward pass and captum.
+        label: The class that is about; the likeliest one if `None`.
         reliance_stage: The stage whose map Grad-CAM weights, from 1, or from the end if negative: the last one, as
             usual, is closest to the answer, earlier ones are finer.
 
@@ -125,13 +126,16 @@ def record(
     pixel_values = pixel_values.to(model.device)
     names: dict[Any, str] = model.config.id2label or {}
     labels = tuple(names[number] for number in sorted(names))
+    if label is not None and label not in labels:
+        raise SViTError(f"`label` is {label!r}; the classes are {', '.join(labels)}.")
+    target = None if label is None else labels.index(label)
+    relied_on = None
     with _recording_mode(model) as tokens:
-        if relies_on:
-            outputs, target, reliance = _forward_with_grad_cam(model, pixel_values, labels, relies_on, reliance_stage)
+        if reliance:
+            outputs, relied_on = _forward_with_grad_cam(model, pixel_values, target, reliance_stage)
         else:
             with torch.no_grad():
                 outputs = _forward(model, pixel_values)
-            target, reliance = None, None
     logits = getattr(outputs, "logits", None)
     probabilities = None if logits is None or not labels else logits[0].detach().float().softmax(dim=-1).cpu()
     if target is None and probabilities is not None:
@@ -142,7 +146,7 @@ def record(
         probabilities=probabilities,
         labels=labels if probabilities is not None else (),
         target=target,
-        reliance=reliance,
+        reliance=relied_on,
     )
 
 
@@ -151,16 +155,14 @@ def _forward(model: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
 
 
 def _forward_with_grad_cam(
-    model: PreTrainedModel, pixel_values: torch.Tensor, labels: tuple[str, ...], relies_on: str | bool, stage: int
-) -> tuple[Any, int, torch.Tensor]:
-    """Return the outputs, the class that was asked about, and the map `(H, W)`: Grad-CAM of a stage."""
+    model: PreTrainedModel, pixel_values: torch.Tensor, target: int | None, stage: int
+) -> tuple[Any, torch.Tensor]:
+    """Return the outputs, and the map `(H, W)`: Grad-CAM of a stage, for a class or for the likeliest one."""
     # seconds pass while it is imported, and it is optional
     from captum.attr import LayerGradCam
 
-    if not labels or not hasattr(model, "classifier"):
+    if not hasattr(model, "classifier"):
         raise SViTError(f"`model` is a {type(model).__name__}, which has no classifier that could rely on something.")
-    if isinstance(relies_on, str) and relies_on not in labels:
-        raise SViTError(f"`relies_on` is {relies_on!r}; the classes are {', '.join(labels)}.")
     stages = _base(model).stages
     if not 1 <= abs(stage) <= len(stages):
         raise SViTError(f"`reliance_stage` is {stage}; the model has the stages 1 to {len(stages)}.")
@@ -171,13 +173,11 @@ def _forward_with_grad_cam(
         kept.append(outputs)
         logits: torch.Tensor = outputs.logits
         # the likeliest class is not known before the forward pass, and there shall be no second one
-        return logits.amax(dim=-1) if relies_on is True else logits[:, labels.index(str(relies_on))]
+        return logits.amax(dim=-1) if target is None else logits[:, target]
 
     grad_cam = LayerGradCam(score, stages[stage - 1 if stage > 0 else stage])
     found = grad_cam.attribute(pixel_values, relu_attributions=True)
-    outputs = kept[-1]
-    target = int(outputs.logits[0].argmax()) if relies_on is True else labels.index(str(relies_on))
-    return outputs, target, found[0, 0].detach().float().cpu()
+    return kept[-1], found[0, 0].detach().float().cpu()
 
 
 @contextmanager

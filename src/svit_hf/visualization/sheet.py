@@ -28,6 +28,8 @@ NUM_CLASSES_SHOWN = 5
 
 # all in pixels
 GAP, MARGIN, CAPTION, TITLE, HEADER, BAR_STEP = 14, 28, 26, 44, 74, 36
+# of a column: captions fit
+NARROWEST = 150
 PAPER, INK, FAINT, TRACK, BAR = "#fbfaf7", "#1d2329", "#6b747d", "#e3e1db", "#c2571a"
 
 
@@ -96,8 +98,11 @@ def draw_sheet(rows: list[PanelRow], title: str) -> Image.Image:
         An RGB picture.
     """
     columns = max(len(row.panels) for row in rows)
-    column_width = max(panel.drawing.width for row in rows for panel in row.panels)
-    heights = [TITLE + max(panel.drawing.height for panel in row.panels) + CAPTION for row in rows]
+    column_width = max(NARROWEST, *(panel.drawing.width for row in rows for panel in row.panels))
+    heights = [
+        TITLE + max(max(panel.drawing.height for panel in row.panels) + CAPTION, len(row.scores) * BAR_STEP)
+        for row in rows
+    ]
     width = 2 * MARGIN + columns * column_width + (columns - 1) * GAP
     sheet = Image.new("RGB", (width, HEADER + sum(heights) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
