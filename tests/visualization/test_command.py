@@ -109,11 +109,8 @@ def test_names_that_are_too_long_or_no_text(model_dir, pictures, tmp_path):
         shutil.copy(pictures / "grey.png", folder / name)
 
     assert main(["visualize", str(model_dir), str(folder), "--output-dir", str(tmp_path / "out")]) == 0
-    assert sorted(os.fsencode(file.name) for file in (tmp_path / "out").iterdir()) == [
-        b"index.html",
-        b"x" * 50 + b".png",
-        b"\xff.png",
-    ]
+    written = sorted(os.fsencode(file.name) for file in (tmp_path / "out").iterdir())
+    assert written == [b"index.html", b"x" * 50 + b".png", b"\xff.png"]
     assert "\ufffd.png" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
 
 
@@ -140,7 +137,9 @@ def test_sheet_is_in_the_proportions_of_the_picture():
     assert draw_super_tokens(recording, 1, 1, edge=100).size == (100, 50)
     with pytest.raises(ValueError, match=r"stage 3, layer 1 has no super tokens"):
         draw_super_tokens(recording, 3, 1)
-    rows = draw_rows(recording, edge=100)
+    rows = draw_rows(recording, edge=200)
     sheet = draw_sheet(rows, "a name that is much longer than any sheet could be wide " * 9)
     assert [len(row.panels) for row in rows] == [1, 6, 6]
-    assert sheet.width == 2 * 28 + 6 * 100 + 5 * 14
+    assert sheet.width == 2 * 28 + 6 * 200 + 5 * 14
+    # a title on top; bars of five classes, which are higher than a drawing; two layers
+    assert sheet.height == 74 + (44 + 5 * 36) + 2 * (44 + 100 + 26) + 28
