@@ -76,6 +76,15 @@ def test_reliance_is_grad_cam(model, label, stage):
     assert torch.allclose(recording.reliance, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_reliance_where_gradients_are_switched_off(model, without_gradients):
+    expected = record(model, Image.new("RGB", (64, 64), "teal"), reliance=True).reliance
+
+    with without_gradients():
+        found = record(model, Image.new("RGB", (64, 64), "teal"), reliance=True).reliance
+    assert found.equal(expected)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "I;16"])
 def test_view_is_what_the_model_saw(model, mode):
     picture = Image.new(mode, (90, 45))

@@ -176,7 +176,9 @@ def _forward_with_grad_cam(
         return logits.amax(dim=-1) if target is None else logits[:, target]
 
     grad_cam = LayerGradCam(score, stages[stage - 1 if stage > 0 else stage])
-    found = grad_cam.attribute(pixel_values, relu_attributions=True)
+    # where the caller has switched gradients off for good, tensors made there have none either
+    with torch.inference_mode(False):
+        found = grad_cam.attribute(pixel_values.clone(), relu_attributions=True)
     return kept[-1], found[0, 0].detach().float().cpu()
 
 
