@@ -55,6 +55,7 @@ COMMANDS = {
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
     "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Find the fastest form of a model, here."),
+    "visualize": Command("svit_hf.visualization.command", "VisualizeCommand", "Draw what a model sees in pictures."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation, and a model.", needs_package=False),
 }
 

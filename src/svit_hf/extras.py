@@ -17,6 +17,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "quantization": ("torchao",),
     "benchmark": ("matplotlib",),
+    "visualize": ("captum",),
     "vision": ("torchvision",),
 }
 

@@ -80,6 +80,7 @@ GIVEN = [
     ('from_pretrained("svit-small-224"', make_model_folder, "svit-small-224"),
     ('checkpoint("svit_small.pth"', make_official_checkpoint, "svit_small.pth"),
     ('classify("picture.jpg")', make_picture, "picture.jpg"),
+    ('Image.open("picture.jpg")', make_picture, "picture.jpg"),
     ('push_folder("svit-pets"', make_published_folder, "svit-pets"),
     ('evaluate_model("svit-cats-dogs"', make_cats_and_dogs, "svit-cats-dogs"),
     ('evaluate_model("svit-cats-dogs", "pictures"', make_picture_folder, "pictures"),

@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from svit_hf import SViTModel
 from svit_hf.model.super_tokens_svit import sample_super_tokens
-from svit_hf.visualization.super_tokens import assign_tokens, draw_boundaries, fill_with_mean_colours
+from svit_hf.visualization import assign_places, draw_boundaries, fill_with_mean_colours, memberships
 
 
 LEFT_RIGHT = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]])
@@ -42,8 +42,45 @@ def test_assignment_equals_loops(size, cell_size):
     association = sample_super_tokens(torch.randn(2, 6, *size), cell_size, 2).association
 
     for of_one_image in association:
-        assignment = assign_tokens(of_one_image, cell_size, size)
+        assignment = assign_places(of_one_image, cell_size, size)
         assert assignment.equal(assign_with_loops(of_one_image, cell_size, size))
+
+
+@pytest.mark.parametrize("super_tokens", [None, range(2, 5)], ids=["all", "some"])
+def test_memberships_equal_loops(super_tokens):
+    (association,) = sample_super_tokens(torch.randn(1, 6, 7, 10), (3, 4), 1).association
+    rows, columns = 3, 3
+    expected = torch.zeros(rows * columns, 7, 10)
+    for y in range(7):
+        for x in range(10):
+            for k in range(9):
+                row, column = y // 3 + k // 3 - 1, x // 4 + k % 3 - 1
+                if 0 <= row < rows and 0 <= column < columns:
+                    share = association[y // 3 * columns + x // 4, y % 3 * 4 + x % 4, k]
+                    expected[row * columns + column, y, x] = share
+
+    found = memberships(association, (3, 4), (7, 10), super_tokens)
+    assert found.equal(expected if super_tokens is None else expected[2:5])
+
+
+def test_places_between_tokens_are_interpolated():
+    # two super tokens side by side; of the left cell's two columns, the right one belongs a little more to the right
+    association = torch.zeros(2, 2, 9)
+    association[0, 0, 4] = association[1, :, 4] = 1.0
+    association[0, 1, 4], association[0, 1, 5] = 0.4, 0.6
+
+    assigned = assign_places(association, (1, 2), (1, 4), (1, 16))
+    assert assign_places(association, (1, 2), (1, 4)).tolist() == [[0, 1, 1, 1]]
+    # token centres are at 1.5 and 5.5: shares cross at 1.5 + 4 * 0.5 / 0.6 = 4.83
+    assert assigned[0].tolist() == [0] * 5 + [1] * 11
+
+
+def test_many_super_tokens_are_assigned_as_if_at_once(monkeypatch):
+    (association,) = sample_super_tokens(torch.randn(1, 6, 8, 12), (2, 2), 1).association
+    at_once = assign_places(association, (2, 2), (8, 12), (16, 24))
+    monkeypatch.setattr("svit_hf.visualization.super_tokens.MAPS_AT_A_TIME", 5)
+
+    assert assign_places(association, (2, 2), (8, 12), (16, 24)).equal(at_once)
 
 
 def test_associations_of_a_model_fit():
@@ -53,7 +90,7 @@ def test_associations_of_a_model_fit():
         outputs = model(torch.randn(1, 3, 72, 56), output_associations=True)
 
     # stage 1 has a quarter of the image's height and width, and cells of 4
-    assignment = assign_tokens(outputs.associations[0][0], (4, 4), (18, 14))
+    assignment = assign_places(outputs.associations[0][0], (4, 4), (18, 14))
     assert assignment.shape == (18, 14)
     assert assignment.min() >= 0
     assert assignment.max() < 5 * 4
@@ -62,7 +99,7 @@ def test_associations_of_a_model_fit():
 @pytest.mark.parametrize("shape", [(1, 6, 16, 9), (5, 16, 9), (6, 8, 9), (6, 16, 8)], ids=str)
 def test_association_of_another_grid_is_refused(shape):
     with pytest.raises(ValueError, match=r"`association` has the shape .* has \(6, 16, 9\)"):
-        assign_tokens(torch.rand(shape), (4, 4), (8, 12))
+        assign_places(torch.rand(shape), (4, 4), (8, 12))
 
 
 def test_boundary_is_where_super_tokens_meet():

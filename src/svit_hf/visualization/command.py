@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`svit-hf visualize`: the arguments; the work is in `pictures.py`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from svit_hf.errors import DataError, SViTError
+from svit_hf.extras import require_extra
+from svit_hf.visualization.options import DrawingOptions
+
+
+@dataclass(kw_only=True)
+class VisualizeCommand(DrawingOptions):
+    """Draw super tokens, where a point looks, and what the classifier relies on, for pictures.
+
+    The output folder gets a sheet NAME.png for each picture, and index.html, one page that needs nothing else. A
+    picture that cannot be read is named and passed over; the exit status is then 3.
+
+    Args:
+        model: A folder or an id of the Hub, or the folder of a training run, whose finished model it is then.
+        images: Picture files, folders or globs of them.
+        output_dir: The folder to write, new or empty.
+        image_size: Edge, or height and width, of what the model sees, in pixels; its own if not given.
+        crop_pct: Share of the resized picture's edge that the crop keeps; that of the model if not given.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE...")]
+    output_dir: Path
+    image_size: int | tuple[int, int] | None = None
+    crop_pct: float | None = None
+
+    def run(self) -> int:
+        """Draw, print what was written, and return the exit status.
+
+        Raises:
+            SViTError: If an argument is impossible.
+            DataError: If no picture could be read.
+        """
+        if "classifier" in self.parts:
+            require_extra("visualize", "visualize")
+        # seconds pass while these are imported
+        from transformers.utils import logging
+
+        from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
+        from svit_hf.evaluation.preprocessing import Preprocessing
+        from svit_hf.visualization.pictures import find_pictures, visualize_pictures
+
+        files = find_pictures(self.images)
+        self._require_empty_folder()
+        location = find_model(self.model)
+        logging.disable_progress_bar()
+        model = load_classifier(location, torch.accelerator.current_accelerator() or "cpu")
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        preprocessing = Preprocessing(load_image_processor(location), size, self.crop_pct)
+        written = visualize_pictures(model, preprocessing, files, self.output_dir, self)
+        for file, reason in written.broken:
+            sys.stderr.write(f"passed over {file}: {reason}\n")
+        if written.page is None:
+            raise DataError(f"none of {len(files)} pictures could be read.")
+        print(f"{len(written.sheets)} sheets in {self.output_dir}; open {written.page}")  # noqa: T201 - the result
+        return DataError.exit_code if written.broken else 0
+
+    def _require_empty_folder(self) -> None:
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if others := sorted(entry.name for entry in self.output_dir.iterdir()):
+                raise SViTError(
+                    f"`output_dir` is {str(self.output_dir)!r}, which holds {others[0]!r}; name a new folder."
+                )
+        except OSError as error:
+            raise SViTError(f"`output_dir` is {str(self.output_dir)!r}, which cannot be used: {error}") from error

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many pictures at once: a sheet of each, and one page of them all."""
+
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+from transformers.modeling_utils import PreTrainedModel
+
+from svit_hf.data.decoding import DecodingError, decode_image
+from svit_hf.errors import SViTError
+from svit_hf.evaluation.preprocessing import Preprocessing
+from svit_hf.files import whole_file, write_text
+from svit_hf.visualization.options import DrawingOptions
+from svit_hf.visualization.page import page_of, section_of
+from svit_hf.visualization.recording import record
+from svit_hf.visualization.sheet import draw_rows, draw_sheet
+
+
+PAGE = "index.html"
+# drawings of that many pictures are as much as a browser shows without effort
+MOST_ON_PAGE = 100
+# characters; a file system allows some 255 bytes, of which a temporary name takes a few
+LONGEST_NAME = 50
+
+
+@dataclass(frozen=True)
+class Visualized:
+    """What came of a number of pictures.
+
+    Attributes:
+        sheets: Files of the sheets, in the order of the pictures.
+        page: File of the page; `None` if there was no picture for it.
+        broken: Pictures that could not be read, and why.
+    """
+
+    sheets: tuple[Path, ...]
+    page: Path | None
+    broken: tuple[tuple[str, str], ...]
+
+
+def visualize_pictures(
+    model: PreTrainedModel,
+    preprocessing: Preprocessing,
+    files: Sequence[str],
+    output_dir: Path,
+    options: DrawingOptions,
+) -> Visualized:
+    """Draw what a model does with pictures, with one forward pass for each.
+
+    Args:
+        model: An SViT, see `record`.
+        preprocessing: What makes pixel values of a picture for it.
+        files: Picture files. One that cannot be read is passed over, and named in the result.
+        output_dir: Folder that gets `NAME.png` for each, and `index.html` with the first 100; made if there is none.
+        options: What to draw.
+
+    Raises:
+        SViTError: If something does not go together; see `record`.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    sheets: list[Path] = []
+    sections: list[str] = []
+    broken: list[tuple[str, str]] = []
+    # the page's name is taken, so that on a disk without capitals no picture's sheet replaces it
+    taken = {Path(PAGE).stem}
+    for file in tqdm(files, unit=" pictures", file=sys.stderr, leave=False, disable=None):
+        try:
+            picture = decode_image(file)
+        except DecodingError as error:
+            broken.append((file, str(error)))
+            continue
+        pixel_values = preprocessing(picture)
+        recording = record(
+            model,
+            pixel_values,
+            preprocessing.processor,
+            reliance="classifier" in options.parts,
+            label=options.label,
+            reliance_stage=options.reliance_stage,
+        )
+        rows = draw_rows(recording, options.point, options.layers, options.parts, options.edge)
+        # a name in another encoding than that of the system has characters that cannot be written anywhere else
+        name = os.fsencode(file).decode(errors="replace")
+        sheet = output_dir / f"{_free_name(Path(file).stem[:LONGEST_NAME], taken)}.png"
+        with whole_file(sheet) as temporary:
+            draw_sheet(rows, Path(name).name).save(temporary, "PNG")
+        sheets.append(sheet)
+        if len(sections) < MOST_ON_PAGE:
+            sections.append(section_of(name, rows))
+    page = output_dir / PAGE if sections else None
+    if page is not None:
+        write_text(page, page_of(sections, "Super tokens", _about(len(sections), len(sheets), options.point)))
+    return Visualized(tuple(sheets), page, tuple(broken))
+
+
+def find_pictures(sources: Sequence[str]) -> list[str]:
+    """Return picture files, each once.
+
+    Args:
+        sources: Picture files, whatever their suffix; folders that have pictures somewhere in them; globs.
+
+    Raises:
+        SViTError: If there are none, or nothing is at one of them.
+    """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_file():
+            found = [source]
+        else:
+            # Path.glob takes no absolute patterns
+            matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207
+            found = sorted(str(file) for file in matches if file.suffix.lower() in suffixes and file.is_file())
+        if not found:
+            raise SViTError(f"`images` has {source!r}, where there is no picture; name files, folders or globs.")
+        files += found
+    if not files:
+        raise SViTError("`images` is empty; name files, folders or globs.")
+    return list(dict.fromkeys(files))
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """Return a name that no other picture has, not even in other capitals."""
+    name, number = stem, 2
+    while name.lower() in taken:
+        name, number = f"{stem}-{number}", number + 1
+    taken.add(name.lower())
+    return name
+
+
+def _about(num_shown: int, num_sheets: int, point: tuple[float, float]) -> str:
+    missing = f" These are the first {num_shown} of {num_sheets} pictures." if num_shown < num_sheets else ""
+    return (
+        f"What the model saw and did. The ring is the point ({point[0]:g}, {point[1]:g}), in shares of width and "
+        "height. The lighter a place, the more of it belongs to the point's super token, the more the point takes "
+        "from it, or the more it speaks for the class. 'If' is what the layer's queries and keys would do without "
+        f"super tokens, though they were trained with them.{missing}"
+    )
