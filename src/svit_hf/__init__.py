@@ -5,6 +5,7 @@ Importing the package registers its classes with the Auto classes, once or any n
 package.
 """
 
+from importlib import import_module
 from importlib.metadata import version
 
 from transformers.utils import is_torchvision_available
@@ -42,6 +43,8 @@ __all__ = [
     "SViTModel",
     "SViTPreTrainedModel",
     "SuperTokenAttention",
+    "build_model",
+    "load_backbone",
     "save_with_code",
 ]
 
@@ -60,6 +63,9 @@ AutoImageProcessor.register(SViTConfig, image_processor_classes=_image_processor
 
 
 def __getattr__(name: str) -> object:
+    if name in ("build_model", "load_backbone"):
+        # only then: they load eight heads of Transformers
+        return getattr(import_module("svit_hf.tasks.models"), name)
     if name == "SViTImageProcessor":
         raise ImportError(
             "`SViTImageProcessor` needs torchvision, which is not installed; use `SViTImageProcessorPil`."
