@@ -11,6 +11,7 @@ over the code of a folder.
 
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
 
@@ -51,6 +52,20 @@ class UperNetForSemanticSegmentation(_Head, transformers.UperNetForSemanticSegme
 
     config_class = UperNetConfig
     _auto_class = "AutoModelForSemanticSegmentation"
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Compute logits `(B, num_labels, height, width)`, and a loss from `labels`, `(B, height, width)`.
+
+        Where every pixel of a batch is ignored the loss is 0; Transformers gives the mean of nothing.
+        """
+        if labels is None:
+            return super().forward(pixel_values, **kwargs)
+        is_labelled = (labels != self.config.loss_ignore_index).any()
+        outputs = super().forward(pixel_values, labels=torch.where(is_labelled, labels, 0), **kwargs)
+        if isinstance(outputs, tuple):
+            return (outputs[0] * is_labelled, *outputs[1:])
+        outputs.loss = outputs.loss * is_labelled
+        return outputs
 
 
 class MaskFormerConfig(_OnSViT, transformers.MaskFormerConfig):

@@ -5,6 +5,9 @@
 lets the Auto classes load such models without trusting the code beside their weights.
 """
 
+from importlib import import_module
+
+from svit_hf.errors import SViTError
 from svit_hf.tasks.models import build_model, load_backbone
 from svit_hf.tasks.task import Task
 
@@ -17,3 +20,15 @@ TASKS = {
     "instance_segmentation": "InstanceSegmentation",
     "detection": "Detection",
 }
+
+
+def task_class(name: str) -> type[Task]:
+    """Return the class of a task, by name.
+
+    Raises:
+        SViTError: If there is none.
+    """
+    if name not in TASKS:
+        raise SViTError(f"`task` is {name!r}; allowed are {list(TASKS)}.")
+    found: type[Task] = getattr(import_module(f"svit_hf.tasks.{name}"), TASKS[name])
+    return found

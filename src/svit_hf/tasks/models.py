@@ -247,7 +247,9 @@ def _read_config(checkpoint: str | os.PathLike[str]) -> SViTConfig:
 
 def _read_backbone(checkpoint: str | os.PathLike[str], config: SViTConfig) -> SViTBackbone:
     try:
-        loaded: Any = SViTBackbone.from_pretrained(checkpoint, config=config, output_loading_info=True)
+        loaded: Any = SViTBackbone.from_pretrained(
+            checkpoint, config=config, dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise SViTError(f"the weights in {str(checkpoint)!r} cannot be loaded: {error}") from error
     backbone: SViTBackbone = loaded[0]
@@ -258,7 +260,7 @@ def _read_backbone(checkpoint: str | os.PathLike[str], config: SViTConfig) -> SV
             f"{len(lost)} of {len(backbone.state_dict())} tensors of the backbone are not in {str(checkpoint)!r} and "
             f"would stay random, {sorted(map(str, lost))[0]} for one; it is no whole SViT."
         )
-    backbone.to(torch.float32).train(False)
+    backbone.train(False)
     return backbone
 
 
