@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from svit_hf.errors import SViTError
+from svit_hf.extras import install_hint
 from svit_hf.tasks.coco import encode_run_lengths
 from svit_hf.tasks.objects import Objects
 from svit_hf.tasks.task import Metric, Sample
@@ -64,7 +65,7 @@ class AveragePrecision(Metric):
             from faster_coco_eval import COCO, COCOeval_faster
         except ImportError as error:
             raise SViTError(
-                'average precision needs faster-coco-eval; install it with: pip install "svit-hf[dense]"'
+                f"average precision needs faster-coco-eval; install it with: {install_hint('dense')}"
             ) from error
         # in one order, whatever rank came first: sums of floats depend on it
         ordered = sorted(self.pictures)
