@@ -88,6 +88,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--head-options", default="{}", help="more fields of the head's config, as JSON")
     parser.add_argument("--width", type=int, default=64, help="channels of the head")
     parser.add_argument("--image-size", type=int, nargs="+", default=[128], help="one edge, or height and width")
+    parser.add_argument("--crop-size", type=int, help="edge of training examples; by default the image size")
     parser.add_argument("--scale", type=float, nargs=2, default=(0.3, 1.0), help="share of the area that is cropped")
     parser.add_argument("--vertical-flip", type=float, default=0.5)
     parser.add_argument("--binary", action="store_true", help="every value of a mask but 0 is class 1")
@@ -110,7 +111,8 @@ def make_task(options: argparse.Namespace, labels: Sequence[str]) -> Task:
     elif options.task == "detection":
         own = {"box_format": options.box_format, "clip_boxes": options.clip_boxes}
     size = options.image_size[0] if len(options.image_size) == 1 else tuple(options.image_size)
-    augmentation = Augmentation(vertical_flip=options.vertical_flip, scale=tuple(options.scale))
+    crop = (options.crop_size, options.crop_size) if options.crop_size else None
+    augmentation = Augmentation(vertical_flip=options.vertical_flip, scale=tuple(options.scale), size=crop)
     return task_class(options.task)(labels, size, options.head, augmentation, **own)
 
 

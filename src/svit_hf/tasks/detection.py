@@ -92,7 +92,7 @@ class Detection(Task):
         boxes, visible = view.of_boxes(sample.target.boxes)
         kept = (visible >= self.augmentation.min_visible) & ~sample.target.crowd
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        shares = np.concatenate([centres, boxes[:, 2:] - boxes[:, :2]], axis=1) / [*self.size[::-1], *self.size[::-1]]
+        shares = np.concatenate([centres, boxes[:, 2:] - boxes[:, :2]], axis=1) / [*view.size[::-1], *view.size[::-1]]
         # a box that is cut to nothing has no overlap with any other
         kept &= (shares[:, 2:] > 0).all(1)
         return {

@@ -22,7 +22,7 @@ from svit_hf.tasks.heads import IMAGENET_MEAN, IMAGENET_STD
 
 
 # what Pillow may be asked to decode: plain pixel formats, none that starts another program
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 MAX_PIXELS = 100_000_000
 CROP_ATTEMPTS = 10
 _MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
@@ -54,6 +54,8 @@ class Augmentation:
         scale: Smallest and largest share of the area that is cropped; (1, 1) resizes the whole picture.
         ratio: Smallest and largest width of a crop over its height, relative to the size that the model takes.
         min_visible: Objects of which a smaller share is inside of the crop are not there.
+        size: Height and width of training examples, in pixels, where they are smaller than what the model takes
+            afterwards: crops are cheaper than whole pictures at the same resolution.
     """
 
     horizontal_flip: float = 0.5
@@ -61,6 +63,7 @@ class Augmentation:
     scale: tuple[float, float] = (0.3, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     min_visible: float = 0.3
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "vertical_flip", "min_visible"):

@@ -118,6 +118,8 @@ class Task(ABC):
         self.size = check_image_size(image_size)
         self.head = find_head(self.name, head)
         self.augmentation = augmentation or Augmentation()
+        if self.augmentation.size is not None:
+            check_image_size(self.augmentation.size)
         self.processor: BaseImageProcessor = self.head.make_processor(self.size)
 
     def build_model(self, backbone: str | os.PathLike[str] | SViTConfig, **options: Any) -> PreTrainedModel:
@@ -143,7 +145,8 @@ class Task(ABC):
 
     def augment(self, sample: Sample, seed: int, epoch: int, index: int) -> dict[str, Any]:
         """Return an example for training: a pure function of its arguments."""
-        return self.example(sample, View.random(sample.size, self.size, self.augmentation, (seed, epoch, index)))
+        size = self.augmentation.size or self.size
+        return self.example(sample, View.random(sample.size, size, self.augmentation, (seed, epoch, index)))
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
         """Return an example for evaluation: the whole picture, resized."""
