@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def object_fields(row: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     elif isinstance(objects, list) and all(isinstance(entry, Mapping) for entry in objects):
         fields = {name: [entry.get(name) for entry in objects] for name in (objects[0] if objects else {})}
     else:
-        raise DataError(f"{origin}: the column `objects` is {str(objects)[:80]!r}; expected are lists per field.")
+        raise DataError(f"{origin}: the column `objects` is {str(objects)[:80]}; expected are lists per field.")
     lengths = {name: len(values) for name, values in fields.items() if isinstance(values, Sequence)}
     if len(lengths) < len(fields) or len(set(lengths.values())) > 1:
         raise DataError(f"{origin}: the fields of `objects` have different lengths: {lengths}.")
@@ -99,8 +100,8 @@ def class_indices(values: Sequence[Any], labels: Sequence[str], origin: Origin) 
     for value in values:
         if isinstance(value, str) and value in labels:
             indices.append(labels.index(value))
-        elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(labels):
-            indices.append(value)
+        elif isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < len(labels):
+            indices.append(int(value))
         else:
             raise DataError(
                 f"{origin}: an object has the class {value!r}; the classes are 0 to {len(labels) - 1}, {list(labels)}."
