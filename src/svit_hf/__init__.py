@@ -6,6 +6,7 @@ package but torchvision, which Transformers loads as well.
 """
 
 import warnings
+from importlib import import_module
 from importlib.metadata import version
 
 from transformers.utils import is_torchvision_available
@@ -49,6 +50,8 @@ __all__ = [
     "SViTModel",
     "SViTPreTrainedModel",
     "SuperTokenAttention",
+    "build_model",
+    "load_backbone",
     "save_with_code",
 ]
 
@@ -67,6 +70,9 @@ AutoImageProcessor.register(SViTConfig, image_processor_classes=_image_processor
 
 
 def __getattr__(name: str) -> object:
+    if name in ("build_model", "load_backbone"):
+        # only then: they load eight heads of Transformers
+        return getattr(import_module("svit_hf.tasks.models"), name)
     if name == "SViTImageProcessor":
         state = "cannot be imported" if torchvision_error() else "is not installed"
         raise ImportError(f"`SViTImageProcessor` needs torchvision, which {state}; use `SViTImageProcessorPil`.")

@@ -1,0 +1,180 @@
+# Copyright 2026 The svit_hf authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Transformers' heads for segmentation and detection on an SViT backbone.
+
+Each class is the one of the same name in Transformers, and computes the same. What differs: its config makes the
+nested backbone an `SViTConfig` by itself, so that a folder loads where nothing else knows of SViT; and saving a model
+copies this file and what it imports beside the weights, by Transformers' own means for code on the Hub. The names
+stay, because pipelines and losses are chosen by them; the model types are new, because those of Transformers would win
+over the code of a folder.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
+
+from .configuration_svit import SViTConfig
+from .modeling_svit import SViTBackbone
+
+
+class _OnSViT:
+    """What the configs share: the backbone is an SViT."""
+
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+    # Mask2Former and MaskFormer warn of any other
+    backbones_supported: ClassVar[list[str]] = ["svit"]
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        config: Any = self
+        if isinstance(config.backbone_config, dict):
+            config.backbone_config = SViTConfig(**config.backbone_config)
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+
+
+class _Head:
+    """What the models share: the loss is a mean already."""
+
+    # they accept any keyword, from which Trainer concludes that they divide by `num_items_in_batch`; they do not, and
+    # accumulated gradients would be too large by the number of micro-batches
+    accepts_loss_kwargs = False
+
+
+class UperNetConfig(_OnSViT, transformers.UperNetConfig):
+    """Architecture of UperNet on an SViT."""
+
+    model_type = "svit_upernet"
+
+
+class UperNetForSemanticSegmentation(_Head, transformers.UperNetForSemanticSegmentation):
+    """UperNet on an SViT."""
+
+    config_class = UperNetConfig
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Compute logits `(B, num_labels, height, width)`, and a loss from `labels`, `(B, height, width)`.
+
+        Where every pixel of a batch is ignored the loss is 0; Transformers gives the mean of nothing.
+        """
+        if labels is None:
+            return super().forward(pixel_values, **kwargs)
+        is_labelled = (labels != self.config.loss_ignore_index).any()
+        outputs = super().forward(pixel_values, labels=torch.where(is_labelled, labels, 0), **kwargs)
+        if isinstance(outputs, tuple):
+            return (outputs[0] * is_labelled, *outputs[1:])
+        outputs.loss = outputs.loss * is_labelled
+        return outputs
+
+
+class MaskFormerConfig(_OnSViT, transformers.MaskFormerConfig):
+    """Architecture of MaskFormer on an SViT."""
+
+    model_type = "svit_maskformer"
+
+
+class MaskFormerForInstanceSegmentation(_Head, transformers.MaskFormerForInstanceSegmentation):
+    """MaskFormer on an SViT."""
+
+    config_class = MaskFormerConfig
+    _auto_class = "AutoModelForInstanceSegmentation"
+
+
+class Mask2FormerConfig(_OnSViT, transformers.Mask2FormerConfig):
+    """Architecture of Mask2Former on an SViT."""
+
+    model_type = "svit_mask2former"
+
+
+class Mask2FormerForUniversalSegmentation(_Head, transformers.Mask2FormerForUniversalSegmentation):
+    """Mask2Former on an SViT."""
+
+    config_class = Mask2FormerConfig
+    _auto_class = "AutoModelForUniversalSegmentation"
+
+
+class DFineConfig(_OnSViT, transformers.DFineConfig):
+    """Architecture of D-FINE on an SViT."""
+
+    model_type = "svit_d_fine"
+
+
+class DFineForObjectDetection(_Head, transformers.DFineForObjectDetection):
+    """D-FINE on an SViT."""
+
+    config_class = DFineConfig
+    _auto_class = "AutoModelForObjectDetection"
+
+
+class RTDetrV2Config(_OnSViT, transformers.RTDetrV2Config):
+    """Architecture of RT-DETRv2 on an SViT."""
+
+    model_type = "svit_rt_detr_v2"
+
+
+class RTDetrV2ForObjectDetection(_Head, transformers.RTDetrV2ForObjectDetection):
+    """RT-DETRv2 on an SViT."""
+
+    config_class = RTDetrV2Config
+    _auto_class = "AutoModelForObjectDetection"
+
+
+class DetrConfig(_OnSViT, transformers.DetrConfig):
+    """Architecture of DETR on an SViT."""
+
+    model_type = "svit_detr"
+
+
+class DetrForObjectDetection(_Head, transformers.DetrForObjectDetection):
+    """DETR on an SViT."""
+
+    config_class = DetrConfig
+    _auto_class = "AutoModelForObjectDetection"
+
+
+class ConditionalDetrConfig(_OnSViT, transformers.ConditionalDetrConfig):
+    """Architecture of Conditional DETR on an SViT."""
+
+    model_type = "svit_conditional_detr"
+
+
+class ConditionalDetrForObjectDetection(_Head, transformers.ConditionalDetrForObjectDetection):
+    """Conditional DETR on an SViT."""
+
+    config_class = ConditionalDetrConfig
+    _auto_class = "AutoModelForObjectDetection"
+
+
+class DeformableDetrConfig(_OnSViT, transformers.DeformableDetrConfig):
+    """Architecture of Deformable DETR on an SViT."""
+
+    model_type = "svit_deformable_detr"
+
+
+class DeformableDetrForObjectDetection(_Head, transformers.DeformableDetrForObjectDetection):
+    """Deformable DETR on an SViT."""
+
+    config_class = DeformableDetrConfig
+    _auto_class = "AutoModelForObjectDetection"
+
+
+HEADS: dict[str, tuple[type[PreTrainedConfig], type[transformers.PreTrainedModel]]] = {
+    "upernet": (UperNetConfig, UperNetForSemanticSegmentation),
+    "maskformer": (MaskFormerConfig, MaskFormerForInstanceSegmentation),
+    "mask2former": (Mask2FormerConfig, Mask2FormerForUniversalSegmentation),
+    "d_fine": (DFineConfig, DFineForObjectDetection),
+    "rt_detr_v2": (RTDetrV2Config, RTDetrV2ForObjectDetection),
+    "detr": (DetrConfig, DetrForObjectDetection),
+    "conditional_detr": (ConditionalDetrConfig, ConditionalDetrForObjectDetection),
+    "deformable_detr": (DeformableDetrConfig, DeformableDetrForObjectDetection),
+}
+
+
+# by class and not by model type: copies of this file in several folders do not meet
+AutoBackbone.register(SViTConfig, SViTBackbone, exist_ok=True)
+for _config_class, _model_class in HEADS.values():
+    getattr(transformers, str(_model_class._auto_class)).register(_config_class, _model_class, exist_ok=True)
+    if "Segmentation" in _model_class.__name__:
+        # pipelines try this class and AutoModelForSemanticSegmentation, and no other
+        AutoModelForImageSegmentation.register(_config_class, _model_class, exist_ok=True)

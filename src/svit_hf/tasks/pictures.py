@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures and masks: from stored bytes to arrays, and the part of them that a model sees.
+
+A `View` is what augmentation decides; pixels, masks and boxes all follow from it, so that they move together.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from svit_hf.errors import DataError, SViTError
+from svit_hf.tasks.heads import IMAGENET_MEAN, IMAGENET_STD
+
+
+# what Pillow may be asked to decode: plain pixel formats, none that starts another program
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+MAX_PIXELS = 100_000_000
+CROP_ATTEMPTS = 10
+_MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
+_STD = torch.tensor(IMAGENET_STD)[:, None, None]
+
+
+class Origin(NamedTuple):
+    """Place of a sample in its data.
+
+    Attributes:
+        file: The file that it is in.
+        row: Its row there, from 0, or its name.
+    """
+
+    file: str
+    row: int | str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}" if isinstance(self.row, int) else f"{self.file}, {self.row}"
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training sample.
+
+    Args:
+        horizontal_flip: Probability of a mirrored sample.
+        vertical_flip: Probability of one upside down.
+        scale: Smallest and largest share of the area that is cropped; (1, 1) resizes the whole picture.
+        ratio: Smallest and largest width of a crop over its height, relative to the size that the model takes.
+        min_visible: Objects of which a smaller share is inside of the crop are not there.
+        size: Height and width of training examples, in pixels, where they are smaller than what the model takes
+            afterwards: crops are cheaper than whole pictures at the same resolution.
+    """
+
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    min_visible: float = 0.3
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("horizontal_flip", "vertical_flip", "min_visible"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SViTError(f"`{name}` is {getattr(self, name)}; allowed is 0 to 1.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise SViTError(f"`scale` is {self.scale}; allowed are two shares of the area, ascending, up to 1.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise SViTError(f"`ratio` is {self.ratio}; allowed are two positive ratios, ascending.")
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a picture that a model sees, and how.
+
+    Attributes:
+        left: First column of the part, in pixels of the picture.
+        top: First row.
+        width: Columns of the part.
+        height: Rows.
+        size: Height and width that the part is resized to.
+        is_mirrored: Whether left and right are swapped after that.
+        is_upside_down: Whether top and bottom are.
+    """
+
+    left: int
+    top: int
+    width: int
+    height: int
+    size: tuple[int, int]
+    is_mirrored: bool = False
+    is_upside_down: bool = False
+
+    @classmethod
+    def whole(cls, picture_size: tuple[int, int], size: tuple[int, int]) -> "View":
+        """Show all of a picture of `picture_size` (height, width)."""
+        return cls(0, 0, picture_size[1], picture_size[0], size)
+
+    @classmethod
+    def random(
+        cls, picture_size: tuple[int, int], size: tuple[int, int], options: Augmentation, key: tuple[int, int, int]
+    ) -> "View":
+        """Draw a view: a pure function of its arguments; `key` is seed, epoch and sample."""
+        random = np.random.default_rng([number % 2**64 for number in key])
+        mirrored, upside_down = random.random() < options.horizontal_flip, random.random() < options.vertical_flip
+        height, width = picture_size
+        left, top = 0, 0
+        if options.scale != (1, 1):
+            shape = size[1] / size[0]
+            for _ in range(CROP_ATTEMPTS):
+                area = picture_size[0] * picture_size[1] * random.uniform(*options.scale)
+                ratio = shape * math.exp(random.uniform(math.log(options.ratio[0]), math.log(options.ratio[1])))
+                crop = (round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio)))
+                if 0 < crop[0] <= picture_size[0] and 0 < crop[1] <= picture_size[1]:
+                    height, width = crop
+                    break
+            top = int(random.integers(picture_size[0] - height + 1))
+            left = int(random.integers(picture_size[1] - width + 1))
+        return cls(left, top, width, height, size, bool(mirrored), bool(upside_down))
+
+    def of_picture(self, picture: Image.Image) -> torch.Tensor:
+        """Return normalised pixels, `(3, height, width)`, float32."""
+        image = picture.crop((self.left, self.top, self.left + self.width, self.top + self.height))
+        pixels = np.asarray(image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR))
+        tensor = torch.from_numpy(self._flip(pixels, 0).copy()).permute(2, 0, 1).contiguous().float()
+        return tensor.div_(255).sub_(_MEAN).div_(_STD)
+
+    def of_masks(self, masks: np.ndarray) -> np.ndarray:
+        """Return the nearest values of masks `(..., H, W)`, shape `(..., height, width)`."""
+        # the centre of each pixel decides, as in Pillow's own nearest
+        rows = self.top + ((np.arange(self.size[0]) + 0.5) * self.height / self.size[0]).astype(np.int64)
+        columns = self.left + ((np.arange(self.size[1]) + 0.5) * self.width / self.size[1]).astype(np.int64)
+        return np.ascontiguousarray(self._flip(masks[..., rows[:, None], columns], masks.ndim - 2))
+
+    def of_boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes `(N, 4)` of x1, y1, x2, y2 in pixels of the view, clipped to it, and their visible shares."""
+        shift = np.array([self.left, self.top] * 2)
+        edges = np.array([self.width, self.height] * 2)
+        inside = np.clip(boxes - shift, 0, edges)
+        visible = _areas(inside) / np.maximum(_areas(boxes), np.finfo(np.float64).tiny)
+        scaled = inside * (np.array([self.size[1], self.size[0]] * 2) / edges)
+        if self.is_mirrored:
+            scaled[:, [0, 2]] = self.size[1] - scaled[:, [2, 0]]
+        if self.is_upside_down:
+            scaled[:, [1, 3]] = self.size[0] - scaled[:, [3, 1]]
+        return scaled, visible
+
+    def _flip(self, array: np.ndarray, row_axis: int) -> np.ndarray:
+        if self.is_mirrored:
+            array = np.flip(array, row_axis + 1)
+        return np.flip(array, row_axis) if self.is_upside_down else array
+
+
+def decode_picture(stored: object, origin: Origin) -> Image.Image:
+    """Return a picture as RGB in 8 bits, upright.
+
+    Args:
+        stored: A mapping with `bytes` (as parquet files have it), encoded bytes, a `Path`, or a Pillow image. A path
+            inside of data is not followed.
+        origin: Where it is from, for messages.
+
+    Raises:
+        DataError: If it is no picture, or not all of one.
+    """
+    with _opened(stored, origin, "image") as image:
+        if image.mode in ("I", "F", "I;16", "I;16B"):
+            raise DataError(f"{origin}: the image has mode {image.mode!r}; expected are 8 bits per channel.")
+        upright = image
+        # whatever parsing broken EXIF data ends in; the pixels are whole
+        with suppress(Exception):
+            upright = ImageOps.exif_transpose(image)
+        if upright.mode == "P" and "transparency" in upright.info:
+            # the detour drops the same alpha, without Pillow's warning about it
+            upright = upright.convert("RGBA")
+        return upright.convert("RGB")
+
+
+def decode_mask(stored: object, origin: Origin) -> np.ndarray:
+    """Return a mask of one channel as int64 `(H, W)`; palette indices, not colours.
+
+    Raises:
+        DataError: If it is no picture, or one with several channels or fractions.
+    """
+    with _opened(stored, origin, "mask") as image:
+        if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise DataError(
+                f"{origin}: the mask has mode {image.mode!r}; expected is one channel of whole numbers (L, P, I, 1), "
+                "stored without loss, as PNG does."
+            )
+        return np.asarray(image).astype(np.int64)
+
+
+@contextmanager
+def _opened(stored: object, origin: Origin, what: str) -> Iterator[Image.Image]:
+    if isinstance(stored, Mapping):
+        stored = stored.get("bytes")
+    if isinstance(stored, Image.Image):
+        yield stored
+        return
+    if not isinstance(stored, (bytes, Path)) or not stored:
+        raise DataError(f"{origin}: there is no {what}.")
+    try:
+        with warnings.catch_warnings():
+            # of damaged EXIF data, odd palettes, many pixels: not worth a line per image
+            warnings.simplefilter("ignore")
+            source: Any = io.BytesIO(stored) if isinstance(stored, bytes) else stored
+            with Image.open(source, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
+                image.load()
+                yield image
+    except DataError:
+        raise
+    # Pillow's plugins raise whatever parsing broken bytes ends in: OSError, SyntaxError, struct.error, ValueError, ...
+    except Exception as error:
+        raise DataError(f"{origin}: the {what} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

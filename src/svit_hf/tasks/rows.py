@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the rows of a split come from: parquet files, and folders of pictures beside their annotations.
+
+Every layout ends in the columns that the tasks read, so that a task has one way to read a row.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from svit_hf.errors import DataError
+from svit_hf.tasks.pictures import Origin
+from svit_hf.tasks.task import Rows
+
+
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
+# other words for a split
+SPLIT_WORDS = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
+
+
+def split_names(split: str) -> list[str]:
+    """Return a split's name, and the other words for it."""
+    return [split, *SPLIT_WORDS.get(split, ())]
+
+
+def no_rows(path: Path, split: str, layouts: str) -> DataError:
+    """Return the error for a folder without a split."""
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    return DataError(f"{str(path)!r} has no split {split!r}: it holds {found[:20]}; expected is {layouts}.")
+
+
+def parquet_rows(path: Path, split: str, label_columns: Sequence[Sequence[str]] = ()) -> Rows | None:
+    """Read `SPLIT.parquet`, or `SPLIT-*.parquet`, here or in `data/`.
+
+    Args:
+        path: Folder.
+        split: Name of the split.
+        label_columns: Where the names of the classes may stand in the features that `datasets` writes: paths of
+            names.
+
+    Returns:
+        The rows, or None if there is no such file.
+
+    Raises:
+        DataError: If a file cannot be read, or pyarrow is not installed.
+    """
+    files = _first(
+        sorted(folder.glob(pattern))
+        for name in split_names(split)
+        for folder in (path, path / "data")
+        for pattern in (f"{name}.parquet", f"{name}-*.parquet")
+    )
+    if not files:
+        return None
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError(f"{files[0]}: parquet files need pyarrow; install it with: pip install pyarrow") from error
+    tables, origins, places = [], [], []
+    labels: list[str] | None = None
+    for number, file in enumerate(files):
+        try:
+            table = parquet.read_table(file, memory_map=True)
+        except (ArrowException, OSError) as error:
+            raise DataError(f"{file}: the file cannot be read: {error}") from error
+        tables.append(table)
+        found = _first(_label_names(table.schema.metadata or {}, column) for column in label_columns)
+        if number and found != labels:
+            raise DataError(f"{file}: its classes are {found}, those of {files[0].name} {labels}.")
+        labels = found
+        origins += [Origin(file.name, row) for row in range(table.num_rows)]
+        places += [(number, row) for row in range(table.num_rows)]
+
+    def load(index: int) -> Mapping[str, Any]:
+        number, row = places[index]
+        loaded: dict[str, Any] = tables[number].slice(row, 1).to_pylist()[0]
+        return loaded
+
+    return Rows(origins, load, labels)
+
+
+def folder_pairs(path: Path, split: str, annotations: str) -> tuple[Path, Path] | None:
+    """Find the folders `images` and `annotations` of a split.
+
+    They are looked for as SPLIT/images, images/SPLIT, and, for the split "train" of a folder that has no splits,
+    images.
+    """
+    candidates = [(path / name / "images", path / name / annotations) for name in split_names(split)]
+    candidates += [(path / "images" / name, path / annotations / name) for name in split_names(split)]
+    if split == "train":
+        candidates.append((path / "images", path / annotations))
+    return _first(pair for pair in candidates if pair[0].is_dir() and pair[1].is_dir())
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures of a folder, in order; hidden files and others are passed over.
+
+    Raises:
+        DataError: If there is none, or two have the same name without suffix.
+    """
+    files = sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+    )
+    if not files:
+        raise DataError(f"{str(folder)!r} has no pictures; expected are files that end in {sorted(PICTURE_SUFFIXES)}.")
+    for one, other in pairwise(files):
+        if one.stem == other.stem:
+            raise DataError(f"{str(folder)!r} has both {one.name!r} and {other.name!r}, with one annotation for both.")
+    return files
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file}: the file cannot be read as JSON: {error}") from error
+
+
+def _label_names(metadata: Mapping[bytes, bytes], column: Sequence[str]) -> list[str] | None:
+    """Return the names of a `ClassLabel`, from what `datasets` writes into a parquet file."""
+    try:
+        node: Any = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        for name in column:
+            node = node.get(name)
+        while "names" not in node and "feature" in node:
+            node = node["feature"]
+        return list(node["names"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _first(candidates: Iterable[Any]) -> Any:
+    return next(filter(None, candidates), None)

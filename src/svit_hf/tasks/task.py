@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a task has to answer: its columns, augmentation, batches, models, loss, metric, predictions, pictures of them.
+
+A training loop needs nothing else. To add a task, write one file with a subclass of `Task` and name it in
+`svit_hf.tasks.TASKS`.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.tasks.heads import find_head
+from svit_hf.tasks.models import build_model, check_image_size, check_labels
+from svit_hf.tasks.pictures import Augmentation, Origin, View
+
+
+@dataclass
+class Sample:
+    """One picture with its annotation, as it was read.
+
+    Attributes:
+        picture: RGB.
+        target: What the task's `read` makes of the annotation.
+        origin: Where it is from.
+    """
+
+    picture: Image.Image
+    target: Any
+    origin: Origin
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
+        return self.picture.height, self.picture.width
+
+
+@dataclass
+class Rows:
+    """The rows of a split, all in the columns that the task reads.
+
+    Attributes:
+        origins: Where each row is from.
+        load: Function of a position to the row.
+        labels: Names of the classes, where the data state them.
+    """
+
+    origins: Sequence[Origin]
+    load: Callable[[int], Mapping[str, Any]]
+    labels: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: int) -> tuple[Mapping[str, Any], Origin]:
+        return self.load(index), self.origins[index]
+
+
+class Metric(ABC):
+    """A number for a whole split, from parts that can be computed anywhere and added in any order.
+
+    Shares of a split, whose states are merged, give the same as the whole, to the last digit.
+    """
+
+    @abstractmethod
+    def update(self, index: int, prediction: Any, sample: Sample) -> None:
+        """Count one picture; `index` is its place in the split."""
+
+    @abstractmethod
+    def state(self) -> Any:
+        """Return what was counted, to send it to other ranks."""
+
+    @abstractmethod
+    def merge(self, state: Any) -> None:
+        """Add what another rank has counted."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return the numbers, by name."""
+
+
+class Task(ABC):
+    """The answers of a task.
+
+    Args:
+        labels: Names of the classes, one per class index of the data.
+        image_size: Height and width that the model takes, in pixels: one int or a pair, multiples of 32.
+        head: As in `build_model`.
+        augmentation: Random changes of training samples.
+
+    Attributes:
+        name: As in `build_model`.
+        pipeline_tag: Name of the pipeline in Transformers, for model cards.
+        best_metric: Name of the number that says which of two models is better.
+    """
+
+    name: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    best_metric: ClassVar[str]
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        image_size: int | tuple[int, int],
+        head: str | None = None,
+        augmentation: Augmentation | None = None,
+    ):
+        self.labels = check_labels(labels)
+        self.size = check_image_size(image_size)
+        self.head = find_head(self.name, head)
+        self.augmentation = augmentation or Augmentation()
+        if self.augmentation.size is not None:
+            check_image_size(self.augmentation.size)
+        self.processor: BaseImageProcessor = self.head.make_processor(self.size)
+
+    def build_model(self, backbone: str | os.PathLike[str] | SViTConfig, **options: Any) -> PreTrainedModel:
+        """Build a model for these labels, size and head; the arguments are those of `svit_hf.build_model`."""
+        return build_model(self.name, backbone, self.labels, self.size, self.head.name, **options)
+
+    @classmethod
+    @abstractmethod
+    def find_rows(cls, path: Path, split: str) -> Rows:
+        """Find the rows of a split in a folder; the file of the task says in which layouts.
+
+        Raises:
+            DataError: If there are none.
+        """
+
+    @abstractmethod
+    def read(self, row: Mapping[str, Any], origin: Origin) -> Sample:
+        """Decode a row, and check its annotation.
+
+        Raises:
+            DataError: If it cannot be used; the message names file and row.
+        """
+
+    def augment(self, sample: Sample, seed: int, epoch: int, index: int) -> dict[str, Any]:
+        """Return an example for training: a pure function of its arguments."""
+        size = self.augmentation.size or self.size
+        return self.example(sample, View.random(sample.size, size, self.augmentation, (seed, epoch, index)))
+
+    def prepare(self, sample: Sample) -> dict[str, Any]:
+        """Return an example for evaluation: the whole picture, resized."""
+        return self.example(sample, View.whole(sample.size, self.size))
+
+    @abstractmethod
+    def example(self, sample: Sample, view: View) -> dict[str, Any]:
+        """Return tensors of a sample, seen through `view`."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return a batch: the keyword arguments of the model."""
+
+    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the head's own loss, a mean over the batch."""
+        return model(**batch).loss
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """Return an empty metric."""
+
+    @torch.no_grad()
+    def predict(self, model: torch.nn.Module, pictures: Sequence[Image.Image]) -> list[Any]:
+        """Return what a model in evaluation mode says of pictures, one by one in their own sizes."""
+        first = next(model.parameters())
+        views = [View.whole((picture.height, picture.width), self.size) for picture in pictures]
+        pixels = torch.stack([view.of_picture(picture) for view, picture in zip(views, pictures, strict=True)])
+        outputs = model(pixel_values=pixels.to(first.device, first.dtype))
+        return self.predictions(outputs, [(picture.height, picture.width) for picture in pictures])
+
+    @abstractmethod
+    def predictions(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[Any]:
+        """Turn outputs of the model into predictions, for pictures of `sizes` (height, width)."""
+
+    @abstractmethod
+    def draw(self, picture: Image.Image, prediction: Any) -> Image.Image:
+        """Draw a prediction on a copy of its picture."""
+
+    def evaluate(self, model: torch.nn.Module, rows: Rows, batch_size: int = 8) -> Metric:
+        """Count what a model says of every row; the model is in evaluation mode meanwhile."""
+        was_training = model.training
+        model.train(False)
+        metric = self.metric()
+        for start in range(0, len(rows), batch_size):
+            indices = range(start, min(start + batch_size, len(rows)))
+            samples = [self.read(*rows[index]) for index in indices]
+            predictions = self.predict(model, [sample.picture for sample in samples])
+            for index, prediction, sample in zip(indices, predictions, samples, strict=True):
+                metric.update(index, prediction, sample)
+        model.train(was_training)
+        return metric
+
+
+class TrainingExamples(Dataset[dict[str, Any]]):
+    """Augmented examples of a split, for a loader of torch.
+
+    Args:
+        task: What reads and augments them.
+        rows: The split.
+        seed: Of the augmentation.
+
+    Attributes:
+        epoch: Of the augmentation, from 0; `set_epoch` changes it, and reaches workers that start afterwards.
+    """
+
+    def __init__(self, task: Task, rows: Rows, seed: int = 0):
+        self.task, self.rows, self.seed, self.epoch = task, rows, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Augment anew."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.task.augment(self.task.read(*self.rows[index]), self.seed, self.epoch, index)

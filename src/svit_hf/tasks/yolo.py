@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders as YOLO has them: a text file of boxes beside every picture."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from svit_hf.errors import DataError
+from svit_hf.tasks.pictures import Origin, decode_picture
+from svit_hf.tasks.rows import folder_pairs, pictures_in
+from svit_hf.tasks.task import Rows
+
+
+def yolo_rows(path: Path, split: str) -> Rows | None:
+    """Read a split from `images` and `labels`, as `folder_pairs` finds them; a picture without a file has no objects.
+
+    The names of the classes are those of `data.yaml` or `classes.txt`.
+
+    Returns:
+        Rows with the columns `image` and `objects`, whose fields are `bbox` (in pixels) and `category`; or None if
+        there are no such folders.
+
+    Raises:
+        DataError: If a line is not a class and four shares of the picture's width and height.
+    """
+    folders = folder_pairs(path, split, "labels")
+    if folders is None:
+        return None
+    files = pictures_in(folders[0])
+
+    def load(index: int) -> Mapping[str, Any]:
+        picture = decode_picture(files[index], Origin(files[index].name, 0))
+        return {"image": picture, "objects": _read_boxes(folders[1] / f"{files[index].stem}.txt", picture)}
+
+    return Rows([Origin(file.name, "the whole picture") for file in files], load, _read_labels(path))
+
+
+def _read_boxes(file: Path, picture: Image.Image) -> dict[str, list[Any]]:
+    boxes, categories = [], []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: the file cannot be read: {error}") from error
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            label, *shares = line.split()
+            x, y, width, height = (float(share) for share in shares)
+            categories.append(int(label))
+        except ValueError as error:
+            raise DataError(
+                f"{file.name}, row {number}: {line[:80]!r} is not a class and four numbers; polygons are read from "
+                "COCO's JSON."
+            ) from error
+        # centre and size
+        corner = [(x - width / 2) * picture.width, (y - height / 2) * picture.height]
+        boxes.append([*corner, width * picture.width, height * picture.height])
+    return {"bbox": boxes, "category": categories}
+
+
+def _read_labels(path: Path) -> list[str] | None:
+    classes = path / "classes.txt"
+    if classes.is_file():
+        return [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for file in (path / "data.yaml", path / "data.yml"):
+        if not file.is_file():
+            continue
+        try:
+            names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
+            return [str(names[number]) for number in range(len(names))]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise DataError(f"{file}: the file has no list `names` of classes: {error!r}") from error
+    return None
