@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import svit_hf.model
 from svit_hf import (
@@ -88,7 +89,9 @@ import sys
 from importlib.util import find_spec
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, logging
+from transformers import AutoModel, AutoModelForImageClassification, logging
+# not from transformers itself: before 5.18 it has only a placeholder there where torchvision is missing
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 assert find_spec("svit_hf") is None
 logging.disable_progress_bar()
@@ -236,6 +239,14 @@ def test_folder_holds_the_model_code_and_serves_every_auto_class(model_class, tm
     for reference in [*auto_maps.pop("AutoImageProcessor").values(), *auto_maps.values()]:
         module, name = reference.split(".")
         assert f"class {name}(" in code[f"{module}.py"].decode()
+
+
+def test_every_file_that_is_asked_for_names_all_that_it_needs():
+    # older versions of Transformers copy direct imports alone
+    for module in ("configuration_svit", "modeling_svit", "image_processing_svit", "image_processing_pil_svit"):
+        file = Path(svit_hf.model.__path__[0], f"{module}.py")
+        needed = {Path(path).stem for path in get_relative_import_files(file)} - {module}
+        assert set(get_relative_imports(file)) == needed
 
 
 def test_local_class_wins_where_the_package_is_imported(classifier, tmp_path):

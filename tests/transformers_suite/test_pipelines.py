@@ -50,7 +50,7 @@ class ImageFeatureExtractionPipelineTests(unittest.TestCase):
 
     def run_pipeline_test(self, pipeline, examples):
         config = pipeline.model.config
-        self.assertEqual(np.shape(pipeline(examples[0])), (1, config.hidden_size, 2, 2))
+        self.assertEqual(np.shape(pipeline(examples[0])), (1, config.hidden_sizes[-1], 2, 2))
         self.assertEqual(np.shape(pipeline(examples[0], pool=True)), (1, config.projection_dim))
         features = pipeline(examples, pool=True, return_tensors=True)
         self.assertEqual(len(features), len(examples))

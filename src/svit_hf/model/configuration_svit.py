@@ -18,6 +18,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+# Transformers before 5.23 copies what a file imports, but not what that imports: it is named here too
+from .cells_svit import count_cells  # noqa: F401
 from .own_code_svit import write_code
 from .super_tokens_svit import SUPER_TOKEN_SAMPLERS
 

@@ -19,6 +19,9 @@ from .image_transforms_svit import (
     to_array,
 )
 
+# Transformers before 5.23 copies what a file imports, but not what that imports: it is named here too
+from .own_code_svit import write_code  # noqa: F401
+
 
 class SViTImageProcessorPil(SViTImageProcessing, PilBackend):
     """Preparation of pictures as in the official evaluation, with Pillow.

@@ -13,7 +13,8 @@ from torchvision.transforms.v2 import functional as tvF
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension, SizeDict
 
-# so that remote code is saved with both processors, whichever was loaded
+# remote code is saved with both processors, whichever was loaded; and Transformers before 5.23 copies what a file
+# imports, but not what that imports
 from .image_processing_pil_svit import SViTImageProcessorPil  # noqa: F401
 from .image_transforms_svit import (
     SViTImageProcessing,
@@ -24,6 +25,7 @@ from .image_transforms_svit import (
     size_in_pixels,
     to_array,
 )
+from .own_code_svit import write_code  # noqa: F401
 
 
 class SViTImageProcessor(SViTImageProcessing, TorchvisionBackend):

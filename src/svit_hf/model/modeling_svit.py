@@ -30,7 +30,10 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+# Transformers before 5.23 copies what a file imports, but not what that imports: it is named here too
+from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
+from .own_code_svit import write_code  # noqa: F401
 from .super_tokens_svit import super_token_attention
 
 
