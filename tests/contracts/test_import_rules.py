@@ -119,7 +119,9 @@ with warnings.catch_warnings(record=True) as caught:
     import svit_hf
 about = [warning for warning in caught if "torchvision" in str(warning.message)]
 print(len(about), about[0].message)
-from transformers import AutoImageProcessor, pipeline
+# not from transformers itself, see svit_hf/__init__.py
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers import pipeline
 from PIL import Image
 layout = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 1, 1, 1]}
 model = AutoModelForImageClassification.from_config(AutoConfig.for_model("svit", image_size=64, **layout))

@@ -147,8 +147,9 @@ def test_mask_without_a_right_class_is_refused(write):
         ("map.json", {"a": 0, "b": True}, "has True, which is no class of the model"),
         ("map.json", [0, 1], "an object, or a list of lists"),
         ("map.json", "{", "is not JSON"),
+        ("map.json", "[" * 100_000, "is not JSON"),
     ],
-    ids=["lines", "label", "number", "name", "boolean", "list", "json"],
+    ids=["lines", "label", "number", "name", "boolean", "list", "json", "deep"],
 )
 def test_file_that_says_nothing_of_use_is_refused(write, name, content, message):
     with pytest.raises(SViTError, match=message):

@@ -229,3 +229,17 @@ def test_output_that_is_not_finite_is_no_prediction(model, pictures, predict, tm
         "the output of the model is not finite"
     ] * 9
     assert "10 images, 10 of them broken" in printed.out
+
+
+def test_linked_folders_are_read_and_hidden_files_are_not(model, pictures, predict, tmp_path):
+    folder = tmp_path / "my pictures [2024]"
+    (folder / "__MACOSX").mkdir(parents=True)
+    for name in ("__MACOSX/a.png", ".hidden.png", "b.PNG"):
+        (folder / name).write_bytes(picture(0))
+    (folder / "linked").symlink_to(pictures / "a")
+    (folder / "itself").symlink_to(folder)
+    rows, _ = predict(folder)
+    assert [row["source"] for row in rows] == [
+        str(folder / "b.PNG"),
+        *(str(folder / "linked" / f"{number:03d}.png") for number in range(10)),
+    ]

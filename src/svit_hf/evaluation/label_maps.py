@@ -220,5 +220,5 @@ def _read(path: Path, argument: str) -> str:
 def _parse(content: str, path: Path) -> Any:
     try:
         return json.loads(content)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise SViTError(f"`label_map` is {str(path)!r}, which is not JSON: {error}") from error

@@ -98,13 +98,26 @@ def _open_data_set(options: DataOptions, split: str | None) -> ImageSource:
 def _picture_files(source: str) -> list[str]:
     Image.init()
     suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    path = Path(source)
-    if path.is_dir():
-        found = [str(file) for file in path.rglob("*")]
+    if Path(source).is_dir():
+        found = list(_walk(source, set()))
     else:
         # Path.glob takes no absolute patterns
-        found = [source] if path.is_file() else glob.glob(source, recursive=True)  # noqa: PTH207
+        found = [source] if Path(source).is_file() else glob.glob(source, recursive=True)  # noqa: PTH207
     return sorted(file for file in found if Path(file).suffix.lower() in suffixes and Path(file).is_file())
+
+
+def _walk(folder: str, seen: set[str]) -> Iterator[str]:
+    """Yield the files in a folder and its folders, linked ones too, but none that is hidden or is no user's own."""
+    if (place := os.path.realpath(folder)) in seen:
+        return
+    seen.add(place)
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") or entry.name == "__MACOSX":
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, seen)
+        else:
+            yield entry.path
 
 
 def _encode(picture: Image.Image) -> bytes:
