@@ -13,7 +13,6 @@ EXTRAS = {
     "kernels": ("triton",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "quantization": ("torchao",),
-    "benchmark": ("matplotlib",),
     "vision": ("torchvision",),
 }
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from svit_hf.benchmark.measuring import made_up_images
+from svit_hf.errors import SViTError
 from svit_hf.export.exporting import ExportOptions, FormatName, QuantizeName, export_classifier
 from svit_hf.export.loading import load_program
 from svit_hf.inference import fold_for_inference, quantize_for_inference
@@ -92,6 +93,8 @@ def run_on(kernels: str) -> Callable[[Any], nn.Module]:
     def prepare(model: Any) -> nn.Module:
         if hasattr(model, "set_super_token_implementation"):
             model.set_super_token_implementation(kernels)
+        elif kernels != "eager":
+            raise SViTError(f"`model` is a {type(model).__name__}; the kernels are those of SViT.")
         return model
 
     return prepare
