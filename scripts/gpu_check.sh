@@ -35,7 +35,7 @@ export TORCHINDUCTOR_CACHE_DIR=$site/inductor TRITON_CACHE_DIR=$site/triton
 
 # compiled code goes to the cache on idle cores meanwhile; both only answer right or wrong, no times are taken
 warm=
-if [[ " $* " != *" --no-compile "* ]]; then
+if [[ " $* " != *" --quick "* ]]; then
     timeout "$(left $((budget / 2)))" "$python" -m scripts.benchmark.gpu_check "$out" --warm "$@" \
         >"$out/warm.txt" 2>&1 &
     warm=$!

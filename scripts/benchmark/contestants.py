@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from svit_hf.benchmark.forms import EAGER, FORMS, Form, run_on
 from svit_hf.benchmark.measuring import (
     DTYPES,
+    MIN_SECONDS,
     Stopwatch,
     best_seconds,
     made_up_images,
@@ -99,6 +100,7 @@ class Session:
         runs_programs: Whether exported programs and 8 bits take part.
         say: Takes lines about progress.
         left_out: Who does not take part, and why.
+        min_seconds: How long a turn lasts at least.
     """
 
     device: torch.device
@@ -111,6 +113,7 @@ class Session:
     runs_programs: bool = False
     say: Callable[[str], None] = lambda text: None
     left_out: list[str] = field(default_factory=list)
+    min_seconds: float = MIN_SECONDS
 
     def takes(self, form: Form, dtype: str) -> bool:
         """Tell whether a form takes part in a dtype."""
@@ -147,7 +150,10 @@ class Session:
         by_label = {f"{contestant.name}, {contestant.dtype}": contestant for contestant in contestants}
         assert len(by_label) == len(contestants), "two contestants with one name"
         seconds = measure_interleaved(
-            {label: contestant.work for label, contestant in by_label.items()}, self.stopwatch, rounds=self.rounds
+            {label: contestant.work for label, contestant in by_label.items()},
+            self.stopwatch,
+            rounds=self.rounds,
+            min_seconds=self.min_seconds,
         )
         first = next(iter(seconds.values()))
         return Case(rows=[self._row(by_label[label], seconds[label], first) for label in seconds], **case)
@@ -161,7 +167,9 @@ class Session:
             share_of_peak = bounds[0] / time.median
         if contestant.moved_bytes is not None:
             bounds.append(contestant.moved_bytes / self.peaks.copy)
-        state, working = contestant.work.state_bytes(), measure_working_memory(contestant.work, self.device)
+        state = contestant.work.state_bytes()
+        # that of a single operator says little
+        working = measure_working_memory(contestant.work, self.device) if contestant.images else None
         return Row(
             name=contestant.name,
             dtype=contestant.dtype,
@@ -213,7 +221,7 @@ def measure_peaks(dtypes: Sequence[str], device: torch.device, stopwatch: Stopwa
         weight = torch.randn(out_channels, channels, 1, 1).to(device, DTYPES[dtype])
         seconds = best_seconds(lambda images=images, weight=weight: F.conv2d(images, weight), stopwatch)
         convolution = 2 * batch * edge**2 * channels * out_channels / seconds
-        operations[dtype] = max(convolution, product_speed(dtype, 8192 if is_cuda else 2048, device, stopwatch))
+        operations[dtype] = max(convolution, product_speed(dtype, 8192 if is_cuda else 1024, device, stopwatch))
     source = torch.ones(2**28 if is_cuda else 2**25, device=device)
     target = torch.empty_like(source)
     return Peaks(operations, 2 * source.nbytes / best_seconds(lambda: target.copy_(source), stopwatch))

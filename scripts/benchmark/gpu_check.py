@@ -170,6 +170,7 @@ class Check:
         compiles: bool = False,
     ) -> list[Contestant]:
         """Check and time forms of a network, and print their table."""
+        rounds = min(rounds, self.session.rounds)
         task = "training" if training else "inference"
         session = replace(self.session, task=task, rounds=rounds, compiles=compiles, say=self.say)
         title = f"{task}, {network.name}, batch {self.batch_size}, {', '.join(session.dtypes)}"
@@ -210,7 +211,7 @@ class Check:
 
     def measure_parts(self, network: Network, task: str) -> None:
         """Time single operators, and sampling and upsampling alone."""
-        session = replace(self.session, task=task, rounds=3, say=self.say)
+        session = replace(self.session, task=task, rounds=min(3, self.session.rounds), say=self.say)
         shape = {"batch_size": self.batch_size, "image_size": self.image_size}
         for measure in (measure_operators, measure_super_tokens):
             with self.noting(f"{measure.__name__}, {task}"):
@@ -233,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--models", nargs="+", default=["small", "base"])
     parser.add_argument("--peers", nargs="*", default=["convnext-t", "swin-t"])
-    parser.add_argument("--no-compile", action="store_true", help="leave out what torch.compile makes")
+    parser.add_argument("--quick", action="store_true", help="see whether it runs: one call each, nothing compiled")
     parser.add_argument("--warm", action="store_true", help="only compile, to fill the caches of the compiler")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -243,9 +244,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stopwatch = stopwatch_for(device)
     peaks = Peaks({}, 0) if options.warm else measure_peaks(["bf16"], device, stopwatch)
     session = Session(device, stopwatch, 5, ["bf16"], peaks)
+    if options.quick:
+        session = replace(session, rounds=1, min_seconds=0)
     check = Check(session, options.output, options.batch_size, options.image_size, options.seconds)
-    compiled = () if options.no_compile else COMPILED
-    of_peers = PEERS if options.no_compile else (*PEERS, PEER_FORMS[1])
+    compiled = () if options.quick else COMPILED
+    of_peers = PEERS if options.quick else (*PEERS, PEER_FORMS[1])
     if options.warm:
         forms = [(first, form) for form in compiled]
         warm(check, forms + [(peer, form) for peer in peers for form in of_peers[len(PEERS) :]])

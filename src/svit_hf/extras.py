@@ -16,7 +16,7 @@ EXTRAS = {
     "kernels": ("triton",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "quantization": ("torchao",),
-    "benchmark": ("matplotlib",),
+    "curves": ("matplotlib",),
     "visualize": ("captum",),
     "vision": ("torchvision",),
 }

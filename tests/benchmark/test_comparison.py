@@ -2,6 +2,7 @@
 import copy
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
 from svit_hf.benchmark import comparison, forms, measuring
-from svit_hf.benchmark.command import BenchmarkCommand
+from svit_hf.benchmark.command import BenchmarkCommand, FormName
 from svit_hf.benchmark.comparison import Comparison, Measurement, compare_forms
 from svit_hf.benchmark.forms import FORMS, Form
 from svit_hf.benchmark.measuring import Spread
@@ -60,6 +61,10 @@ def test_command_measures_and_recommends(model, tmp_path, capsys):
     assert {"command", "versions", "commit", "device", "measurements", "left_out"} == content.keys()
     assert len(content["measurements"]) == 2 * 2 * 2
     assert all(row["is_right"] and row["difference"] < 0.05 for row in content["measurements"])
+
+
+def test_command_offers_every_form():
+    assert get_args(FormName) == tuple(FORMS)
 
 
 def test_outputs_are_compared_with_the_eager_model_in_float32(model):
@@ -125,9 +130,12 @@ def test_emulated_dtype_is_left_out(model, monkeypatch):
 
 def test_model_of_another_kind_runs_as_it_is():
     other = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
-    result = compare(other, "folded", image_size=32)
+    result = compare(other, "folded", "kernels", image_size=32)
     assert forms_of(result) == [("eager", "fp32")]
-    assert "`model` is a Sequential" in result.left_out[0]
+    assert [reason.partition(";")[0] for reason in result.left_out] == [
+        "kernels: `model` is a Sequential",
+        "folded: `model` is a Sequential",
+    ]
 
 
 def test_model_is_left_as_it_is(model):

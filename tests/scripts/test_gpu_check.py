@@ -19,7 +19,7 @@ ABSENT = "accelerate,datasets,evaluate,sklearn,torchao,torchvision,tyro"
 @pytest.mark.process
 def test_check_runs_on_a_machine_with_torch_and_transformers_alone(tmp_path):
     SViTForImageClassification(tiny_config()).save_pretrained(tmp_path / "tiny")
-    small = ["--batch-size", "2", "--image-size", "64", "--models", tmp_path / "tiny", "--peers", "--no-compile"]
+    small = ["--batch-size", "2", "--image-size", "64", "--models", tmp_path / "tiny", "--peers", "--quick"]
     result = subprocess.run(
         ["bash", SCRIPT, tmp_path / "out", "200", "--device", "cpu", *map(str, small)],
         env=os.environ | {"SVIT_TEST_HIDDEN_PACKAGES": ABSENT, "TRITON_INTERPRET": "0"},

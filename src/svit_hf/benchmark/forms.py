@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from svit_hf.benchmark.measuring import made_up_images
+from svit_hf.errors import SViTError
 from svit_hf.export.exporting import ExportOptions, FormatName, QuantizeName, export_classifier
 from svit_hf.export.loading import load_program
 from svit_hf.inference import fold_for_inference, quantize_for_inference
@@ -91,7 +92,10 @@ def run_on(kernels: str) -> Callable[[Any], nn.Module]:
     """Return what makes SViT run its super-token operations on `kernels`: `"eager"`, `"auto"` or `"triton"`."""
 
     def prepare(model: Any) -> nn.Module:
-        use_kernels(model, None if kernels == "eager" else kernels)
+        try:
+            use_kernels(model, None if kernels == "eager" else kernels)
+        except ValueError as error:
+            raise SViTError(str(error)) from error
         return model
 
     return prepare
