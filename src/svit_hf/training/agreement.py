@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Signals(NamedTuple):
-    """Hold numbers of one update: of one rank, or their sums over ranks.
+    """Numbers of one update: of one rank, or their sums over ranks.
 
     Attributes:
         loss: Sum of the losses of the images.
@@ -39,7 +39,7 @@ class Signals(NamedTuple):
 
 
 class Agreement:
-    """Average the running statistics of batch norms over ranks, and add up signals, in one all-reduce per update.
+    """One all-reduce per update that averages the running statistics of batch norms and adds up signals.
 
     The statistics of a norm that is frozen, or of a model in eval mode, stay as they are: an average of equal numbers
     may differ from them in the last bit.
@@ -104,7 +104,7 @@ class Agreement:
 
 
 class DelayedSignals:
-    """Hold signals that are on their way from the device.
+    """Signals that are on their way from the device.
 
     Reading them right away would make the host wait for the whole update. One update later they have long arrived.
     """

@@ -87,7 +87,7 @@ class SavedProgress:
         return cls(Progress(**content["progress"]), Setting(**content["setting"]), content["recipe"])
 
     def differences(self, recipe: TrainingRecipe, setting: Setting) -> list[str]:
-        """Say in what the checkpoint's run differs from this one, such that it would not be the same training."""
+        """Return in what the checkpoint's run differs from this one, such that it would not be the same training."""
         before = flatten(self.recipe) | asdict(self.setting)
         now = flatten(to_json(recipe)) | asdict(setting)
         free = freely_changing(TrainingRecipe)
