@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training changes, weights, optimizer and moving average, and how it gets into a checkpoint and out again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,31 +30,6 @@ from svit_hf.training.fully_sharded import (
 
 # that of the activations of SViT; in another one, DDP would have to copy every gradient
 LAYOUT = torch.channels_last
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Copies of what training changes, of one update.
-
-    Attributes:
-        model: The model, for what is not weights: class, config, names.
-        processor: Image processor that is saved beside the weights.
-        weights: Weights and buffers, by the name of the folder that they go into.
-        states: Of optimizer and loss scale.
-    """
-
-    model: nn.Module
-    processor: SViTImageProcessorPil
-    weights: Mapping[str, dict[str, torch.Tensor]]
-    states: Mapping[str, Any]
-
-    def write(self, folder: Path) -> None:
-        """Write everything into the folder of a checkpoint."""
-        for name, weights in self.weights.items():
-            save_model_folder(self.model, folder / name, self.processor, weights)
-        # torch's own writer hides that a disk is full
-        with (folder / OPTIMIZER).open("wb") as file:
-            torch.save(dict(self.states), file)
 
 
 @dataclass
@@ -97,21 +72,30 @@ class TrainedWeights:
         if self.average is not None:
             yield EMA, self.average.in_place()
 
-    def snapshot(self, keep: bool) -> "Snapshot | None":
+    def snapshot(self, keep: bool) -> Callable[[Path], None]:
         """Copy everything that a checkpoint holds; every rank calls this.
 
         Args:
-            keep: Whether this rank writes the checkpoint; others get nothing.
+            keep: Whether this rank writes the checkpoint; others get nothing to write.
+
+        Returns:
+            A function that writes the copies into a folder.
         """
         weights = {}
         for name, values in self.variants():
             with values:
                 weights[name] = weights_of(self.model, keep)
-        if not (keep or is_sharded(self.model)):
-            return None
         optimizer = optimizer_state_of(self.model, self.optimizer)
         scaler = {} if self.scaler is None else self.scaler.state_dict()
-        return Snapshot(self.model, self.processor, weights, {"optimizer": optimizer, "scaler": scaler})
+
+        def write(folder: Path) -> None:
+            for name, tensors in weights.items():
+                save_model_folder(self.model, folder / name, self.processor, tensors)
+            # torch's own writer hides that a disk is full
+            with (folder / OPTIMIZER).open("wb") as file:
+                torch.save({"optimizer": optimizer, "scaler": scaler}, file)
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Read everything from the folder of a checkpoint.
