@@ -2,7 +2,6 @@
 """Training on a disk that is really full: a small tmpfs."""
 
 import shutil
-import subprocess
 
 import pytest
 from recipe_changes import changed
@@ -11,20 +10,6 @@ from svit_hf.errors import SViTError
 from svit_hf.training.checkpointing import checkpoints_of, problem_of
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
 from svit_hf.training.train import train
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return a folder with room for 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    # also while the traceback of a failure holds a file open
-    subprocess.run([shutil.which("umount"), "-l", folder], check=True)
 
 
 def log_of(run_dir):

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -125,15 +126,22 @@ def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe
 @pytest.mark.slow
 @pytest.mark.process
 def test_killed_process_goes_on_bit_for_bit(toy_recipe, tmp_path):
-    recipe = changed(toy_recipe, run__save_every_updates=3, data__num_workers=1)
+    recipe = changed(toy_recipe, optimization__epochs=2, run__save_every_updates=3, data__num_workers=1)
     (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
     command = [sys.executable, "-m", "svit_hf", "train", "--recipe", str(tmp_path / "recipe.json")]
-    with subprocess.Popen([*command, "--output-dir", str(tmp_path / "killed")], stderr=subprocess.PIPE) as process:
-        said = iter(process.stderr.readline, b"")
-        assert any(b"update 6/10" in line for line in said)
-        # the last checkpoint is that of update 6 or of update 3
+    # a run needs no matplotlib
+    environment = os.environ | {"SVIT_TEST_HIDDEN_PACKAGES": "torchao,matplotlib"}
+    with subprocess.Popen(
+        [*command, "--output-dir", str(tmp_path / "killed")], stderr=subprocess.PIPE, env=environment
+    ) as process:
+        said = []
+        while not said or b"update 6/20" not in said[-1]:
+            said.append(process.stderr.readline())
+        with pytest.raises(SViTError, match="another run is at work"):
+            train(recipe, tmp_path / "killed")
         process.kill()
-    assert checkpoints_of(tmp_path / "killed")[-1].name < "step-00000010"
+    assert checkpoints_of(tmp_path / "killed")[-1].name < "step-00000020"
+    assert [line for line in said if b"curves.png is not drawn, which needs matplotlib" in line]
     (tmp_path / "killed" / "checkpoints" / ".step-00000009.abcd.tmp").mkdir()
     train(recipe, tmp_path / "killed")
     train(recipe, tmp_path / "whole")

@@ -122,6 +122,8 @@ def test_after_going_back_to_a_worse_future(finished, recipe, has_best, capsys):
     assert report["update"] == 30
     if not has_best:
         shutil.rmtree(checkpoint_folder(run_dir, 20))
+    # a checkpoint of the future that is given up
+    shutil.copytree(checkpoint_folder(run_dir, 30), checkpoint_folder(run_dir, 31))
     # weights that are made worse: the best of the abandoned future, in best/, stays unbeaten
     worse = changed(recipe, optimization__learning_rate=10.0, optimization__schedule="constant")
     back = str(checkpoint_folder(run_dir, 28))
@@ -130,7 +132,8 @@ def test_after_going_back_to_a_worse_future(finished, recipe, has_best, capsys):
     assert report["update"] == (20 if has_best else 30)
     assert ("looked for anew" in capsys.readouterr().err) == (not has_best)
     assert (run_dir / "set_aside" / "best").exists() == (not has_best)
-    assert checkpoints_of(run_dir)[-1].name == "step-00000030"
+    assert checkpoints_of(run_dir)[-1] == checkpoint_folder(run_dir, 30)
+    assert (run_dir / "set_aside" / "step-00000031").exists()
 
 
 def test_after_newer_checkpoints_were_damaged(finished, recipe):

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import time
 
 import pytest
 import torch
@@ -145,6 +146,25 @@ def test_one_rank_has_the_same_curve_and_coverage(uninterrupted, tmp_path, capsy
     for run_dir in (tmp_path / "one", uninterrupted):
         counted = {row["num_images"] for row in log_of(run_dir) if row["kind"] == "evaluation"}
         assert counted == {101}
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("room", [60_000, 200_000], ids=["log and recipe", "some of a checkpoint"])
+def test_full_disk_ends_every_rank(toy_images, small_disk, tmp_path, room):
+    run_dir = tmp_path / "run"
+    (small_disk / "run").mkdir()
+    run_dir.symlink_to(small_disk / "run")
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+    launch = Launch(toy_images, run_dir, data__num_workers="0")
+    while "disk is full" not in launch.output.read_text():
+        assert launch.process.poll() is None, launch.output.read_text()
+        time.sleep(0.1)
+    launch.process.wait(timeout=10)
+    output = launch.output.read_text()
+    assert output.count("svit-hf: the disk is full") == output.count("exitcode  : 2") == 2, output
+    # torchrun's own
+    assert output.count("Traceback") == 1, output
+    assert not list(run_dir.rglob("*.tmp"))
 
 
 AGREEMENT = """

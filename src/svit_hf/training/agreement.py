@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Signals(NamedTuple):
-    """Hold numbers of one update: of one rank, or their sums over ranks.
+    """Numbers of one update: of one rank, or their sums over ranks.
 
     Attributes:
         loss: Sum of the losses of the images.
@@ -139,7 +139,7 @@ class Agreement:
 
 
 class DelayedSignals:
-    """Hold signals that are on their way from the device.
+    """Signals that are on their way from the device.
 
     Reading them right away would make the host wait for the whole update. One update later they have long arrived.
     """

@@ -105,7 +105,7 @@ def sweep(run_dir: Path) -> None:
 
 
 def problem_of(folder: Path) -> str | None:
-    """Say why a checkpoint cannot be used; nothing if it can."""
+    """Return why a checkpoint cannot be used; nothing if it can."""
     try:
         content = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
     except FileNotFoundError:

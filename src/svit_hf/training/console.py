@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 
 class Console:
-    """Speak for rank 0; every other rank is silent.
+    """Output of rank 0; every other rank is silent.
 
     Args:
         is_speaking: Whether this is rank 0.
@@ -71,7 +71,7 @@ class Console:
 
 
 class Stopwatch:
-    """Measure an interval between two rows of the log: time, images, and time spent waiting for data."""
+    """Time, images and time spent waiting for data between two rows of the log."""
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -41,7 +41,7 @@ def shard(model: nn.Module) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Say whether a model is divided."""
+    """Whether a model is divided."""
     return isinstance(model, FSDPModule)
 
 

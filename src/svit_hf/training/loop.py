@@ -188,8 +188,9 @@ class Run:
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         wants_save = self.accelerator.is_main_process and self._is_minute_to_save()
+        wants_stop = self.stop.is_set or (self.log is not None and self.log.problem is not None)
         is_finite, signals = self.agreement.exchange(
-            loss, norm, (num_images, num_bad_images, float(self.stop.is_set), float(wants_save)), total_statistics
+            loss, norm, (num_images, num_bad_images, float(wants_stop), float(wants_save)), total_statistics
         )
         self.weights.step(is_finite, update)
         self.progress.update += 1
@@ -328,14 +329,13 @@ class Run:
         if self.saved_update == self.progress.update:
             return
         self.progress.seconds = self.earlier_seconds + time.monotonic() - self.started
-        snapshot = self.weights.snapshot(keep=self.log is not None)
+        write_weights = self.weights.snapshot(keep=self.log is not None)
 
         def write() -> None:
             assert self.log is not None
-            assert snapshot is not None
             self.progress.log_size = self.log.sync()
             with new_checkpoint(checkpoint_folder(self.run_dir, self.progress.update)) as folder:
-                snapshot.write(folder)
+                write_weights(folder)
                 self.progress.save(folder, self.recipe, self.setting)
             for newer in set_aside_newer(self.run_dir, self.progress.update):
                 self.console.say(f"set aside {newer.name}, which is newer and not of this training")

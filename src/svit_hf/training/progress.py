@@ -101,7 +101,7 @@ class SavedProgress:
             ) from error
 
     def differences(self, recipe: TrainingRecipe, setting: Setting) -> list[str]:
-        """Say in what the checkpoint's run differs from this one, such that it would not be the same training."""
+        """Return in what the checkpoint's run differs from this one, such that it would not be the same training."""
         before = flatten(self.recipe) | asdict(self.setting)
         now = flatten(to_json(recipe)) | asdict(setting)
         saved_data, found_data = before.pop("data"), now.pop("data")

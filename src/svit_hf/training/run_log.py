@@ -37,6 +37,9 @@ class RunLog:
         updates: Last update of the past by the kind of row, `UPDATE` or `EVALUATION`.
         size: Bytes of the log that the past is known to have had.
         say: Says what is missing.
+
+    Attributes:
+        problem: Why a row could not be written, if one could not; nothing is written after it, and `sync` raises it.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class RunLog:
         say: Callable[[str], None] = lambda text: None,
     ):
         self.run_dir = run_dir
-        self.say = say
+        self.problem: OSError | None = None
         self._path = run_dir / LOG
         self._can_draw = find_spec("matplotlib") is not None
         # without a buffer: what a full disk refuses must not be written later
@@ -60,22 +63,28 @@ class RunLog:
             say(f"{CURVES} is not drawn, which needs matplotlib: {install_hint('benchmark')}")
 
     def sync(self) -> int:
-        """Wait until the log is on the disk, and return its size in bytes."""
+        """Wait until the log is on the disk, and return its size in bytes.
+
+        Raises:
+            OSError: If a row could not be written.
+        """
+        if self.problem is not None:
+            raise self.problem
         os.fsync(self._file.fileno())
         return self._path.stat().st_size
 
     def add(self, kind: str, **values: Any) -> None:
-        """Append a row.
-
-        Raises:
-            OSError: If the disk has no room for it.
-        """
+        """Append a row; what goes wrong is for `sync`, which is called where all ranks can be told."""
         row = (json.dumps({"kind": kind, **values}) + "\n").encode()
-        while row:
-            row = row[self._file.write(row) :]
+        try:
+            while row and self.problem is None:
+                row = row[self._file.write(row) :]
+        except OSError as error:
+            self.problem = error
 
     def draw(self) -> None:
         """Make metrics.csv and curves.png of the log as it is; the latter if there is matplotlib."""
+        self.sync()
         rows = read_log(self.run_dir)
         evaluations = [{k: v for k, v in row.items() if k != "kind"} for row in rows if row["kind"] == EVALUATION]
         if evaluations:

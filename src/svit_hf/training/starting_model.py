@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that training starts from, its image processor, its teacher, and how they are stored."""
+"""The model that training starts from, its image processor and its teacher."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
-from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTDropPath, SViTForImageClassification
-from svit_hf.training.checkpointing import WEIGHTS
-from svit_hf.training.fully_sharded import class_of, is_sharded, load_weights_into_shards
 from svit_hf.training.losses import Teacher
 from svit_hf.training.options import DistillationOptions, ModelOptions
 from svit_hf.training.recomputation import selective_checkpointing
@@ -162,43 +157,6 @@ def make_teacher(
         for values in (processor.image_mean, processor.image_std, theirs.image_mean, theirs.image_std)
     )
     return Teacher(model.to(device), options, scale=std / their_std, shift=(mean - their_mean) / their_std)
-
-
-def save_model_folder(
-    model: nn.Module, folder: Path, processor: SViTImageProcessorPil, weights: dict[str, torch.Tensor]
-) -> None:
-    """Save weights with what belongs to them; of a model that is not Transformers' the weights alone.
-
-    Args:
-        model: The model, for its class and config.
-        folder: The folder to write to.
-        processor: Image processor.
-        weights: Its weights and buffers, on the CPU.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(model, PreTrainedModel):
-        # an empty one of the class: what trains may be divided among ranks, and is of another class then
-        with torch.device("meta"):
-            empty: Any = class_of(model)(model.config)
-        empty.save_pretrained(folder, state_dict=weights)
-    else:
-        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
-    processor.save_pretrained(folder)
-
-
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Put saved weights and buffers into a model of the same architecture; every name has to be there.
-
-    Raises:
-        SViTError: If the weights are those of another model.
-    """
-    try:
-        if is_sharded(model):
-            load_weights_into_shards(model, folder / WEIGHTS)
-        else:
-            load_model(model, str(folder / WEIGHTS), strict=True)
-    except RuntimeError as error:
-        raise SViTError(f"{str(folder / WEIGHTS)!r} does not belong to this model: {error}") from error
 
 
 @torch.no_grad()

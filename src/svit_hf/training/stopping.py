@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Notice SIGTERM and SIGINT instead of dying of them, within a `with` block.
+    """SIGTERM and SIGINT, noticed instead of obeyed within a `with` block.
 
     A second SIGINT interrupts at once, without saving. Outside of the main thread, where Python cannot handle signals,
     nothing is noticed.

@@ -62,8 +62,7 @@ from svit_hf.training.starting_model import (
     make_teacher,
     require_batch_for_norms,
 )
-from svit_hf.training.weight_average import WeightAverage
-from svit_hf.training.weights import LAYOUT, TrainedWeights
+from svit_hf.training.weights import LAYOUT, TrainedWeights, WeightAverage
 
 
 # options whose change makes accuracies incomparable
@@ -127,7 +126,7 @@ def train(
     """
     output_dir = Path(output_dir)
     accelerator = make_accelerator(recipe.run, output_dir)
-    with ExitStack() as stack:
+    with _explaining_full_disk(), ExitStack() as stack:
         found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
         # nothing is written before everything is known to go together
         data = open_data(recipe, accelerator)
@@ -147,15 +146,11 @@ def train(
                 run.run()
                 report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
                 run.console.block("done", _summary(report, output_dir))
-            return report
         except (TrainingInterruptedError, DivergenceError):
             # every rank is here
             accelerator.wait_for_everyone()
             raise
-        except Exception as error:
-            if isinstance(error, SViTError) or not is_disk_full(error):
-                raise
-            raise disk_full_error(error) from error
+        return report
 
 
 def _make_run(
@@ -342,6 +337,18 @@ def _pushing(run: Run, data: Data, command: str | None) -> Iterator[None]:
     run.on_new_best = push_best
     with push:
         yield
+
+
+@contextmanager
+def _explaining_full_disk() -> Iterator[None]:
+    try:
+        yield
+    except SViTError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full_error(error) from error
 
 
 @contextmanager

@@ -1,56 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training changes, weights, optimizer and moving average, and how it gets into a checkpoint and out again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
+from transformers.modeling_utils import PreTrainedModel
 
+from svit_hf.errors import SViTError
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
-from svit_hf.training.checkpointing import EMA, OPTIMIZER, RAW
-from svit_hf.training.fully_sharded import is_sharded, load_optimizer_state, optimizer_state_of, weights_of
-from svit_hf.training.starting_model import load_weights, save_model_folder
-from svit_hf.training.weight_average import WeightAverage
+from svit_hf.training.checkpointing import EMA, OPTIMIZER, RAW, WEIGHTS
+from svit_hf.training.fully_sharded import (
+    class_of,
+    is_sharded,
+    load_optimizer_state,
+    load_weights_into_shards,
+    optimizer_state_of,
+    weights_of,
+)
 
 
 # that of the activations of SViT; in another one, DDP would have to copy every gradient
 LAYOUT = torch.channels_last
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """Hold copies of what training changes, of one update.
-
-    Attributes:
-        model: The model, for what is not weights: class, config, names.
-        processor: Image processor that is saved beside the weights.
-        weights: Weights and buffers, by the name of the folder that they go into.
-        states: Of optimizer and loss scale.
-    """
-
-    model: nn.Module
-    processor: SViTImageProcessorPil
-    weights: Mapping[str, dict[str, torch.Tensor]]
-    states: Mapping[str, Any]
-
-    def write(self, folder: Path) -> None:
-        """Write everything into the folder of a checkpoint."""
-        for name, weights in self.weights.items():
-            save_model_folder(self.model, folder / name, self.processor, weights)
-        # torch's own writer hides that a disk is full
-        with (folder / OPTIMIZER).open("wb") as file:
-            torch.save(dict(self.states), file)
-
-
 @dataclass
 class TrainedWeights:
-    """Hold what training changes.
+    """What training changes.
 
     Attributes:
         model: The model, unwrapped.
@@ -62,7 +46,7 @@ class TrainedWeights:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: WeightAverage | None
+    average: "WeightAverage | None"
     scaler: GradScaler | None
     processor: SViTImageProcessorPil
 
@@ -88,21 +72,30 @@ class TrainedWeights:
         if self.average is not None:
             yield EMA, self.average.in_place()
 
-    def snapshot(self, keep: bool) -> "Snapshot | None":
+    def snapshot(self, keep: bool) -> Callable[[Path], None]:
         """Copy everything that a checkpoint holds; every rank calls this.
 
         Args:
-            keep: Whether this rank writes the checkpoint; others get nothing.
+            keep: Whether this rank writes the checkpoint; others get nothing to write.
+
+        Returns:
+            A function that writes the copies into a folder.
         """
         weights = {}
         for name, values in self.variants():
             with values:
                 weights[name] = weights_of(self.model, keep)
-        if not (keep or is_sharded(self.model)):
-            return None
         optimizer = optimizer_state_of(self.model, self.optimizer)
         scaler = {} if self.scaler is None else self.scaler.state_dict()
-        return Snapshot(self.model, self.processor, weights, {"optimizer": optimizer, "scaler": scaler})
+
+        def write(folder: Path) -> None:
+            for name, tensors in weights.items():
+                save_model_folder(self.model, folder / name, self.processor, tensors)
+            # torch's own writer hides that a disk is full
+            with (folder / OPTIMIZER).open("wb") as file:
+                torch.save({"optimizer": optimizer, "scaler": scaler}, file)
+
+        return write
 
     def load(self, folder: Path) -> None:
         """Read everything from the folder of a checkpoint.
@@ -120,6 +113,108 @@ class TrainedWeights:
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+
+class WeightAverage:
+    """Exponential moving average (EMA) of parameters and buffers; integer buffers are copied.
+
+    A list of tensors and no second model: what is done with the average, evaluating or saving, is done with the model
+    itself while the values are exchanged. Under FSDP each rank averages its own shards.
+
+    `torch.optim.swa_utils.AveragedModel` averages in the same way, but moves a counter to the device at every update,
+    for which the host waits. After an update that was skipped, the average still takes its step towards the weights.
+
+    Args:
+        model: The model; the average starts at its values.
+        decay: Decay per update.
+        warmup: Let the decay grow from 0.1, as `(1 + u) / (10 + u)` at update `u`, where that is less.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = False):
+        self.decay = decay
+        self.warmup = warmup
+        self._model = model
+        self._averages = [tensor.clone() for tensor in _tensors(model)]
+
+    def decay_at(self, update: int) -> float:
+        """Return the decay of an update, from 0."""
+        return min(self.decay, (1 + update) / (10 + update)) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def step(self, update: int) -> None:
+        """Move towards the values of the model after update `update`."""
+        pairs = list(zip(self._averages, _tensors(self._model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        averages, values = [average for average, _ in floats], [value for _, value in floats]
+        torch._foreach_lerp_(averages, values, 1 - self.decay_at(update))
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+    @torch.no_grad()
+    def start_here(self) -> None:
+        """Start anew, at the present values of the model."""
+        for average, value in zip(self._averages, _tensors(self._model), strict=True):
+            average.copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Give the model the averages, and its own values back at the end."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for average, value in zip(self._averages, _tensors(self._model), strict=True):
+            own = value.clone()
+            value.copy_(average)
+            average.copy_(own)
+
+
+def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
+    for parameter in model.parameters():
+        yield parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+    yield from model.buffers()
+
+
+def save_model_folder(
+    model: nn.Module, folder: Path, processor: SViTImageProcessorPil, weights: dict[str, torch.Tensor]
+) -> None:
+    """Save weights with what belongs to them; of a model that is not Transformers' the weights alone.
+
+    Args:
+        model: The model, for its class and config.
+        folder: The folder to write to.
+        processor: Image processor.
+        weights: Its weights and buffers, on the CPU.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PreTrainedModel):
+        # an empty one of the class: what trains may be divided among ranks, and is of another class then
+        with torch.device("meta"):
+            empty: Any = class_of(model)(model.config)
+        empty.save_pretrained(folder, state_dict=weights)
+    else:
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    processor.save_pretrained(folder)
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put saved weights and buffers into a model of the same architecture; every name has to be there.
+
+    Raises:
+        SViTError: If the weights are those of another model.
+    """
+    try:
+        if is_sharded(model):
+            load_weights_into_shards(model, folder / WEIGHTS)
+        else:
+            load_model(model, str(folder / WEIGHTS), strict=True)
+    except RuntimeError as error:
+        raise SViTError(f"{str(folder / WEIGHTS)!r} does not belong to this model: {error}") from error
 
 
 @contextmanager

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from svit_hf.training.weight_average import WeightAverage
+from svit_hf.training.weights import WeightAverage
 
 
 def network():
