@@ -14,6 +14,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "quantization": ("torchao",),
     "benchmark": ("matplotlib",),
+    "dense": ("faster_coco_eval", "pyarrow"),
     "vision": ("torchvision",),
 }
 
