@@ -18,6 +18,8 @@ EXTRAS = {
     "quantization": ("torchao",),
     "curves": ("matplotlib",),
     "visualize": ("captum",),
+    "benchmark": ("matplotlib",),
+    "dense": ("faster_coco_eval", "pyarrow"),
     "vision": ("torchvision",),
 }
 

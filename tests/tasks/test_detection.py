@@ -107,12 +107,12 @@ def test_the_other_box_format_is_suggested():
 
 
 def test_examples_hold_what_is_visible_as_shares_of_the_view():
-    boxes = [[10, 10, 20, 20], [30, 0, 20, 20], [44, 30, 10, 10], [60, 40, 10, 10]]
-    objects = {"bbox": boxes, "category": [0, 1, 2, 0], "iscrowd": [0, 1, 0, 0]}
+    boxes = [[10, 10, 20, 20], [30, 0, 20, 20], [44, 30, 10, 10], [60, 40, 10, 10], [46, 30, 10, 10]]
+    objects = {"bbox": boxes, "category": [0, 1, 2, 0, 1], "iscrowd": [0, 1, 0, 0, 0]}
     task = Detection(LABELS, SIZE, augmentation=Augmentation(min_visible=0.3))
     sample = task.read(row(objects), ORIGIN)
     example = task.example(sample, View(0, 0, 48, 60, SIZE, is_mirrored=True))
-    # the second is a crowd, of the third 0.4 are visible, the fourth is outside
+    # the second is a crowd, of the third 0.4 are visible, the fourth is outside, of the last 0.2 are visible
     assert example["class_labels"].tolist() == [0, 2]
     torch.testing.assert_close(
         example["boxes"],

@@ -150,9 +150,10 @@ def test_masks_keep_their_numbers():
         (b"no picture", "cannot be read"),
         (encoded(Image.new("RGB", (40, 40)))[:60], "cannot be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n", "cannot be read"),
+        (encoded(Image.new("RGB", (8, 8)), "PCX"), "cannot be read"),
         (encoded(Image.fromarray(np.zeros((2, 2), dtype=np.float32)), "TIFF"), "mode 'F'"),
     ],
-    ids=["nothing", "path", "text", "no picture", "cut off", "program", "floats"],
+    ids=["nothing", "path", "text", "no picture", "cut off", "program", "not listed", "floats"],
 )
 def test_what_is_no_picture_is_named(stored, message):
     with pytest.raises(DataError, match=rf"^train.parquet, row 3: .*{message}"):
