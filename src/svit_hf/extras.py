@@ -18,7 +18,6 @@ EXTRAS = {
     "quantization": ("torchao",),
     "curves": ("matplotlib",),
     "visualize": ("captum",),
-    "benchmark": ("matplotlib",),
     "dense": ("faster_coco_eval", "pyarrow"),
     "vision": ("torchvision",),
 }
