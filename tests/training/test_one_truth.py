@@ -6,16 +6,12 @@ import shutil
 
 import pytest
 import torch
-from accelerate import Accelerator
 from recipe_changes import changed
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
 
-from svit_hf import SViTImageProcessorPil
 from svit_hf.errors import SViTError
-from svit_hf.evaluation.classification import evaluate_batches
+from svit_hf.evaluation import evaluate_model
 from svit_hf.training import loop, outcome
-from svit_hf.training.assembly import evaluation_loader, open_data
 from svit_hf.training.checkpointing import checkpoint_folder, checkpoints_of
 from svit_hf.training.run_log import read_log
 from svit_hf.training.train import train
@@ -58,11 +54,8 @@ def assert_one_truth(run_dir, recipe):
     report = json.loads((run_dir / "report.json").read_text())
     chosen = report["chosen"]
     told = report["metrics"][chosen]
-    accelerator = Accelerator()
-    processor = SViTImageProcessorPil.from_pretrained(run_dir / "model")
-    loader = evaluation_loader(recipe, open_data(recipe, accelerator), processor, accelerator)
-    model = AutoModelForImageClassification.from_pretrained(run_dir / "model")
-    found = evaluate_batches(model, loader, num_expected=101, reduce=lambda counts: counts, device="cpu").to_json()
+    batch_size = recipe.optimization.device_batch_size
+    found = evaluate_model(run_dir / "model", recipe.data, batch_size=batch_size).report.to_json()
     # to the last digit
     assert {name: found[name] for name in METRICS} == {name: told[name] for name in METRICS}
     best = load_file(run_dir / "best" / chosen / "model.safetensors")

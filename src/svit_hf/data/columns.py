@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 
 from svit_hf.data.folders import listed, similar_names, split_of_name
+from svit_hf.data.options import DataOptions
 from svit_hf.errors import DataError, SViTError
 
 
@@ -17,7 +18,7 @@ LABEL_NAMES = ("label", "labels", "class", "cls", "target", "category")
 MAX_CLASSES = 100_000
 
 
-def find_columns(features: datasets.Features, image: str | None, label: str | None, labelled: bool) -> tuple[str, ...]:
+def find_columns(features: datasets.Features, options: DataOptions, labelled: bool) -> tuple[str, ...]:
     """Return the column of the images and, if labels are wanted, theirs: the named one, or the only one there is.
 
     `json.label` is the field `label` of the column `json`.
@@ -27,17 +28,26 @@ def find_columns(features: datasets.Features, image: str | None, label: str | No
     """
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     usual = [name for name in features if name.lower() in IMAGE_NAMES]
-    image_column = _choose("image_column", image, typed or usual, features)
-    return (image_column, _find_label_column(features, label)) if labelled else (image_column,)
+    image_column = _choose("image_column", options.image_column, typed or usual, features)
+    if not labelled:
+        return (image_column,)
+    return image_column, _find_label_column(features, options.label_column, options.multi_label)
 
 
-def _find_label_column(features: datasets.Features, named: str | None) -> str:
+def _find_label_column(features: datasets.Features, named: str | None, multi_label: bool) -> str:
     if named and "." in named and named not in features:
         field_of(features, named)
         return named
+    if multi_label:
+        features = datasets.Features({name: _element_of(feature) for name, feature in features.items()})
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [name for name, feature in features.items() if name.lower() in LABEL_NAMES and _is_plain(feature)]
     return _choose("label_column", named, typed or usual, features)
+
+
+def _element_of(feature: Any) -> Any:
+    """Return what a list is made of; other features as they are."""
+    return feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else feature
 
 
 def _is_plain(feature: Any) -> bool:
@@ -83,7 +93,7 @@ def names_in_features(features: datasets.Features | None, label_column: str) -> 
     """Return the names of the classes, in order, if the features know them."""
     if features is None or label_column.split(".")[0] not in features:
         return None
-    feature = field_of(features, label_column)
+    feature = _element_of(field_of(features, label_column))
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
@@ -95,11 +105,7 @@ def names_of_labels(labels: Iterable[Any], source: str) -> tuple[str, ...]:
     """
     found: set[Any] = set()
     for row, label in enumerate(labels):
-        if isinstance(label, (list, dict)):
-            raise SViTError(
-                f"the label in row {row} of {source} is {label!r}; a class is a string or an integer, one for each "
-                "image. `label_column` names another column, or a field inside this one."
-            )
+        refuse_lists(label, source, row)
         found.add(label)
     found.discard(None)
     if all(isinstance(label, str) for label in found):
@@ -119,6 +125,19 @@ def names_of_labels(labels: Iterable[Any], source: str) -> tuple[str, ...]:
     if len(names) > MAX_CLASSES:
         raise SViTError(f"{source} has {len(names)} different labels; more than {MAX_CLASSES} are no classes.")
     return names
+
+
+def refuse_lists(label: Any, source: str, row: int) -> None:
+    """Refuse several labels where one is wanted.
+
+    Raises:
+        SViTError: If there are several.
+    """
+    if isinstance(label, (list, dict)):
+        raise SViTError(
+            f"the label in row {row} of {source} is {label!r}; a class is a string or an integer, one for each image. "
+            "`label_column` names another column, or a field inside this one; `multi_label` allows any number."
+        )
 
 
 def require_classes(names: Sequence[str], known: Sequence[str], what: str) -> None:
@@ -165,6 +184,18 @@ class LabelIds:
         self.ids = {name: index for index, name in enumerate(names)}
         self.stored_names = None if stored_names is None else tuple(stored_names)
 
+    def several(self, labels: Any, source: str, row: int) -> tuple[int, ...]:
+        """Return the ids of a list of labels, each once, in order.
+
+        Raises:
+            DataError: If it is no list, or there is no such class.
+        """
+        if not isinstance(labels, (list, tuple)):
+            raise DataError(
+                f"the label in row {row} of {source} is {labels!r}; with `multi_label` it has to be a list of labels."
+            )
+        return tuple(sorted({self(label, source, row) for label in labels}))
+
     def __call__(self, label: Any, source: str, row: int) -> int:
         """Return the id.
 
@@ -172,6 +203,7 @@ class LabelIds:
             DataError: If there is no such class.
         """
         name = label
+        refuse_lists(label, source, row)
         if isinstance(label, int):
             name = str(label)
             if self.stored_names is not None:

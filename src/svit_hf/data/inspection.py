@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from svit_hf.data.columns import LabelIds, field_of, names_in_features, names_of_labels, remarks_on_names
+from svit_hf.data.columns import LabelIds, field_of, names_in_features, names_of_labels, refuse_lists, remarks_on_names
 from svit_hf.data.counts import SourceIndex, SplitIndex, names_of, read_footers
 from svit_hf.data.decoding import BadImage, DecodingError, ImageLimits, decode_image
 from svit_hf.data.folders import FolderSplit
@@ -20,7 +20,7 @@ from svit_hf.data.opening import names_of_footer, reference_split, stream_column
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import share
 from svit_hf.data.sources import explain_reading, stored_image
-from svit_hf.errors import DataError, SViTError
+from svit_hf.errors import DataError
 
 
 READ_AT_A_TIME = 16
@@ -42,6 +42,7 @@ class Shard(NamedTuple):
         has_files: Whether rows name image files.
         name: Name of the file.
         limits: The largest image that is decoded.
+        multi_label: Whether an image has a list of labels.
     """
 
     stream: Any
@@ -51,6 +52,7 @@ class Shard(NamedTuple):
     has_files: bool
     name: str
     limits: ImageLimits
+    multi_label: bool
 
 
 class Files(NamedTuple):
@@ -272,7 +274,7 @@ def _inspect_stream(options: DataOptions, location: Location, split: str, execut
         stored = [stored[0] or names_in_features(stream.features, columns[1])] * len(names)
     has_files = location.format == "imagefolder"
     shards = [
-        Shard(stream, number, columns, stored[number], has_files, name, options.limits)
+        Shard(stream, number, columns, stored[number], has_files, name, options.limits, options.multi_label)
         for number, name in enumerate(names)
     ]
     findings = Findings()
@@ -315,12 +317,10 @@ def read_shard(shard: Shard) -> Findings:
             for values in zip(*batch.values(), strict=True):
                 example = dict(zip(batch, values, strict=True))
                 image, label = (field_of(example, column) for column in shard.columns)
-                if isinstance(label, (list, dict)):
-                    raise SViTError(
-                        f"the label in row {found.num_rows} of {shard.name} is {label!r}; a class is a string or an "
-                        "integer, one for each image. `label_column` names another column."
-                    )
-                found.labels[_named(label, shard.stored_names)] += 1
+                if not shard.multi_label:
+                    refuse_lists(label, shard.name, found.num_rows)
+                labels = label or () if shard.multi_label else [label]
+                found.labels.update(_named(one, shard.stored_names) for one in labels)
                 stored = stored_image(image, shard.has_files)
                 source = stored if isinstance(stored, str) else shard.name
                 found.look_at(stored, source, found.num_rows, shard.limits)

@@ -32,7 +32,7 @@ class Batch(TypedDict):
 
     Attributes:
         pixel_values: `(B, 3, H, W)`, float32.
-        labels: Numbers of the classes, `(B,)`, int64.
+        labels: Numbers of the classes, `(B,)`, int64; with several labels per image `(B, C)`, float32 of 0 and 1.
         sample_ids: Places of the samples in the source, `(B,)`, int64.
         bad_images: Images that could not be decoded.
     """
@@ -254,13 +254,13 @@ class _BatchMaker:
                 f"{bad_images[0].source}: {bad_images[0].reason}"
             )
         sources = [min((index for index in good if index >= place), default=good[0]) for place in range(len(rows))]
-        return _batch([(rows[index][0], made[index]) for index in sources], bad_images)
+        return _batch(self.source, [(rows[index][0], made[index]) for index in sources], bad_images)
 
     def evaluation_batch(self, rows: list[Row]) -> Batch:
         """Make a batch of the images that are not broken."""
         made, bad_images = self._make([(row, SampleKey(0, 0, row.sample_id)) for row in rows])
         good = [(row, pixels) for row, pixels in zip(rows, made, strict=True) if pixels is not None]
-        return _batch(good, bad_images)
+        return _batch(self.source, good, bad_images)
 
     def _make(self, samples: list[tuple[Row, SampleKey]]) -> tuple[list[torch.Tensor | None], list[BadImage]]:
         made: list[torch.Tensor | None] = []
@@ -276,11 +276,20 @@ class _BatchMaker:
         return made, bad_images
 
 
-def _batch(samples: list[tuple[Row, Any]], bad_images: list[BadImage]) -> Batch:
+def _labels(source: ImageSource, labels: list[Any]) -> torch.Tensor:
+    if not source.is_multi_label:
+        return torch.tensor(labels, dtype=torch.int64)
+    several = torch.zeros(len(labels), len(source.label_names))
+    for row, ids in enumerate(labels):
+        several[row, list(ids)] = 1
+    return several
+
+
+def _batch(source: ImageSource, samples: list[tuple[Row, Any]], bad_images: list[BadImage]) -> Batch:
     pixels = [pixels for _, pixels in samples]
     return {
         "pixel_values": torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0),
-        "labels": torch.tensor([row.label for row, _ in samples], dtype=torch.int64),
+        "labels": _labels(source, [row.label for row, _ in samples]),
         "sample_ids": torch.tensor([row.sample_id for row, _ in samples], dtype=torch.int64),
         "bad_images": bad_images,
     }

@@ -18,14 +18,15 @@ def mix_batch(
 
     Args:
         pixel_values: `(B, 3, H, W)`, on any device.
-        labels: Numbers of the classes, `(B,)`, int64.
+        labels: Numbers of the classes, `(B,)`, int64, or targets `(B, num_classes)`, float32.
         options: How to mix.
         num_classes: Number of classes.
         seed: Seed of the run and the rank.
         update: Number of the update.
 
     Returns:
-        Mixed images, a new tensor unless mixing is off, and targets `(B, num_classes)`, float32, whose rows sum to 1.
+        Mixed images, a new tensor unless mixing is off, and targets `(B, num_classes)`, float32, whose rows sum to 1
+        if each image has one class.
 
     Raises:
         SViTError: If there is something to mix, and torchvision is not installed.
@@ -35,7 +36,7 @@ def mix_batch(
     and label smoothing is left to the loss.
     """
     if not options.is_on:
-        return pixel_values, F.one_hot(labels, num_classes).float()
+        return pixel_values, labels if labels.ndim == 2 else F.one_hot(labels, num_classes).float()
     require_torchvision("mixup_alpha", options.mixup_alpha, 0)
     from torchvision.transforms import v2
 

@@ -2,7 +2,7 @@
 """From options to a source: which split, which columns, which classes, indexed or as a stream, and how many rows."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import datasets
@@ -106,17 +106,17 @@ def _open_share(options: DataOptions, location: Location, split: str) -> ImageSo
     return source
 
 
-def held_out(labels: Sequence[int], share: float, seed: int) -> list[int]:
+def held_out(labels: Sequence[Hashable], share: float, seed: int) -> list[int]:
     """Return the images that are kept for validation: the share of each class, rounded, but never all of it.
 
     An image's chance depends on the seed and its place alone, so that nothing is remembered.
 
     Args:
-        labels: Class of each image.
+        labels: Class of each image; images with the same labels are a class, if they may have several.
         share: Share to keep.
         seed: Another seed keeps other images.
     """
-    by_class: dict[int, list[int]] = {}
+    by_class: dict[Hashable, list[int]] = {}
     for sample_id, label in enumerate(labels):
         by_class.setdefault(label, []).append(sample_id)
     kept: list[int] = []
@@ -130,8 +130,8 @@ def _draw(seed: int, sample_id: int) -> bytes:
     return hashlib.blake2b(f"{seed} {sample_id}".encode(), digest_size=8).digest()
 
 
-def labels_of(source: IndexedSource) -> list[int]:
-    """Return the class of each image, without reading the images."""
+def labels_of(source: IndexedSource) -> list[int | tuple[int, ...]]:
+    """Return the class of each image, or its labels if it may have several, without reading the images."""
     if isinstance(source, SelectedSource):
         whole = labels_of(source.source)
         return [whole[sample_id] for sample_id in source.sample_ids]
@@ -192,6 +192,11 @@ def reference_split(options: DataOptions, location: Location, split: str) -> str
 
 def _open_folder(options: DataOptions, location: Location, split: str, labelled: bool) -> FolderSource:
     require_indexed(options)
+    if options.multi_label and labelled:
+        raise SViTError(
+            f"`multi_label` is True, but {options.path!r} has a folder for each class, where an image has one; "
+            " `metadata.jsonl` beside the images can list several labels."
+        )
     assert location.folder is not None
     folder = location.folder
     images = folder.splits[split]
@@ -222,7 +227,7 @@ def _open_table(options: DataOptions, location: Location, split: str, labelled: 
             _require_classes_of_files(stored, names, options, split)
         location.builder.download_and_prepare()
         table = location.builder.as_dataset(split)
-    columns = find_columns(table.features, options.image_column, options.label_column, labelled)
+    columns = find_columns(table.features, options, labelled)
     if labelled and not footers:
         stored = [names_in_features(table.features, columns[1])]
     if labelled and names is None:
@@ -243,6 +248,7 @@ def _open_table(options: DataOptions, location: Location, split: str, labelled: 
         [footer.num_bytes for footer in footers],
         has_files=location.format == "imagefolder",
     )
+    source.is_multi_label = labelled and options.multi_label
     if labelled:
         # a label that is no class is better found now than in the middle of a run
         source.labels()
@@ -258,7 +264,7 @@ def names_of_footer(footer: Footer, options: DataOptions) -> tuple[str, ...] | N
     """Return the names that integers stand for in a parquet file, if it says so."""
     if footer.features is None:
         return None
-    (_, label_column) = find_columns(footer.features, options.image_column, options.label_column, True)
+    (_, label_column) = find_columns(footer.features, options, True)
     return names_in_features(footer.features, label_column)
 
 
@@ -281,7 +287,10 @@ def _names_by_reading(options: DataOptions, location: Location, reference: str, 
     source = f"the split {reference!r} of {options.path!r}"
     if not len(table):
         raise SViTError(f"{source} has no images.")
-    return names_of_labels((field_of(row, label_column) for row in table), source)
+    labels = (field_of(row, label_column) for row in table)
+    if options.multi_label:
+        labels = (label for several in labels for label in several or ())
+    return names_of_labels(labels, source)
 
 
 # streams
@@ -302,7 +311,7 @@ def stream_columns(
         stream = stream._resolve_features()
     if stream.features is None:
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
-    columns = find_columns(stream.features, options.image_column, options.label_column, labelled)
+    columns = find_columns(stream.features, options, labelled)
     if isinstance(builder, Parquet):
         # read nothing else
         builder.config.columns = top_columns(*columns)
@@ -331,7 +340,7 @@ def _open_stream(options: DataOptions, location: Location, split: str, labelled:
         names = stated or of_split or _names_of_index(options, columns[1], index)
         _require_classes_of_files(stored, names, options, split)
     counts = [footer.rows for footer in footers] or _count(options, index, files, split)
-    return StreamingSource(
+    source = StreamingSource(
         stream,
         columns,
         names,
@@ -340,6 +349,8 @@ def _open_stream(options: DataOptions, location: Location, split: str, labelled:
         stored,
         [footer.num_bytes for footer in footers] or None,
     )
+    source.is_multi_label = labelled and options.multi_label
+    return source
 
 
 def _names_of_index(options: DataOptions, label_column: str, index: SourceIndex | None) -> tuple[str, ...]:

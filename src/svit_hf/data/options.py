@@ -36,6 +36,7 @@ class DataOptions:
         eval_split: The split to evaluate on; by default the first of validation, valid, val and test that exists.
         image_column: Column of the images; found by default.
         label_column: Column of the labels; found by default. `json.label` is a field inside a column.
+        multi_label: Whether an image has any number of labels, its label column a list.
         streaming: Read shards in passing (True), or make an index of all images first (False); by default the
             latter for what is local and small enough to copy, and for image folders.
         num_workers: Processes that read and decode for one rank; by default one per CPU of the rank, 8 at most.
@@ -59,6 +60,7 @@ class DataOptions:
     eval_split: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    multi_label: bool = False
     streaming: bool | None = None
     num_workers: int | None = option(None, at_least=0, changes_freely=True)
     shuffle_block: int = 1024
@@ -77,6 +79,8 @@ class DataOptions:
         _require_at_least("shuffle_block", self.shuffle_block, 1)
         _require_between("max_bad_share", self.max_bad_share, 0, 1)
         _require_one_of("sampling", self.sampling, SAMPLINGS)
+        if self.multi_label and self.sampling == "balanced":
+            raise SViTError("`sampling` is 'balanced', which needs one class for each image; `multi_label` is True.")
         if not 0 <= self.validation_share < 1:
             raise SViTError(f"`validation_share` is {self.validation_share}; it has to be at least 0 and below 1.")
         _require_at_least("max_image_pixels", self.max_image_pixels, 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
@@ -101,10 +101,11 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
 def _write_split(
     source: ImageSource, folder: Path, split: str, options: ShardOptions, limits: ImageLimits
 ) -> WrittenSplit:
+    label = datasets.ClassLabel(names=list(source.label_names))
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(source.label_names))}
+        {"image": datasets.Image(), "label": datasets.List(label) if source.is_multi_label else label}
     )
-    labels: Counter[int] = Counter()
+    labels: Counter[Any] = Counter()
     bad_images: list[BadImage] = []
     rows = _decodable(
         shuffled_rows(source, options.seed, options.shuffle_block),
@@ -122,9 +123,10 @@ def _write_split(
                 columns = {"image": images, "label": [row.label for row in group]}
                 writer.write_table(pa.table(columns, schema=features.arrow_schema))
     files = [file.rename(file.with_stem(f"{file.stem}-of-{len(files):05d}")) for file in files]
-    found: Counter[int] = Counter()
+    found: Counter[Any] = Counter()
     for file in files:
-        found.update(pq.read_table(file, columns=["label"])["label"].to_pylist())
+        stored = pq.read_table(file, columns=["label"])["label"].to_pylist()
+        found.update(tuple(label) if isinstance(label, list) else label for label in stored)
     num_wanted = source.num_samples - len(bad_images)
     if found != labels or found.total() != num_wanted:
         raise DataError(

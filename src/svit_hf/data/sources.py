@@ -47,12 +47,12 @@ class Row(NamedTuple):
     Attributes:
         sample_id: Its place in the source.
         image: Encoded bytes, or the path of a file with them.
-        label: Number of the class; `UNLABELLED` for none.
+        label: Number of the class; `UNLABELLED` for none. Numbers of all labels, if an image may have several.
     """
 
     sample_id: int
     image: bytes | str | None
-    label: int
+    label: int | tuple[int, ...]
 
 
 class ImageSource(ABC):
@@ -66,6 +66,7 @@ class ImageSource(ABC):
     Attributes:
         num_samples: Images, broken ones included.
         is_streaming: Whether images can only be read in passing, shard by shard.
+        is_multi_label: Whether an image has any number of labels.
         description: What this is, in a line.
         split: Name of the split, if it was opened by `open_source`.
         remarks: What a user should know before using it: files that are not used, odd names of classes.
@@ -74,6 +75,7 @@ class ImageSource(ABC):
     """
 
     is_streaming: bool
+    is_multi_label: bool = False
     split: str | None = None
     remarks: tuple[str, ...] = ()
 
@@ -233,10 +235,10 @@ class TableSource(IndexedSource):
         """Return an image."""
         example = self.table[sample_id]
         image, *labels = (field_of(example, column) for column in self.columns)
-        label = self._label_of(sample_id, labels[0]) if labels else UNLABELLED
+        label: int | tuple[int, ...] = self._label_of(sample_id, labels[0]) if labels else UNLABELLED
         return Row(sample_id, stored_image(image, self.has_files), label)
 
-    def labels(self) -> list[int]:
+    def labels(self) -> list[int | tuple[int, ...]]:
         """Read the labels of all images, and nothing else of them.
 
         Raises:
@@ -268,9 +270,9 @@ class TableSource(IndexedSource):
             return parts
         return {name: [parts[name], size] for name, size in zip(parts, self.file_sizes, strict=True)}
 
-    def _label_of(self, sample_id: int, label: Any) -> int:
+    def _label_of(self, sample_id: int, label: Any) -> int | tuple[int, ...]:
         label_ids = self.label_ids[self.shard_of(sample_id) if len(self.label_ids) > 1 else 0]
-        return label_ids(label, *self.locate(sample_id))
+        return (label_ids.several if self.is_multi_label else label_ids)(label, *self.locate(sample_id))
 
 
 class SelectedSource(IndexedSource):
@@ -287,6 +289,7 @@ class SelectedSource(IndexedSource):
         self.source = source
         self.sample_ids = tuple(sample_ids)
         self.remarks = source.remarks
+        self.is_multi_label = source.is_multi_label
 
     def row(self, sample_id: int) -> Row:
         """Return an image, by its place in the selection."""
@@ -363,7 +366,10 @@ class StreamingSource(ImageSource):
                 example = {key: value[0] for key, value in batch.items()}
                 image, *labels = (field_of(example, column) for column in self.columns)
                 row = first + found - 1
-                label = self.label_ids[file](labels[0], self.shard_names[shard], row) if labels else UNLABELLED
+                label: int | tuple[int, ...] = UNLABELLED
+                if labels:
+                    ids = self.label_ids[file]
+                    label = (ids.several if self.is_multi_label else ids)(labels[0], self.shard_names[shard], row)
                 yield Row(start + row, stored_image(image), label)
         if found != stop - first:
             raise DataError(

@@ -90,6 +90,9 @@ def load_classifier(location: str, device: torch.device | str) -> PreTrainedMode
             f"{listed(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
         )
     model: Any = loaded
+    # in the file, tensors begin at any byte, and the last digits of a matrix product depend on where its operands lie
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
     classifier: PreTrainedModel = model.to(device).eval()
     return classifier
 

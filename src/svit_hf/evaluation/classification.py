@@ -87,7 +87,7 @@ def evaluate_batches(  # noqa: PLR0913 - what is measured, how, and over which p
     # Apple's GPUs have no float64
     counts = _Counts(num_classes, torch.device("cpu") if device.type == "mps" else device)
     excluded = None if label_map is None else label_map.excluded(num_classes).to(device)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for batch in batches:
             if should_stop is not None and should_stop():
                 counts.of["interruptions"] += 1
@@ -186,7 +186,8 @@ def _rounded(values: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode, and every module in its own mode again afterwards."""
     # one by one: frozen batch norms are in eval mode inside a model that trains
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -64,6 +64,20 @@ class LabelMap:
         return excluded
 
 
+def columns_by_name(data_names: Sequence[str], model_names: Sequence[str]) -> torch.Tensor:
+    """Return the number that the model has for each label of the data, int64 `(n,)`.
+
+    Raises:
+        EvaluationError: If the model lacks one.
+    """
+    if strangers := [name for name in data_names if name not in model_names]:
+        raise EvaluationError(
+            f"the data has the labels {_heads(data_names)}, and the model {_heads(model_names)}; it lacks "
+            f"{_heads(strangers)}. Labels are matched by name."
+        )
+    return torch.tensor([model_names.index(name) for name in data_names], dtype=torch.int64)
+
+
 def map_labels(
     data_names: Sequence[str],
     model_names: Sequence[str],

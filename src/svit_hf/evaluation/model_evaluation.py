@@ -15,9 +15,11 @@ from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import ImageSource
+from svit_hf.errors import SViTError
 from svit_hf.evaluation.classification import evaluate_batches
 from svit_hf.evaluation.classifier import AUTOCAST_DTYPES, Model, open_classifier, processes
-from svit_hf.evaluation.label_maps import map_labels
+from svit_hf.evaluation.label_maps import columns_by_name, map_labels
+from svit_hf.evaluation.multi_label import MultiLabelReport, evaluate_multi_label
 from svit_hf.evaluation.options import Precision, require_positive
 from svit_hf.evaluation.report import ClassificationReport
 from svit_hf.progress import Progress
@@ -36,7 +38,7 @@ class ModelEvaluation:
         bad_images: Of the images that could not be read, the first ones that this process met.
     """
 
-    report: ClassificationReport
+    report: ClassificationReport | MultiLabelReport
     class_names: list[str]
     facts: dict[str, str]
     settings: dict[str, Any]
@@ -104,13 +106,21 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
         crop_pct=crop_pct,
         precision=precision,
     )
-    labels = map_labels(
-        source.label_names,
-        classifier.class_names,
-        label_map=None if label_map is None else Path(label_map),
-        mask=None if mask is None else Path(mask),
-        image_names=source.image_names,
-    )
+    if source.is_multi_label:
+        for name, file in (("label_map", label_map), ("mask", mask)):
+            if file is not None:
+                raise SViTError(f"`{name}` is {str(file)!r}; with `multi_label`, labels are matched by name alone.")
+        columns = columns_by_name(source.label_names, classifier.class_names)
+        meaning = f"{len(columns)} labels, any number per image"
+    else:
+        labels = map_labels(
+            source.label_names,
+            classifier.class_names,
+            label_map=None if label_map is None else Path(label_map),
+            mask=None if mask is None else Path(mask),
+            image_names=source.image_names,
+        )
+        meaning = labels.description
     options = data if isinstance(data, DataOptions) else DataOptions()
     loader = EvaluationLoader(
         source,
@@ -131,18 +141,20 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
                 yield batch
                 progress.advance(len(batch["labels"]) + len(batch["bad_images"]))
 
-        report = evaluate_batches(
-            classifier.model,
-            noted(loader),
-            num_expected=loader.num_samples,
-            reduce=partial(reduce, reduction="sum"),
-            device=state.device,
-            autocast_dtype=AUTOCAST_DTYPES[precision],
-            flip=flip,
-            label_map=labels,
-            forward=classifier.forward,
-            num_classes=len(classifier.class_names),
-        )
+        common: dict[str, Any] = {
+            "num_expected": loader.num_samples,
+            "reduce": partial(reduce, reduction="sum"),
+            "device": state.device,
+            "autocast_dtype": AUTOCAST_DTYPES[precision],
+            "flip": flip,
+            "forward": classifier.forward,
+            "num_classes": len(classifier.class_names),
+        }
+        report: ClassificationReport | MultiLabelReport
+        if source.is_multi_label:
+            report = evaluate_multi_label(classifier.model, noted(loader), columns=columns, **common)
+        else:
+            report = evaluate_batches(classifier.model, noted(loader), label_map=labels, **common)
     description = without_credentials(source.description)
     height, width = classifier.preprocessing.shape[1:]
     crop = "" if crop_pct is None else f", crop share {crop_pct}"
@@ -150,13 +162,13 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
     count = f", {state.num_processes} processes" if state.num_processes > 1 else ""
     facts = {
         "data": description,
-        "classes": labels.description,
+        "classes": meaning,
         "images": f"{height} x {width} pixels{crop}{mirrored}",
         "computed": f"{precision} on {state.device.type}{count}",
     }
     settings = {
         "data": description,
-        "label_map": labels.description,
+        "label_map": meaning,
         "image_shape": list(classifier.preprocessing.shape),
         "image_processor": type(classifier.preprocessing.processor).__name__,
         "crop_pct": crop_pct,

@@ -281,12 +281,13 @@ def _predict(
 ) -> Iterator[tuple[Part, list[dict[str, Any]]]]:
     """Yield each part with its rows when all of them are there."""
     begun: dict[Part, list[dict[str, Any]]] = {}
+    has_several = getattr(classifier.model.config, "problem_type", None) == "multi_label_classification"
     with _inputs_of_last_layer(classifier, has_embeddings) as embeddings:
         for batch in loader:
             outputs: list[dict[str, Any]] = []
             if batch.pixel_values is not None:
                 logits = classifier.logits(batch.pixel_values)
-                outputs = _outputs(logits, embeddings, classifier.class_names, top_k)
+                outputs = _outputs(logits, embeddings, classifier.class_names, top_k, has_several)
             rows = begun.setdefault(batch.part, [])
             rows += _rows(batch, outputs, source)
             progress.advance(len(batch.sample_ids))
@@ -295,10 +296,11 @@ def _predict(
 
 
 def _outputs(
-    logits: torch.Tensor, embeddings: list[torch.Tensor], class_names: list[str], top_k: int
+    logits: torch.Tensor, embeddings: list[torch.Tensor], class_names: list[str], top_k: int, has_several: bool
 ) -> list[dict[str, Any]]:
-    """Return columns for each image that has an output."""
-    scores, ids = logits.float().softmax(dim=-1).topk(min(top_k, len(class_names)), dim=-1)
+    """Return columns for each image that has an output; with several labels per image, each has a probability."""
+    probabilities = logits.float().sigmoid() if has_several else logits.float().softmax(dim=-1)
+    scores, ids = probabilities.topk(min(top_k, len(class_names)), dim=-1)
     outputs: list[dict[str, Any]] = []
     for top_scores, top_ids in zip(scores.tolist(), ids.tolist(), strict=True):
         if not math.isfinite(top_scores[0]):

@@ -50,6 +50,13 @@ class ClassificationReport:
     classes: tuple[ClassCounts, ...]
     seconds: float
 
+    best_metric = "accuracy"
+    log_fields = ("accuracy", "top5_accuracy", "loss", "calibration_error", "num_images")
+
+    def line(self) -> str:
+        """Return the most important numbers in a line."""
+        return f"top-1 {self.accuracy:7.2%}  top-5 {self.top5_accuracy:7.2%}  loss {self.loss:.4f}"
+
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the accuracy."""

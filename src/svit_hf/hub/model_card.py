@@ -29,7 +29,7 @@ ARCHITECTURE_FIELDS = (
 PACKAGES = ("svit-hf", "torch", "transformers")
 
 # names on the Hub for the metrics of svit_hf.evaluation; others go by their own name
-METRIC_TYPES = {"top5_accuracy": "accuracy"}
+METRIC_TYPES = {"top5_accuracy": "accuracy", "micro_f1": "f1", "macro_f1": "f1"}
 
 USE_WITH_CODE = """```python
 from transformers import pipeline

@@ -12,7 +12,10 @@ from svit_hf.urls import without_credentials
 
 
 # of what an evaluation measures; counts and tables by class stay in the report
-CARD_METRICS = ("accuracy", "top5_accuracy", "loss", "calibration_error")
+CARD_METRICS = (
+    *("accuracy", "top5_accuracy", "mean_average_precision", "micro_f1", "macro_f1"),
+    *("loss", "calibration_error"),
+)
 WEIGHTS = {"raw": "raw", "ema": "EMA"}
 # "unknown" is the Hub's own identifier
 UNKNOWN_LICENCE = "unknown"
@@ -163,7 +166,12 @@ def _data_in_words(report: Mapping[str, Any]) -> str:
 def _limits(report: Mapping[str, Any], evaluation: Evaluation | None) -> str:
     num_classes = len(report["data"]["label_names"])
     lines = [
-        f"- It knows {num_classes} classes. Every picture gets one of them, whatever it shows.",
+        f"- It knows {num_classes} classes. "
+        + (
+            "A picture gets any number of them, each from a probability of 0.5 on."
+            if report["recipe"]["data"].get("multi_label")
+            else "Every picture gets one of them, whatever it shows."
+        ),
         "- Only what is in the table was measured: no other data, no robustness, no fairness.",
     ]
     if evaluation is None:
@@ -172,7 +180,7 @@ def _limits(report: Mapping[str, Any], evaluation: Evaluation | None) -> str:
     if len(report["metrics"]) > 1:
         chosen_by += " and between raw weights and their moving average"
     lines.append(
-        f"- The images of the evaluation also decided on {chosen_by}; on others, the accuracy is likely to be lower."
+        f"- The images of the evaluation also decided on {chosen_by}; on others, the numbers are likely to be lower."
     )
     interval = report["metrics"][report["chosen"]].get("accuracy_interval")
     if interval:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -112,6 +112,23 @@ def count_classes(source: ImageSource) -> list[int]:
     return [counts[index] for index in range(len(source.label_names))]
 
 
+def require_multi_label(recipe: TrainingRecipe) -> None:
+    """Refuse what makes no sense where an image has any number of labels.
+
+    Raises:
+        SViTError: If the recipe asks for it.
+    """
+    options = recipe.optimization
+    needed = {
+        "optimization.loss": (options.loss, "binary_cross_entropy"),
+        "optimization.class_weights": (options.class_weights, "none"),
+        "distillation.teacher": (recipe.distillation.teacher, ""),
+    }
+    for name, (value, allowed) in needed.items():
+        if value != allowed:
+            raise SViTError(f"`{name}` is {value!r}; with `data.multi_label` it has to be {allowed!r}.")
+
+
 def _require_indexed(source: ImageSource, argument: str) -> IndexedSource:
     if not isinstance(source, IndexedSource):
         raise SViTError(
@@ -161,7 +178,7 @@ def training_loader(
     """
     labels = None
     if recipe.data.sampling == "balanced":
-        labels = labels_of(_require_indexed(data.train, "data.sampling"))
+        labels = cast(list[int], labels_of(_require_indexed(data.train, "data.sampling")))
     size = recipe.model.image_size
     transform = TrainingTransform(
         (size, size), tuple(processor.image_mean), tuple(processor.image_std), recipe.augmentation

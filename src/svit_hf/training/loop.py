@@ -29,7 +29,8 @@ from svit_hf.data.decoding import BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
 from svit_hf.data.mixing import mix_batch
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
-from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluate_batches
+from svit_hf.evaluation.classification import ClassificationReport, EvaluationInterruptedError, evaluate_batches
+from svit_hf.evaluation.multi_label import MultiLabelReport, evaluate_multi_label
 from svit_hf.training.agreement import Agreement, DelayedSignals
 from svit_hf.training.assembly import autocast_dtype, on_rank_zero
 from svit_hf.training.checkpointing import (
@@ -95,7 +96,9 @@ class Run:
     on_new_best: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.num_labels = len(self.loader.maker.source.label_names)
+        source = self.loader.maker.source
+        self.num_labels = len(source.label_names)
+        self.best_metric = (MultiLabelReport if source.is_multi_label else ClassificationReport).best_metric
         self.num_updates = self.recipe.optimization.epochs * self.setting.updates_per_epoch
         micro_batches = self.setting.micro_batches
         self.world_size = self.accelerator.num_processes
@@ -359,7 +362,7 @@ class Run:
             return False
         epochs = self.progress.update // self.setting.updates_per_epoch - best["epoch"]
         if epochs >= patience:
-            self.console.say(f"no better accuracy in {epochs} epochs, and `run.patience` is {patience}: the end")
+            self.console.say(f"nothing better in {epochs} epochs, and `run.patience` is {patience}: the end")
         return epochs >= patience
 
     def _evaluate(self) -> None:
@@ -374,9 +377,9 @@ class Run:
             self._leave()
         self.progress.evaluated_update = self.progress.update
         # of equals, the average
-        chosen = max(metrics, key=lambda name: (metrics[name]["accuracy"], name == "ema"))
+        chosen = max(metrics, key=lambda name: (metrics[name][self.best_metric], name == "ema"))
         best = self.progress.best
-        if best is None or metrics[chosen]["accuracy"] > best["metrics"][best["chosen"]]["accuracy"]:
+        if best is None or metrics[chosen][self.best_metric] > best["metrics"][best["chosen"]][self.best_metric]:
             self.progress.best = {
                 "update": self.progress.update,
                 "epoch": self.progress.update // self.setting.updates_per_epoch,
@@ -397,7 +400,10 @@ class Run:
 
     def _evaluate_once(self, name: str) -> dict[str, Any]:
         assert self.evaluation is not None
-        report = evaluate_batches(
+        source = self.evaluation.maker.source
+        report: ClassificationReport | MultiLabelReport = (
+            evaluate_multi_label if source.is_multi_label else evaluate_batches
+        )(
             self.weights.model,
             self.evaluation,
             num_expected=self.evaluation.num_samples,
@@ -413,14 +419,12 @@ class Run:
             "update": self.progress.update,
             "epoch": epoch,
             "weights": name,
-            **{key: metrics[key] for key in ("accuracy", "top5_accuracy", "loss", "calibration_error", "num_images")},
+            **{key: metrics[key] for key in report.log_fields},
             "evaluation_seconds": round(report.seconds, 3),
         }
         if self.log is not None:
             self.log.add(EVALUATION, **row)
-        self.accelerator.log({f"evaluation/{name}/accuracy": report.accuracy}, self.progress.update)
-        self.console.say(
-            f"epoch {epoch:>4}  {name:<3}  top-1 {report.accuracy:7.2%}  top-5 {report.top5_accuracy:7.2%}  "
-            f"loss {report.loss:.4f}  {report.num_images} images"
-        )
+        measured = {f"evaluation/{name}/{report.best_metric}": metrics[report.best_metric]}
+        self.accelerator.log(measured, self.progress.update)
+        self.console.say(f"epoch {epoch:>4}  {name:<3}  {report.line()}  {report.num_images} images")
         return metrics

@@ -186,7 +186,7 @@ class RunOptions:
             number of ranks has the same bits; slower. Only with ddp.
         log_every_updates: Updates per row of the log and per line without a terminal.
         evaluate_every_epochs: Epochs per evaluation; the last epoch always has one. 0 for none at all.
-        patience: Epochs without a better accuracy after which the run ends early; 0 for no early end.
+        patience: Epochs without a better model after which the run ends early; 0 for no early end.
         evaluation_batch_size: Images per device in an evaluation; 0 for `device_batch_size`.
         save_every_updates: Updates per checkpoint, besides those before every evaluation; 0 for none.
         save_every_minutes: Minutes per checkpoint, likewise; 0 for none.

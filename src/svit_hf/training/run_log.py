@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LOG, METRICS, CURVES = "log.jsonl", "metrics.csv", "curves.png"
 TIMING_FIELDS = frozenset({"time_seconds", "images_per_second", "data_wait_share", "memory_gib", "evaluation_seconds"})
 UPDATE, EVALUATION = "update", "evaluation"
+# what the curve of evaluations shows, the first that there is
+CURVE_METRICS = ("accuracy", "mean_average_precision")
 
 
 class RunLog:
@@ -126,6 +128,7 @@ def draw_curves(rows: list[dict[str, Any]]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
+    name = CURVE_METRICS[0]
     loss_axes, accuracy_axes = figure.subplots(2, 1, sharex=True)
     updates = [row for row in rows if row["kind"] == UPDATE]
     epochs = [row["epoch"] for row in updates]
@@ -139,7 +142,8 @@ def draw_curves(rows: list[dict[str, Any]]) -> "Figure":
     for weights, color in (("raw", "tab:orange"), ("ema", "tab:green")):
         chosen = [row for row in rows if row["kind"] == EVALUATION and row["weights"] == weights]
         if chosen:
-            accuracies = [100 * row["accuracy"] for row in chosen]
+            name = next(name for name in CURVE_METRICS if name in chosen[0])
+            accuracies = [100 * row[name] for row in chosen]
             accuracy_axes.plot(
                 [row["epoch"] for row in chosen],
                 accuracies,
@@ -147,7 +151,7 @@ def draw_curves(rows: list[dict[str, Any]]) -> "Figure":
                 label=f"{weights}, best {max(accuracies):.2f} %",
             )
             accuracy_axes.legend(loc="lower right")
-    accuracy_axes.set_ylabel("accuracy in %")
+    accuracy_axes.set_ylabel(f"{name.replace('_', ' ')} in %")
     accuracy_axes.set_xlabel("epoch")
     for axes in (loss_axes, accuracy_axes):
         axes.grid(alpha=0.3)

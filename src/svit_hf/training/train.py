@@ -32,6 +32,7 @@ from svit_hf.training.assembly import (
     on_rank_zero,
     open_data,
     precision_of,
+    require_multi_label,
     training_loader,
     with_sync_batch_norm,
 )
@@ -168,6 +169,11 @@ def _make_run(
         The run, and what the start block says.
     """
     options, setting = recipe.optimization, start.setting
+    if data.train.is_multi_label:
+        require_multi_label(recipe)
+    if isinstance(model, SViTPreTrainedModel):
+        # what pipelines and the model's own loss go by
+        model.config.problem_type = "multi_label_classification" if data.train.is_multi_label else None
     model = _placed(model, recipe, accelerator)
     multiply_adds = count_multiply_adds(model, recipe.model.image_size, accelerator.device)
     freeze(model, recipe.model)
@@ -398,11 +404,13 @@ def _summary(report: Mapping[str, Any], output_dir: Path) -> dict[str, object]:
     """Return what the last block says."""
     lines: dict[str, object] = {}
     for weights, metrics in report["metrics"].items():
-        low, high = metrics["accuracy_interval"]
         taken = ", taken" if weights == report["chosen"] else ""
-        lines[f"{weights} top-1"] = (
-            f"{metrics['accuracy']:.2%} ({low:.2%} to {high:.2%}) in epoch {report['epoch']}{taken}"
-        )
+        if "accuracy" in metrics:
+            low, high = metrics["accuracy_interval"]
+            name, value = "top-1", f"{metrics['accuracy']:.2%} ({low:.2%} to {high:.2%})"
+        else:
+            name, value = "mAP", f"{metrics['mean_average_precision']:.2%}"
+        lines[f"{weights} {name}"] = f"{value} in epoch {report['epoch']}{taken}"
     bad = f", {report['bad_images']} of them broken" if report["bad_images"] else ""
     skipped = f"; {report['skipped_updates']} updates skipped" if report["skipped_updates"] else ""
     return lines | {

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate a classifier whose images have any number of labels: average precision, F1, loss.
+
+Average precision needs the scores of all images together. Each process puts those of its share at the places of the
+images in one table, and one sum over processes makes it whole: adding zeros rounds nothing, so that the numbers do not
+depend on processes, workers or batches.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from svit_hf.errors import EvaluationError
+from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluating
+from svit_hf.evaluation.report import MOST_CLASSES_SHOWN, NUM_WORST_SHOWN
+
+
+# a label is predicted from this probability on
+THRESHOLD = 0.5
+
+
+class LabelScores(NamedTuple):
+    """Images that have a label, and how well the model finds them; `None` where no image has it."""
+
+    num_images: int
+    average_precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class MultiLabelReport:
+    """Numbers of an evaluation with several labels per image, over all processes.
+
+    Attributes:
+        num_images: Images that count.
+        num_broken: Images that could not be read, which do not count.
+        num_not_finite: Images for which the model's output was not finite; no label is predicted for them.
+        mean_average_precision: Mean over the labels that some image has.
+        micro_f1: F1 of all decisions together, at a probability of 0.5.
+        macro_f1: Mean over the labels that some image has.
+        loss: Binary cross entropy, summed over labels and averaged over images, in nats.
+        classes: Numbers of each label.
+        seconds: Duration, from the first batch asked for until all processes have finished.
+    """
+
+    num_images: int
+    num_broken: int
+    num_not_finite: int
+    mean_average_precision: float
+    micro_f1: float
+    macro_f1: float
+    loss: float
+    classes: tuple[LabelScores, ...]
+    seconds: float
+
+    best_metric = "mean_average_precision"
+    log_fields = ("mean_average_precision", "micro_f1", "macro_f1", "loss", "num_images")
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of all processes per second, decoding included."""
+        return self.num_images / self.seconds
+
+    def line(self) -> str:
+        """Return the most important numbers in a line."""
+        return f"mAP {self.mean_average_precision:7.2%}  F1 {self.micro_f1:7.2%}  loss {self.loss:.4f}"
+
+    def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return everything as plain values; numbers that are not finite become `None`."""
+        names = [str(index) for index in range(len(self.classes))] if class_names is None else class_names
+        return {
+            "num_images": self.num_images,
+            "num_broken": self.num_broken,
+            "num_not_finite": self.num_not_finite,
+            "mean_average_precision": self.mean_average_precision,
+            "micro_f1": self.micro_f1,
+            "macro_f1": self.macro_f1,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+            "classes": [{"name": name, **scores._asdict()} for name, scores in zip(names, self.classes, strict=True)],
+        }
+
+    def rows(self) -> dict[str, str]:
+        """Return the lines of a table, by their title."""
+        rows = {
+            "images": f"{self.num_images}",
+            "mean average precision": f"{self.mean_average_precision:.2%}",
+            "F1, all decisions": f"{self.micro_f1:.2%}",
+            "F1, mean over labels": f"{self.macro_f1:.2%}",
+            "loss": f"{self.loss:.4f}",
+            "images/s": f"{self.images_per_second:.1f}",
+        }
+        counted = {"  broken, not counted": self.num_broken, "  output not finite": self.num_not_finite}
+        return rows | {title: str(count) for title, count in counted.items() if count}
+
+    def table(self) -> str:
+        """Return the report for a reader, a line for each number."""
+        return "\n".join(f"{title:<24}{value}" for title, value in self.rows().items())
+
+    def class_table(self, class_names: Sequence[str] | None = None) -> str:
+        """Return the numbers by label: of all that some image has, or of the worst if these are many."""
+        names = [str(index) for index in range(len(self.classes))] if class_names is None else class_names
+        named = [
+            (name, scores.num_images, scores.average_precision, scores.f1 or 0.0)
+            for name, scores in zip(names, self.classes, strict=True)
+            if scores.average_precision is not None
+        ]
+        title = "label"
+        if len(named) > MOST_CLASSES_SHOWN:
+            title = f"worst {NUM_WORST_SHOWN} of {len(named)} labels"
+            named = sorted(named, key=lambda entry: entry[2])[:NUM_WORST_SHOWN]
+        width = max(len(title), *(len(name) for name, *_ in named))
+        lines = [f"{title:<{width}}       AP       F1  images"]
+        lines += [f"{name:<{width}}  {precision:>7.2%}  {f1:>7.2%}  {n:>6}" for name, n, precision, f1 in named]
+        return "\n".join(lines)
+
+
+def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over which processes
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    num_expected: int,
+    num_classes: int,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts,
+    device: torch.device | str = "cpu",
+    autocast_dtype: torch.dtype | None = None,
+    flip: bool = False,
+    columns: torch.Tensor | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    forward: Callable[[torch.Tensor], Any] | None = None,
+) -> MultiLabelReport:
+    """Evaluate a model on this process's share of the images, and report on all of them.
+
+    Args:
+        model: Called with `pixel_values`, it returns logits `(B, num_classes)`, or something that has them.
+        batches: Mappings with `pixel_values` `(B, C, H, W)`, `labels` `(B, n)` of 0 and 1, `sample_ids` `(B,)` and,
+            where there are any, `bad_images`.
+        num_expected: Images in the data, over all processes, broken ones among them.
+        num_classes: Labels that the model knows.
+        reduce: Adds up a float64 tensor over all processes, and gives everybody the sum.
+        device: Where the model is.
+        autocast_dtype: Precision of the forward pass; that of the model if `None`.
+        flip: Average the probabilities of each image and of its mirror image.
+        columns: The model's label for each of the data's, int64 `(n,)`; the same ones if `None`.
+        should_stop: Asked before each batch, about this process. If it says yes anywhere, nobody gets a report.
+        forward: What to call instead of `model`, with the same result.
+
+    Raises:
+        EvaluationError: If the images are not as many as expected, or none could be read.
+        EvaluationInterruptedError: If `should_stop` said yes on some process.
+    """
+    started = time.perf_counter()
+    device = torch.device(device)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    # logits and targets of an image side by side, then whether it was counted
+    table = torch.zeros(num_expected, 2 * num_classes + 1, dtype=torch.float64)
+    # broken ones, and interruptions
+    counts = torch.zeros(2, dtype=torch.float64)
+    with evaluating(model), torch.no_grad():
+        for batch in batches:
+            if should_stop is not None and should_stop():
+                counts[1] += 1
+                break
+            counts[0] += len(batch.get("bad_images", ()))
+            if not len(batch["labels"]):
+                continue
+            pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+            views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
+            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+                outputs = [(forward or model)(view) for view in views]
+            logits = [getattr(output, "logits", output).double().cpu() for output in outputs]
+            if flip:
+                logits = [torch.logit(torch.stack([view.sigmoid() for view in logits]).mean(dim=0))]
+            rows = batch["sample_ids"]
+            # processes have to be added up without one not finite number spoiling the others
+            is_finite = logits[0].isfinite().all(dim=1)
+            table[rows, :num_classes] = logits[0].where(is_finite[:, None], _NOT_FINITE)
+            targets = torch.arange(num_classes) if columns is None else columns
+            table[rows[:, None], num_classes + targets] = batch["labels"].double()
+            table[rows, -1] += 1
+    # Apple's GPUs have no float64, and no other device is asked for a table of this size
+    message = reduce(torch.cat([counts, table.flatten()]).to("cpu" if device.type == "mps" else device)).cpu()
+    counts, table = message[:2], message[2:].view(table.shape)
+    if counts[1].item():
+        raise EvaluationInterruptedError("the evaluation was interrupted")
+    return _report(table, int(counts[0]), num_classes, time.perf_counter() - started)
+
+
+# a logit that no label is predicted for, and that ranks last
+_NOT_FINITE = -1e30
+
+
+def _report(table: torch.Tensor, num_broken: int, num_classes: int, seconds: float) -> MultiLabelReport:
+    num_expected = len(table)
+    is_counted = table[:, -1] == 1
+    num_images = int(is_counted.sum())
+    if 0 < num_expected == num_broken:
+        raise EvaluationError(f"none of the {num_expected} images could be read.")
+    if num_images + num_broken != num_expected or (table[:, -1] > 1).any():
+        raise EvaluationError(
+            f"{int(table[:, -1].sum())} images were counted, and {num_expected - num_broken} were expected: some were "
+            "left out or counted twice."
+        )
+    logits, targets = table[is_counted, :num_classes], table[is_counted, num_classes:-1]
+    is_predicted, is_there = logits.sigmoid() >= THRESHOLD, targets > 0
+    hits, predicted, there = ((value).sum(dim=0) for value in (is_predicted & is_there, is_predicted, is_there))
+    labels = tuple(
+        LabelScores(
+            int(there[index]),
+            average_precision(logits[:, index], is_there[:, index]) if there[index] else None,
+            float(2 * hits[index] / (predicted[index] + there[index])) if there[index] else None,
+        )
+        for index in range(num_classes)
+    )
+    present = [scores for scores in labels if scores.average_precision is not None]
+    total = int(predicted.sum() + there.sum())
+    not_finite = (logits == _NOT_FINITE).any(dim=1)
+    losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+    return MultiLabelReport(
+        num_images=num_images,
+        num_broken=num_broken,
+        num_not_finite=int(not_finite.sum()),
+        mean_average_precision=math.fsum(scores.average_precision or 0.0 for scores in present) / max(1, len(present)),
+        micro_f1=float(2 * hits.sum()) / total if total else 0.0,
+        macro_f1=math.fsum(scores.f1 or 0.0 for scores in present) / max(1, len(present)),
+        loss=float("nan") if not_finite.any() else math.fsum(losses.tolist()) / num_images,
+        classes=labels,
+        seconds=seconds,
+    )
+
+
+def average_precision(scores: torch.Tensor, is_there: torch.Tensor) -> float:
+    """Return the mean of the precisions at each image that has the label, the images ranked by score.
+
+    Images with equal scores count together, in whatever order they come.
+
+    Args:
+        scores: Shape `(n,)`; larger is likelier.
+        is_there: Which images have the label, booleans of shape `(n,)`; at least one.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    ranked, hits = scores[order], is_there[order].cumsum(0)
+    # the last image of each group of equal scores
+    is_last = torch.ones(len(ranked), dtype=torch.bool)
+    is_last[:-1] = ranked[:-1] != ranked[1:]
+    places = is_last.nonzero()[:, 0]
+    found = hits[places].double()
+    precision = found / (places + 1)
+    gained = torch.diff(found, prepend=torch.zeros(1, dtype=torch.float64))
+    return float((precision * gained).sum() / found[-1])
