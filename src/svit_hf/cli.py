@@ -2,6 +2,7 @@
 """The command line: `svit-hf COMMAND`.
 
 A command is a typed dataclass with a method `run() -> int`; its fields are the arguments, its docstring is the help.
+One that has to read its command line itself has a class method `parse(arguments, program)`.
 To add one, write it in the folder it belongs to and name it in `COMMANDS`.
 """
 
@@ -77,11 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {version('svit-hf')}")  # noqa: T201 - a program's result
         return 0
     try:
-        dataclass = _find(name)
-        # after the name is known to be right: 0.1 s
+        kind = _find(name)
+        program = f"{PROGRAM} {name}"
+        # after the name is known to be right, because it takes as long as all of the above
         import tyro
 
-        command = tyro.cli(dataclass, args=arguments, prog=f"{PROGRAM} {name}")
+        # the defaults of some arguments depend on others
+        parse = getattr(kind, "parse", None)
+        command = parse(arguments, program) if parse else tyro.cli(kind, args=arguments, prog=program)
         keep_freed_memory()
         return command.run()
     except SViTError as error:

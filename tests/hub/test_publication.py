@@ -134,7 +134,7 @@ def test_broken_weights_are_refused(run_folder):
         ("preprocessor_config.json", "{", "has no image processor that loads"),
         ("preprocessor_config.json", None, "has no image processor that loads"),
         ("configuration_svit.py", None, "code is missing in"),
-        ("layers_svit.py", None, "code is missing in"),
+        ("modeling_svit.py", None, "code is missing in"),
         ("README.md", "---\nlicense: [\n---\n", r"README\.md cannot be read"),
         ("README.md", "# no metadata\n", "states no `license`"),
     ],
