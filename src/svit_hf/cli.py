@@ -34,13 +34,11 @@ class Command(NamedTuple):
         module: Where its dataclass is.
         dataclass: Name of the dataclass.
         summary: What it does, in a line.
-        needs_package: Whether `import svit_hf` has to succeed first. `doctor` finds out whether it does.
     """
 
     module: str
     dataclass: str
     summary: str
-    needs_package: bool = True
 
 
 COMMANDS = {
@@ -107,7 +105,8 @@ def _find(name: str) -> type[Runnable]:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise SViTError(f"there is no command {name!r}. {hint}Commands are {', '.join(COMMANDS)}.")
-    if COMMANDS[name].needs_package:
+    # which finds out itself whether that succeeds
+    if name != "doctor":
         import_package()
     dataclass: type[Runnable] = getattr(import_module(COMMANDS[name].module), COMMANDS[name].dataclass)
     return dataclass
