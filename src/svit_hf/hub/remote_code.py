@@ -19,7 +19,10 @@ from svit_hf.model.configuration_svit import MODEL_AUTO_MAP, SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.image_transforms_svit import BACKENDS
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.model.own_code_svit import code_files
 
+
+__all__ = ["AUTO_MAPS", "code_files", "default_image_processor", "save_with_code", "with_auto_map"]
 
 IMAGE_PROCESSOR_AUTO_MAP = {"AutoImageProcessor": BACKENDS}
 AUTO_MAPS: dict[str, Mapping[str, object]] = {
