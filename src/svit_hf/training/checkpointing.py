@@ -222,12 +222,12 @@ def restore_best(run_dir: Path, best: Mapping[str, Any] | None, checkpoint: Path
     Returns:
         Whether it has them.
     """
-    if best is not None:
-        if digests_of(run_dir / BEST) == best["sha256"]:
+    if best is not None and (digests := best.get("sha256")):
+        if digests_of(run_dir / BEST) == digests:
             return True
         for run in (run_dir, checkpoint.parent.parent):
             for folder in (checkpoint_folder(run, best["update"]), run / BEST):
-                if digests_of(folder) == best["sha256"]:
+                if digests_of(folder) == digests:
                     keep_as_best(folder, run_dir)
                     return True
     if (run_dir / BEST).exists():
