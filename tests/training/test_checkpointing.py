@@ -75,6 +75,10 @@ def list_no_files(folder):
     (folder / MANIFEST).write_text('{"files": []}')
 
 
+def list_numbers(folder):
+    (folder / MANIFEST).write_text('{"files": {"optimizer.pt": 3}}')
+
+
 def forget_the_optimizer(folder):
     content = json.loads((folder / MANIFEST).read_text())
     del content["files"][OPTIMIZER]
@@ -95,6 +99,7 @@ def test_newest_checkpoint_is_found(run_dir):
         (lose_a_file, "progress.json is missing"),
         (lose_the_manifest, "not finished"),
         (halve_the_manifest, "cannot be read"),
+        (list_numbers, "cannot be read"),
         (list_no_files, "is not part of it"),
         (forget_the_optimizer, "optimizer.pt is not part of it"),
     ],

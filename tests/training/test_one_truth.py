@@ -17,6 +17,8 @@ from svit_hf.training.run_log import read_log
 from svit_hf.training.train import train
 
 
+pytestmark = pytest.mark.slow
+
 METRICS = ("accuracy", "top5_accuracy", "loss", "calibration_error", "num_images")
 
 

@@ -107,18 +107,19 @@ def sweep(run_dir: Path) -> None:
 def problem_of(folder: Path) -> str | None:
     """Return why a checkpoint cannot be used; nothing if it can."""
     try:
-        content = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        files = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
+        content = {name: (entry["size"], entry["sha256"]) for name, entry in files.items()}
     except FileNotFoundError:
         return "it has no manifest.json, so it was not finished"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest.json cannot be read: {error}"
-    for name, expected in content.items():
+    for name, (size, sha256) in content.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if sha256_of(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if sha256_of(path) != sha256:
             return f"{name} is damaged: its SHA-256 is not that of the manifest"
     if missing := {PROGRESS, OPTIMIZER} - content.keys():
         return f"{', '.join(sorted(missing))} is not part of it"
@@ -222,12 +223,12 @@ def restore_best(run_dir: Path, best: Mapping[str, Any] | None, checkpoint: Path
     Returns:
         Whether it has them.
     """
-    if best is not None:
-        if digests_of(run_dir / BEST) == best["sha256"]:
+    if best is not None and (digests := best.get("sha256")):
+        if digests_of(run_dir / BEST) == digests:
             return True
         for run in (run_dir, checkpoint.parent.parent):
             for folder in (checkpoint_folder(run, best["update"]), run / BEST):
-                if digests_of(folder) == best["sha256"]:
+                if digests_of(folder) == digests:
                     keep_as_best(folder, run_dir)
                     return True
     if (run_dir / BEST).exists():

@@ -15,7 +15,7 @@ from svit_hf.errors import SViTError
 from svit_hf.option_fields import freely_changing
 from svit_hf.training.checkpointing import PROGRESS
 from svit_hf.training.options import TrainingRecipe
-from svit_hf.training.recipe_files import flatten, to_json
+from svit_hf.training.recipe_files import flatten, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ class SavedProgress:
 
     def differences(self, recipe: TrainingRecipe, setting: Setting) -> list[str]:
         """Return in what the checkpoint's run differs from this one, such that it would not be the same training."""
-        before = flatten(self.recipe) | asdict(self.setting)
+        # by way of a recipe: one that was written before there was an option has its default
+        before = flatten(to_json(from_json(self.recipe))) | asdict(self.setting)
         now = flatten(to_json(recipe)) | asdict(setting)
         saved_data, found_data = before.pop("data"), now.pop("data")
         free = freely_changing(TrainingRecipe)

@@ -46,7 +46,8 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
         model: Any = AutoModelForImageClassification.from_pretrained(
             options.name_or_path, dtype=torch.float32, **fields
         )
-    except (OSError, ValueError, StrictDataclassError) as error:
+    # of a damaged folder, every library raises something else
+    except Exception as error:
         raise SViTError(
             f"`model.name_or_path` is {options.name_or_path!r}, which cannot be loaded: {error}"
         ) from error
@@ -72,7 +73,7 @@ def make_image_processor(options: ModelOptions) -> SViTImageProcessorPil:
         try:
             start = AutoImageProcessor.from_pretrained(options.name_or_path)
             settings |= {"image_mean": list(start.image_mean), "image_std": list(start.image_std)}
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise SViTError(
                 f"`model.name_or_path` is {options.name_or_path!r}, whose image processor cannot be loaded: {error}"
             ) from error
@@ -142,7 +143,7 @@ def make_teacher(
     try:
         model = AutoModelForImageClassification.from_pretrained(options.teacher, dtype=torch.float32)
         theirs: Any = AutoImageProcessor.from_pretrained(options.teacher)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise SViTError(f"`distillation.teacher` is {options.teacher!r}, which cannot be loaded: {error}") from error
     known = [model.config.id2label[index] for index in range(model.config.num_labels)]
     # made-up names say nothing about the order
