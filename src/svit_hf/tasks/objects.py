@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,7 @@ def class_indices(values: Sequence[Any], labels: Sequence[str], origin: Origin) 
     for value in values:
         if isinstance(value, str) and value in labels:
             indices.append(labels.index(value))
-        elif isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value < len(labels):
+        elif isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < len(labels):
             indices.append(int(value))
         else:
             raise DataError(
