@@ -104,6 +104,19 @@ def test_shares_of_a_split_give_the_same_as_the_whole(of_masks):
     assert shares.compute() == pytest.approx(counted(of_masks, chosen).compute(), rel=0, abs=0, nan_ok=True)
 
 
+def test_masks_are_judged_by_their_pixels():
+    square = np.zeros((1, *SHAPE), dtype=bool)
+    square[:, 10:30, 10:30] = True
+    # two edges of the square: the same box, 0.19 of the pixels
+    corner = square.copy()
+    corner[:, 12:, 12:] = False
+    true = Objects(boxes_of_masks(square), np.array([0]), square, crowd=np.array([False]))
+    prediction = Objects(boxes_of_masks(corner), np.array([0]), corner, np.array([0.9]))
+    sample = Sample(Image.new("RGB", SHAPE[::-1]), true, Origin("x", 0))
+    assert counted(True, [(0, prediction, sample)]).compute()["map"] == 0
+    assert counted(False, [(0, prediction, sample)]).compute()["map"] == pytest.approx(1)
+
+
 def test_crowds_are_neither_found_nor_missed():
     sample = next(iter(pictures(False)))[2]
     sample.target.crowd = np.arange(len(sample.target)) == 0

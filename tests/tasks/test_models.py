@@ -3,6 +3,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from dense_models import LABELS, OPTIONS, SIZE, pretrained_config, small_model, 
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 from transformers import AutoModelForObjectDetection, ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import svit_hf
 from svit_hf.errors import SViTError
+from svit_hf.model import dense_heads
 from svit_hf.tasks.heads import HEADS
 from svit_hf.tasks.models import backbone_of, cells_for_image_size, load_backbone
 
@@ -290,6 +293,14 @@ def test_strangers_load_every_head_and_save_it_again(checkpoint, tmp_path, fresh
         torch.save({"pixels": pixels, "output": output}, tmp_path / head / "probe.pt")
     printed = fresh_python("-c", LOAD_EVERY_HEAD, tmp_path, json.dumps(list(HEADS)), hidden=["svit_hf"])
     assert printed.split() == list(HEADS)
+
+
+def test_everything_that_is_needed_is_imported_by_name():
+    # Transformers 5.5 looks no further
+    file = dense_heads.__file__
+    assert {f"{name}.py" for name in get_relative_imports(file)} == {
+        Path(needed).name for needed in get_relative_import_files(file)
+    }
 
 
 def test_own_classes_load_without_trust_and_ship_their_code(checkpoint, tmp_path):

@@ -16,15 +16,20 @@ import transformers
 from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
 
 from .configuration_svit import SViTConfig
+
+# Transformers 5.5 fetches the files that this one imports, and not those that they import
+from .implementation_svit import resolve_implementation  # noqa: F401
+from .layers_svit import SViTStage  # noqa: F401
 from .modeling_svit import SViTBackbone
+from .super_tokens_svit import SUPER_TOKEN_SAMPLERS  # noqa: F401
 
 
 class _OnSViT:
     """What the configs share: the backbone is an SViT."""
 
     _auto_class: ClassVar[str | None] = "AutoConfig"
-    # Mask2Former and MaskFormer warn of any other
-    backbones_supported: ClassVar[list[str]] = ["svit"]
+    # Mask2Former and MaskFormer warn of any other; a config without arguments, which is made to compare with, has swin
+    backbones_supported: ClassVar[list[str]] = ["svit", "swin"]
 
     def __post_init__(self, **kwargs: Any) -> None:
         config: Any = self

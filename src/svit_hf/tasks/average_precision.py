@@ -67,7 +67,7 @@ class AveragePrecision(Metric):
             raise SViTError(
                 f"average precision needs faster-coco-eval; install it with: {install_hint('dense')}"
             ) from error
-        # in one order, whatever rank came first: sums of floats depend on it
+        # in one order, whatever rank came first
         ordered = sorted(self.pictures)
         images = [
             {"id": index, "height": self.pictures[index]["size"][0], "width": self.pictures[index]["size"][1]}
