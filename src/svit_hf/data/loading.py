@@ -490,8 +490,8 @@ def _kill_workers(iterator: Any) -> None:
 
 
 @atexit.register
-def _kill_all_workers() -> None:
-    # after an error, tracebacks may still hold an iterator, and Python would wait for its workers for ever
+def kill_workers() -> None:
+    """End all worker processes: tracebacks may hold their iterators, and Python would wait for them for ever."""
     for iterator in list(_RUNNING):
         _kill_workers(iterator)
 

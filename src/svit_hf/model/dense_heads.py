@@ -15,12 +15,11 @@ import torch
 import transformers
 from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
 
-from .configuration_svit import SViTConfig
-
 # Transformers 5.5 fetches the files that this one imports, and not those that they import
-from .implementation_svit import resolve_implementation  # noqa: F401
-from .layers_svit import SViTStage  # noqa: F401
+from .cells_svit import count_cells  # noqa: F401
+from .configuration_svit import SViTConfig
 from .modeling_svit import SViTBackbone
+from .own_code_svit import write_code  # noqa: F401
 from .super_tokens_svit import SUPER_TOKEN_SAMPLERS  # noqa: F401
 
 

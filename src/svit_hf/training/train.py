@@ -45,6 +45,7 @@ from svit_hf.training.checkpointing import (
     sweep,
 )
 from svit_hf.training.console import Console, duration
+from svit_hf.training.ending import ending_together
 from svit_hf.training.fully_sharded import shard
 from svit_hf.training.loop import Run
 from svit_hf.training.losses import balanced_class_weights, make_criterion
@@ -127,7 +128,7 @@ def train(
     """
     output_dir = Path(output_dir)
     accelerator = make_accelerator(recipe.run, output_dir)
-    with _explaining_full_disk(), ExitStack() as stack:
+    with ending_together(), _explaining_full_disk(), ExitStack() as stack:
         found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
         # nothing is written before everything is known to go together
         data = open_data(recipe, accelerator)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end of a run on all ranks when one of them fails: the others would wait in an all-reduce for ever.
+
+A rank that fails says so in the store by which ranks found each other. A thread on every rank looks there, gives the
+rank some seconds to end by itself, and then ends its process.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import distributed
+from torch.distributed.distributed_c10d import _get_default_store
+
+from svit_hf.data.loading import kill_workers
+from svit_hf.errors import SViTError, TrainingInterruptedError
+
+
+FAILED, CLAIMS = "svit_hf.failed", "svit_hf.claims"
+SECONDS_BETWEEN_LOOKS = 0.5
+# for a message, the closing of files, and what other ranks raise over lost connections
+SECONDS_TO_END = 4.0
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Have all ranks end within seconds of the first one that fails; only that one raises its error.
+
+    Raises:
+        SystemExit: On the other ranks, with the exit status of the first one.
+    """
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        yield
+        return
+    store = _get_default_store()
+    is_over = threading.Event()
+    threading.Thread(target=_watch, args=(store, is_over), daemon=True, name="ends of other ranks").start()
+    try:
+        yield
+    # every rank is told to stop, and every rank saves
+    except TrainingInterruptedError:
+        is_over.set()
+        raise
+    except SViTError as error:
+        if store.add(CLAIMS, 1) > 1:
+            # what all ranks find out, one of them says
+            raise SystemExit(error.exit_code) from None
+        store.set(FAILED, str(error.exit_code))
+        raise
+    except Exception:
+        # the connection to a rank that failed is lost before anybody has looked into the store
+        deadline = time.monotonic() + SECONDS_TO_END / 2
+        while time.monotonic() < deadline:
+            if (status := _status_of_failure(store)) is not None:
+                raise SystemExit(status) from None
+            time.sleep(SECONDS_BETWEEN_LOOKS / 5)
+        store.set(FAILED, "1")
+        raise
+    else:
+        is_over.set()
+
+
+def _watch(store: Any, is_over: threading.Event) -> None:
+    while not is_over.wait(SECONDS_BETWEEN_LOOKS):
+        status = _status_of_failure(store)
+        if status is not None:
+            time.sleep(SECONDS_TO_END)
+            # the main thread waits for ranks that are gone
+            kill_workers()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def _status_of_failure(store: Any) -> int | None:
+    """Return the exit status of the rank that failed first; 1 if the store is gone, with the rank that had it."""
+    try:
+        return int(store.get(FAILED)) if store.check([FAILED]) else None
+    # torch raises its own kinds for lost connections, all of them RuntimeErrors
+    except RuntimeError:
+        return 1
