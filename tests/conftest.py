@@ -3,6 +3,7 @@
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -120,3 +121,17 @@ def fresh_python(tmp_path):
         return result.stdout
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder with room for 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    # also while the traceback of a failure holds a file open
+    subprocess.run([shutil.which("umount"), "-l", folder], check=True)

@@ -2,8 +2,6 @@
 """Images in four colours, and the recipe of a model that learns them in seconds."""
 
 import io
-import shutil
-import subprocess
 from dataclasses import replace
 
 import datasets
@@ -75,17 +73,3 @@ def fresh_accelerator():
     yield
     AcceleratorState._reset_state()
     PartialState._reset_state()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Return a folder with room for 8 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    command = [mount, "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a file system cannot be mounted here")
-    yield folder
-    # also while the traceback of a failure holds a file open
-    subprocess.run([shutil.which("umount"), "-l", folder], check=True)
