@@ -33,56 +33,9 @@ from .windows import (
     locate_tokens,
     locate_window,
     multiply,
-    scale_and_shift,
     standardize,
     store_rows,
 )
-
-
-@triton.jit
-def normalized_cell_mean_kernel(
-    tokens_ptr,
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
-    super_tokens_ptr,
-    H,
-    W,
-    Gh,
-    Gw,
-    eps,
-    C: tl.constexpr,
-    h: tl.constexpr,
-    w: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """Find mean and reciprocal deviation of the tokens of a cell, and average what LayerNorm makes of them.
-
-    Padding counts as zeros in the average.
-    """
-    cell = tl.program_id(0)
-    image = (cell // (Gh * Gw)).to(tl.int64)
-    channel = tl.arange(0, BLOCK_C)
-    weight = load_parameter(weight_ptr, channel, C)
-    bias = load_parameter(bias_ptr, channel, C)
-    sums = tl.zeros((BLOCK_C,), tl.float32)
-    for start in range(0, h * w, BLOCK_T):
-        place = start + tl.arange(0, BLOCK_T)
-        y = cell // Gw % Gh * h + place // w
-        x = cell % Gw * w + place % w
-        is_in_image = (place < h * w) & (y < H) & (x < W)
-        token_row = (image * H + y) * W + x
-        tokens = load_rows(tokens_ptr, token_row, is_in_image, channel, C).to(tl.float32)  # (BLOCK_T, BLOCK_C)
-        mean = tl.sum(tokens, axis=1) / C
-        centred = tl.where((channel < C)[None, :], tokens - mean[:, None], 0.0)
-        rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / C + eps)
-        tl.store(mean_ptr + token_row, mean, mask=is_in_image)
-        tl.store(rstd_ptr + token_row, rstd, mask=is_in_image)
-        normalized = scale_and_shift(centred * rstd[:, None], is_in_image, weight, bias)
-        sums += tl.sum(normalized.to(tokens_ptr.dtype.element_ty).to(tl.float32), axis=0)
-    tl.store(super_tokens_ptr + cell.to(tl.int64) * C + channel, sums / (h * w), mask=channel < C)
 
 
 @triton.jit
@@ -176,40 +129,10 @@ def normalize_and_sample(
         return *sample_super_tokens(normalized, cell_size, num_iterations, sampler), mean, rstd
     tokens = tokens.contiguous(memory_format=torch.channels_last)
     mean, rstd = _empty_statistics(tokens)
-    normalization = Normalization(weight.contiguous(), bias.contiguous(), mean, rstd)
+    normalization = Normalization(weight.contiguous(), bias.contiguous(), eps, mean, rstd)
     super_tokens = empty_super_tokens(tokens, cell_size, dtype)
-    means = torch.empty_like(super_tokens, dtype=torch.float32)
-    _average_normalized_cells(tokens, normalization, eps, cell_size, means)
-    association, mass = iterate(tokens, cell_size, num_iterations, sampler, means, super_tokens, normalization)
+    association, mass = iterate(tokens, cell_size, num_iterations, sampler, super_tokens, normalization)
     return super_tokens, association, mass, mean, rstd
-
-
-def _average_normalized_cells(
-    tokens: torch.Tensor,
-    normalization: Normalization,
-    eps: float,
-    cell_size: Sequence[int],
-    super_tokens: torch.Tensor,
-) -> None:
-    """Write mean and deviation into the normalization, and the means of the cells."""
-    batch_size, channels, rows, columns = super_tokens.shape
-    weight, bias, mean, rstd = normalization
-    tile = tile_of(cell_size[0] * cell_size[1], channels, tokens.dtype, MAX_CHANNELS)
-    launch(
-        normalized_cell_mean_kernel,
-        (batch_size * rows * columns,),
-        tokens,
-        weight,
-        bias,
-        mean,
-        rstd,
-        super_tokens,
-        *tokens.shape[2:],
-        rows,
-        columns,
-        eps,
-        **constants_of(tile, channels, cell_size),
-    )
 
 
 @custom_op("svit_hf_triton::differentiate_normalize_and_sample", mutates_args=())

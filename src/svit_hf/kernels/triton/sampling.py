@@ -41,10 +41,11 @@ NUM_PARTS_WITH_NORM = 4
 
 
 class Normalization(NamedTuple):
-    """LayerNorm's weight and bias, `(C,)`, and the mean and `1 / deviation` of each token, `(B, H, W, 1)`."""
+    """LayerNorm's weight and bias, `(C,)`, its eps, and the mean and `1 / deviation` of each token, `(B, H, W, 1)`."""
 
     weight: torch.Tensor
     bias: torch.Tensor
+    eps: float
     mean: torch.Tensor
     rstd: torch.Tensor
 
@@ -53,27 +54,49 @@ class Normalization(NamedTuple):
 def cell_mean_kernel(
     tokens_ptr,
     super_tokens_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    rstd_ptr,
     H,
     W,
     Gh,
     Gw,
+    eps,
     C: tl.constexpr,
     h: tl.constexpr,
     w: tl.constexpr,
+    HAS_NORM: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Average the tokens of a cell; padding counts as zeros."""
+    """Average the tokens of a cell; padding counts as zeros.
+
+    `HAS_NORM` averages what LayerNorm makes of the tokens, and writes mean and reciprocal deviation of each; it needs
+    all channels in one tile.
+    """
     cell = tl.program_id(0)
     image = (cell // (Gh * Gw)).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    if HAS_NORM:
+        weight = load_parameter(weight_ptr, channel, C)
+        bias = load_parameter(bias_ptr, channel, C)
     sums = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(0, h * w, BLOCK_T):
         place = start + tl.arange(0, BLOCK_T)
         y = cell // Gw % Gh * h + place // w
         x = cell % Gw * w + place % w
         is_in_image = (place < h * w) & (y < H) & (x < W)
-        tokens = load_rows(tokens_ptr, (image * H + y) * W + x, is_in_image, channel, C)  # (BLOCK_T, BLOCK_C)
+        token_row = (image * H + y) * W + x
+        tokens = load_rows(tokens_ptr, token_row, is_in_image, channel, C)  # (BLOCK_T, BLOCK_C)
+        if HAS_NORM:
+            values = tokens.to(tl.float32)
+            mean = tl.sum(values, axis=1) / C
+            centred = tl.where((channel < C)[None, :], values - mean[:, None], 0.0)
+            rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / C + eps)
+            tl.store(mean_ptr + token_row, mean, mask=is_in_image)
+            tl.store(rstd_ptr + token_row, rstd, mask=is_in_image)
+            tokens = scale_and_shift(centred * rstd[:, None], is_in_image, weight, bias).to(tokens.dtype)
         sums += tl.sum(tokens.to(tl.float32), axis=0)
     tl.store(super_tokens_ptr + cell.to(tl.int64) * C + channel, sums / (h * w), mask=channel < C)
 
@@ -170,9 +193,7 @@ def sample_super_tokens(
     """
     tokens = tokens.contiguous(memory_format=torch.channels_last)
     super_tokens = empty_super_tokens(tokens, cell_size)
-    means = torch.empty_like(super_tokens, dtype=torch.float32)
-    _average_cells(tokens, cell_size, means)
-    association, mass = iterate(tokens, cell_size, num_iterations, sampler, means, super_tokens)
+    association, mass = iterate(tokens, cell_size, num_iterations, sampler, super_tokens)
     return super_tokens, association, mass
 
 
@@ -181,18 +202,18 @@ def iterate(
     cell_size: Sequence[int],
     num_iterations: int,
     sampler: str,
-    means: torch.Tensor,
     super_tokens: torch.Tensor,
     normalization: Normalization | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Write the super tokens that rounds of association and averaging lead to; return association and mass.
 
-    `means` are those of the cells, in float32, and are overwritten. With a `normalization`, tokens pass LayerNorm
-    before anything else.
+    With a `normalization`, tokens pass LayerNorm before anything else, and its mean and deviation are written.
     """
     association, mass = empty_association(tokens, cell_size)
+    # what the tokens are compared with is float32 until the last round
+    means = torch.empty_like(super_tokens, dtype=torch.float32)
+    _average_cells(tokens, cell_size, means, normalization)
     for iteration in range(num_iterations):
-        # what the tokens are compared with is float32 until the last round
         partial_sums, partial_mass = _associate(
             tokens, cell_size, sampler == "soft_masked", means, association, normalization
         )
@@ -201,19 +222,37 @@ def iterate(
     return association, mass
 
 
-def _average_cells(tokens: torch.Tensor, cell_size: Sequence[int], super_tokens: torch.Tensor) -> None:
+def _average_cells(
+    tokens: torch.Tensor,
+    cell_size: Sequence[int],
+    super_tokens: torch.Tensor,
+    normalization: Normalization | None,
+) -> None:
     batch_size, channels, rows, columns = super_tokens.shape
-    tile = tile_of(cell_size[0] * cell_size[1], channels, tokens.dtype, MAX_CHANNELS_OF_A_LOOP)
+    weight, bias, eps, mean, rstd = normalization or _no_normalization(tokens)
+    max_channels = MAX_CHANNELS if normalization else MAX_CHANNELS_OF_A_LOOP
+    tile = tile_of(cell_size[0] * cell_size[1], channels, tokens.dtype, max_channels)
     launch(
         cell_mean_kernel,
         (batch_size * rows * columns, ceil_div(channels, tile.channels)),
         tokens,
         super_tokens,
+        weight,
+        bias,
+        mean,
+        rstd,
         *tokens.shape[2:],
         rows,
         columns,
+        eps,
+        HAS_NORM=normalization is not None,
         **constants_of(tile, channels, cell_size),
     )
+
+
+def _no_normalization(tokens: torch.Tensor) -> Normalization:
+    # kernels without LayerNorm do not look at these
+    return Normalization(tokens, tokens, 0.0, tokens, tokens)
 
 
 def _associate(
@@ -228,8 +267,7 @@ def _associate(
     batch_size, channels, rows, columns = super_tokens.shape
     blocks = num_blocks(batch_size, rows, columns)
     has_sums = channels <= MAX_CHANNELS
-    # kernels without normalization do not look at these
-    weight, bias, mean, rstd = normalization or (tokens, tokens, tokens, tokens)
+    weight, bias, _, mean, rstd = normalization or _no_normalization(tokens)
     tile = tile_of(
         4 * cell_size[0] * cell_size[1],
         channels,
