@@ -17,6 +17,7 @@ from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import class_names, find_model, load_classifier, load_image_processor
 from svit_hf.evaluation.options import Precision
 from svit_hf.evaluation.preprocessing import Preprocessing
+from svit_hf.kernels import use_kernels
 
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,6 +86,7 @@ def open_classifier(
         name = find_model(os.fspath(model))
         loaded = load_classifier(name, device)
         image_processor = image_processor or load_image_processor(name)
+    use_kernels(loaded, "auto")
     preprocessing = Preprocessing(image_processor, _height_and_width(image_size), crop_pct)
     forward = _forward_of(loaded, preprocessing.shape)
     try:

@@ -24,13 +24,13 @@ def use_kernels(model: nn.Module, kernels: str | None = "auto") -> None:
     Args:
         model: Any module with layers of SViT in it, folded or not.
         kernels: "triton" for these kernels; "auto" for kernels on devices where they were measured to be faster, which
-            is said once, and PyTorch's own operators elsewhere; None for PyTorch's own operators alone, with which
-            every model starts.
+            is said once, and PyTorch's own operators elsewhere and in models without layers of SViT; None for
+            PyTorch's own operators alone, with which every model starts.
 
     Raises:
-        ValueError: If `kernels` is no such name, the model has no layer of SViT, or kernels that were asked for by
-            name cannot run; the message says why. What depends on the device and the dtype of the tokens is found out
-            by the next forward pass, and raised there.
+        ValueError: If `kernels` is no such name, or kernels that were asked for by name cannot run, or have no layer
+            to serve; the message says why. What depends on the device and the dtype of the tokens is found out by the
+            next forward pass, and raised there.
 
     Example:
         >>> from svit_hf import SViTConfig, SViTModel
@@ -40,7 +40,7 @@ def use_kernels(model: nn.Module, kernels: str | None = "auto") -> None:
         >>> use_kernels(model, None)
     """
     layers = layers_of(model)
-    if kernels is not None and not layers:
+    if kernels not in (None, "auto") and not layers:
         raise ValueError(f"`model` is a {type(model).__name__} without any layer of SViT that kernels could serve.")
     for sampler in {getattr(layer, "sampler", None) for layer in layers}:
         require(kernels, sampler=sampler)

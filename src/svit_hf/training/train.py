@@ -19,6 +19,7 @@ from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
 from svit_hf.files import is_disk_full, write_text
 from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
+from svit_hf.kernels import use_kernels
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.provenance import device_name
@@ -172,6 +173,7 @@ def _make_run(
     options, setting = recipe.optimization, start.setting
     if data.train.is_multi_label:
         require_multi_label(recipe)
+    use_kernels(model, "auto")
     if isinstance(model, SViTPreTrainedModel):
         # what pipelines and the model's own loss go by
         model.config.problem_type = "multi_label_classification" if data.train.is_multi_label else None
