@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that goes on with other numbers of ranks is the same training."""
 
+import io
 import os
 import signal
+import tarfile
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rank_launch import CANCELLED, Launch, log_of
 from recipe_changes import changed
 from safetensors.torch import load_file
 
+from svit_hf.data.counts import SourceIndex, SplitIndex
 from svit_hf.errors import SViTError
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.train import train
@@ -27,25 +31,61 @@ SETTINGS = {
     "model__image_size": "64",
     "model__config.batch_norm_eps": "1e-3",
 }
-# ranks, and the update after which they are stopped
-PARTS = ((1, 2), (2, 5), (3, 8))
+# ranks, the update after which they are stopped, and how
+PARTS = ((1, 2, signal.SIGTERM), (2, 5, signal.SIGKILL), (3, 8, signal.SIGTERM))
+SOURCES = {
+    "stream": {"data__streaming": "True"},
+    "indexed": {"data__streaming": "False"},
+    "folder": {},
+    "tars": {"data__streaming": "True"},
+}
+
+
+@pytest.fixture(scope="module")
+def sources(toy_images, tmp_path_factory):
+    """Return the same images as parquet, in a folder, and in tars with their index."""
+    folder, tars = tmp_path_factory.mktemp("folder"), tmp_path_factory.mktemp("tars")
+    files = {}
+    for split in ("train", "test"):
+        rows = pq.read_table(toy_images / f"{split}.parquet").to_pylist()
+        for part in range(3):
+            file = tars / f"{split}-{part}.tar"
+            with tarfile.open(file, "w") as archive:
+                for number, row in list(enumerate(rows))[part::3]:
+                    for suffix, data in (("png", row["image"]["bytes"]), ("cls", str(row["label"]).encode())):
+                        member = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                        member.size = len(data)
+                        archive.addfile(member, io.BytesIO(data))
+            files.setdefault(split, {})[file.name] = (len(rows[part::3]),)
+        for number, row in enumerate(rows):
+            file = folder / split / "abcd"[row["label"]] / f"{number:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(row["image"]["bytes"])
+    index = tmp_path_factory.mktemp("index") / "index.json"
+    SourceIndex(tuple("0123"), {split: SplitIndex(counts) for split, counts in files.items()}).write(index)
+    SOURCES["tars"]["data__index"] = str(index)
+    return {"stream": toy_images, "indexed": toy_images, "folder": folder, "tars": tars}
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("streaming", ["True", "False"], ids=["stream", "indexed"])
-@pytest.mark.parametrize("canonical", ["True", "False"], ids=["canonical", "plain"])
-def test_other_numbers_of_ranks_make_the_same_training(toy_images, tmp_path, canonical, streaming):
-    settings = SETTINGS | {"run__canonical_sums": canonical, "data__streaming": streaming}
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("source", "canonical"),
+    [*((source, "True") for source in SOURCES), ("stream", "False"), ("indexed", "False")],
+)
+def test_other_numbers_of_ranks_make_the_same_training(sources, tmp_path, source, canonical):
+    settings = SETTINGS | SOURCES[source] | {"run__canonical_sums": canonical}
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    assert "done" in Launch(toy_images, whole, num_ranks=1, **settings).end()
-    for num_ranks, update in PARTS:
-        launch = Launch(toy_images, shared, num_ranks=num_ranks, **settings)
+    assert "done" in Launch(sources[source], whole, num_ranks=1, **settings).end()
+    for num_ranks, update, number in PARTS:
+        launch = Launch(sources[source], shared, num_ranks=num_ranks, **settings)
         launch.wait_for_update(update)
-        os.kill(launch.ranks()[-1], signal.SIGTERM)
+        os.kill(launch.ranks()[-1], number)
         output = launch.end()
-        assert "stopped after update" in output, output
+        assert number == signal.SIGKILL or "stopped after update" in output, output
         assert f"shared by {num_ranks} ranks" in output
-    output = Launch(toy_images, shared, num_ranks=1, **settings).end()
+    output = Launch(sources[source], shared, num_ranks=1, **settings).end()
     assert "done" in output, output
     is_exact = canonical == "True"
     rows = [[row for row in log_of(run) if row["kind"] == "update"] for run in (whole, shared)]
@@ -54,6 +94,7 @@ def test_other_numbers_of_ranks_make_the_same_training(toy_images, tmp_path, can
         assert log_of(whole) == log_of(shared)
     assert [row["loss"] for row in rows[0]] == pytest.approx([row["loss"] for row in rows[1]], rel=TOLERANCE)
     folders = [checkpoints_of(run)[-1] for run in (whole, shared)]
+    worst = 0.0
     for name in ("raw", "ema"):
         first, second = (load_file(folder / name / "model.safetensors") for folder in folders)
         assert first.keys() == second.keys()
@@ -61,7 +102,9 @@ def test_other_numbers_of_ranks_make_the_same_training(toy_images, tmp_path, can
             if not is_exact and CANCELLED.search(key):
                 continue
             difference = (value.double() - second[key].double()).norm().item()
-            assert difference <= (0 if is_exact else TOLERANCE * max(1, value.double().norm().item())), (name, key)
+            worst = max(worst, difference / max(1, value.double().norm().item()))
+    print(f"{source}: largest difference of a tensor {worst:.1e}")  # noqa: T201 - for docs/results.md
+    assert worst <= (0 if is_exact else TOLERANCE)
 
 
 def test_ranks_that_do_not_divide_the_micro_batches_are_refused(toy_recipe, tmp_path, monkeypatch):
