@@ -35,10 +35,10 @@ class _PassOn(nn.Module):
 
 
 def _path_of(module: Any, stage: int) -> nn.Module:
-    """Take sampling and upsampling of a stage out of ours or the official network, without the attention between."""
+    """Take sampling and upsampling of a stage out of ours or the official network, without norm and attention."""
     if hasattr(module, "svit"):
         path = module.svit.stages[stage].layers[0].attention
-        path.self_attention = _PassOn()
+        path.norm, path.self_attention = nn.Identity(), _PassOn()
     else:
         path = module.layers[stage].blocks[0].attn
         path.stoken_refine = nn.Identity()

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,6 +42,8 @@ def device():
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
     """Fill what `torch.empty` returns with NaN, so that a value that was never written is noticed."""
+    # `with torch.device(...)` notes the functions that make tensors once and for ever: the real ones, not these
+    _device_constructors()
     for name in ("empty", "empty_like"):
         allocate = getattr(torch, name)
 

@@ -8,7 +8,7 @@ from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 
 
-SETTING = Setting(world_size=2, steps_per_update=1, updates_per_epoch=10, num_ranges=4)
+SETTING = Setting(micro_batches=2, updates_per_epoch=10, num_ranges=4)
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def test_same_training_has_no_differences(saved):
 
 def test_differences_are_named_with_both_values(saved):
     recipe = changed(TrainingRecipe(), run__seed=1, model__config={"drop_path_rate": 0.1})
-    differences = saved.differences(recipe, replace(SETTING, world_size=4))
+    differences = saved.differences(recipe, replace(SETTING, micro_batches=4))
     assert "run.seed: 0 there, 1 here" in differences
     assert "model.config.drop_path_rate: None there, 0.1 here" in differences
-    assert "world_size: 2 there, 4 here" in differences
+    assert "micro_batches: 2 there, 4 here" in differences
 
 
 def test_option_that_the_checkpoint_does_not_know_had_its_default(saved):

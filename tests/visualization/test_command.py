@@ -46,7 +46,7 @@ def test_folder_with_a_bad_file(model_dir, pictures, tmp_path, capsys):
     assert main(["visualize", str(model_dir), str(pictures), "--output-dir", str(out)]) == 3
 
     printed = capsys.readouterr()
-    assert f"passed over {pictures / 'bad.jpg'}: UnidentifiedImageError" in printed.err
+    assert f"passed over {pictures / 'bad.jpg'}: it is no picture" in printed.err
     assert "3 sheets" in printed.out
     # two pictures of one name have a sheet each
     assert sorted(file.name for file in out.iterdir()) == ["<b>&.png", "grey-2.png", "grey.png", "index.html"]
