@@ -23,7 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 
 import svit_hf
 from svit_hf.errors import SViTError
-from svit_hf.model import dense_heads
+from svit_hf.model import dense_heads_svit
 from svit_hf.tasks.heads import HEADS
 from svit_hf.tasks.models import backbone_of, cells_for_image_size, load_backbone
 
@@ -326,7 +326,7 @@ def test_strangers_load_every_head_and_save_it_again(checkpoint, tmp_path, fresh
 
 def test_everything_that_is_needed_is_imported_by_name():
     # Transformers 5.5 looks no further
-    file = dense_heads.__file__
+    file = dense_heads_svit.__file__
     assert {f"{name}.py" for name in get_relative_imports(file)} == {
         Path(needed).name for needed in get_relative_import_files(file)
     }
@@ -347,7 +347,11 @@ def test_own_classes_load_without_trust_and_ship_their_code(checkpoint, tmp_path
     small_model("d_fine", checkpoint).save_pretrained(tmp_path / "saved")
 
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "saved")
-    assert type(model).__module__ == "svit_hf.model.dense_heads"
+    assert type(model).__module__ == "svit_hf.model.dense_heads_svit"
     model.save_pretrained(tmp_path / "again")
     code = {path.name for path in (tmp_path / "again").glob("*.py")}
-    assert code == {path.name for path in (tmp_path / "saved").glob("*.py")} >= {"dense_heads.py", "modeling_svit.py"}
+    assert (
+        code
+        == {path.name for path in (tmp_path / "saved").glob("*.py")}
+        >= {"dense_heads_svit.py", "modeling_svit.py"}
+    )
