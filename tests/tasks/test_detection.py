@@ -215,12 +215,18 @@ def test_damaged_coco_files_are_named(change, message, tmp_path):
 
 def test_coco_names_no_picture_outside_of_its_folder(tmp_path):
     write_pictures(tmp_path / "images")
-    images = [{"id": 7, "file_name": "../secret.png"}, {"id": 3, "file_name": "missing.png"}]
+    images = [
+        {"id": 7, "file_name": "../secret.png"},
+        {"id": 3, "file_name": "missing.png"},
+        {"id": 9, "file_name": "a\0"},
+    ]
     (tmp_path / "train.json").write_text(json.dumps(COCO | {"images": images}))
     (tmp_path / "secret.png").write_bytes(picture()["bytes"])
     rows = Detection.find_rows(tmp_path, "train")
     with pytest.raises(DataError, match="outside of the folder"):
         rows[1]
+    with pytest.raises(DataError, match="is no name of a file"):
+        rows[2]
     with pytest.raises(DataError, match=r"missing.png: the image cannot be read"):
         Detection(rows.labels, SIZE).read(*rows[0])
 

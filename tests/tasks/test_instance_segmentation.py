@@ -56,6 +56,8 @@ def test_numbered_masks_become_objects(labels, columns, expected):
         (LABELS, row(mask=png(numbered().T), categories=[0, 1, 2]), "the mask has 60 x 90 pixels, the image 90 x 60"),
         (LABELS, row(), "the column `objects` is None"),
         (LABELS, row(objects={"segmentation": [[[1, 1, 5, 5]]], "category": [0]}), "a polygon has 4 numbers"),
+        (LABELS, row(objects={"segmentation": [[[1, 1, 5, 5, 1e9, 9]]], "category": [0]}), "reaches 1e\\+09 pixels"),
+        (LABELS, row(objects={"segmentation": [[[1, 1, 5, 5, 1, "x"]]], "category": [0]}), "cannot be used"),
         (LABELS, row(objects={"segmentation": [[]], "category": [0]}), "it is []"),
         (LABELS, row(objects={"segmentation": [None], "category": [0]}), "it is None"),
         (

@@ -2,6 +2,7 @@
 """Models for dense tasks: they learn, their weights arrive, what cannot work is refused, and strangers load them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,19 @@ import torch
 from dense_models import LABELS, OPTIONS, SIZE, pretrained_config, small_model, targets
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
-from transformers import AutoModelForObjectDetection, ResNetConfig, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    AutoModelForObjectDetection,
+    ResNetConfig,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import svit_hf
 from svit_hf.errors import SViTError
-from svit_hf.model import dense_heads
+from svit_hf.model import dense_heads_svit
 from svit_hf.tasks.heads import HEADS
 from svit_hf.tasks.models import backbone_of, cells_for_image_size, load_backbone
 
@@ -166,6 +174,27 @@ def test_other_models_are_no_backbone(tmp_path):
         load_backbone(head, tmp_path)
 
 
+@pytest.mark.parametrize("freezes", [False, True])
+def test_weights_arrive_in_a_head_that_was_built_elsewhere(freezes, checkpoint):
+    config = pretrained_config()
+    config.out_features = ["stage2", "stage3", "stage4"]
+    head = RTDetrForObjectDetection(
+        RTDetrConfig(
+            backbone_config=config,
+            encoder_in_channels=[32, 32, 64],
+            encoder_hidden_dim=32,
+            decoder_in_channels=[32] * 3,
+            d_model=32,
+            freeze_backbone_batch_norms=freezes,
+            **{name: value for name, value in OPTIONS["d_fine"].items() if name != "num_denoising"},
+        )
+    )
+    num_tensors = load_backbone(head, checkpoint).num_tensors
+    assert num_tensors == len(backbone_of(head).state_dict())
+    name = next(key for key in load_file(checkpoint / "model.safetensors") if re.search(r"stages\.3.*weight", key))
+    assert torch.equal(backbone_of(head).state_dict()[name], load_file(checkpoint / "model.safetensors")[name])
+
+
 def edit_weights(folder, edit):
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
@@ -297,17 +326,32 @@ def test_strangers_load_every_head_and_save_it_again(checkpoint, tmp_path, fresh
 
 def test_everything_that_is_needed_is_imported_by_name():
     # Transformers 5.5 looks no further
-    file = dense_heads.__file__
+    file = dense_heads_svit.__file__
     assert {f"{name}.py" for name in get_relative_imports(file)} == {
         Path(needed).name for needed in get_relative_import_files(file)
     }
+
+
+def test_importing_the_package_loads_no_head(fresh_python):
+    code = """
+import sys
+import svit_hf
+heads = [name for name in sys.modules if "dense_heads" in name or "svit_hf.tasks" in name]
+assert not heads, heads
+assert callable(svit_hf.build_model) and callable(svit_hf.load_backbone)
+"""
+    fresh_python("-W", "error", "-c", code)
 
 
 def test_own_classes_load_without_trust_and_ship_their_code(checkpoint, tmp_path):
     small_model("d_fine", checkpoint).save_pretrained(tmp_path / "saved")
 
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "saved")
-    assert type(model).__module__ == "svit_hf.model.dense_heads"
+    assert type(model).__module__ == "svit_hf.model.dense_heads_svit"
     model.save_pretrained(tmp_path / "again")
     code = {path.name for path in (tmp_path / "again").glob("*.py")}
-    assert code == {path.name for path in (tmp_path / "saved").glob("*.py")} >= {"dense_heads.py", "modeling_svit.py"}
+    assert (
+        code
+        == {path.name for path in (tmp_path / "saved").glob("*.py")}
+        >= {"dense_heads_svit.py", "modeling_svit.py"}
+    )

@@ -175,6 +175,8 @@ def _decode_polygons(polygons: list[Any], size: tuple[int, int]) -> np.ndarray:
         points = np.asarray(polygon, dtype=np.float64)
         if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
             raise ValueError(f"a polygon has {points.size} numbers")
+        if np.abs(points).max() > 2 * max(size):
+            raise ValueError(f"a polygon reaches {np.abs(points).max():.3g} pixels far")
         draw.polygon([float(value) for value in points * POLYGON_SUBPIXELS], fill=1)
     cells = np.asarray(canvas).reshape(size[0], POLYGON_SUBPIXELS, size[1], POLYGON_SUBPIXELS)
     return cells.mean((1, 3)) > 0.5
@@ -192,6 +194,10 @@ def _picture_folder(path: Path, file: Path, name: str) -> Path:
 
 def _inside(folder: Path, name: str, file: Path) -> Path:
     picture = folder / name
-    if not picture.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_inside = picture.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {name!r} is no name of a file: {error}") from error
+    if not is_inside:
         raise DataError(f"{file}: {name!r} is outside of the folder of the pictures.")
     return picture

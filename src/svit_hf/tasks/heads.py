@@ -16,7 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.dense_heads import HEADS as CLASSES
+from svit_hf.model.dense_heads_svit import HEADS as CLASSES
 
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -31,7 +31,7 @@ class Head:
     """A head of Transformers on an SViT.
 
     Attributes:
-        name: Its name in `HEADS`, and that of its classes in `svit_hf.model.dense_heads`.
+        name: Its name in `HEADS`, and that of its classes in `svit_hf.model.dense_heads_svit`.
         tasks: The tasks that it is for.
         stages: Stages of the backbone that it reads.
         width: Its channels, where nothing else is asked for.

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.dense_heads import HEADS as CLASSES
+from svit_hf.model.dense_heads_svit import HEADS as CLASSES
 from svit_hf.model.modeling_svit import SViTBackbone
 from svit_hf.tasks.heads import Head, find_head
 
