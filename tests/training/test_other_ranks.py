@@ -36,7 +36,7 @@ PARTS = ((1, 2, signal.SIGTERM), (2, 5, signal.SIGKILL), (3, 8, signal.SIGTERM))
 SOURCES = {
     "stream": {"data__streaming": "True"},
     "indexed": {"data__streaming": "False"},
-    "folder": {},
+    "folder": {"data__streaming": "False"},
     "tars": {"data__streaming": "True"},
 }
 
