@@ -10,6 +10,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -430,14 +431,10 @@ def load(batches: Dataset[Item], num_workers: int) -> Iterator[Item]:
     try:
         while True:
             try:
-                item = next(iterator)
+                with explaining_killed_workers():
+                    item = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                # the words of torch's own watch over its workers
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(_explanation_of_killed_worker(error)) from error
             if isinstance(item, _Failure):
                 raise item.error
             yield item
@@ -494,6 +491,22 @@ def kill_workers() -> None:
     """End all worker processes: tracebacks may hold their iterators, and Python would wait for them for ever."""
     for iterator in list(_RUNNING):
         _kill_workers(iterator)
+
+
+@contextmanager
+def explaining_killed_workers() -> Iterator[None]:
+    """Say what to do when PyTorch finds a worker gone: it may do so anywhere in the main thread, by a signal.
+
+    Raises:
+        DataError: Instead.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # the words of its own watch over workers
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(_explanation_of_killed_worker(error)) from error
 
 
 def _explanation_of_killed_worker(error: RuntimeError) -> str:

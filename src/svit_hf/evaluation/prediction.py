@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from svit_hf.data.decoding import DecodingError, decode_image
-from svit_hf.data.loading import workers_per_rank
+from svit_hf.data.loading import load, workers_per_rank
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import segments
 from svit_hf.data.sources import ImageSource, Row
@@ -261,18 +261,12 @@ class _ImagesOfParts(IterableDataset[_Images]):
 
 def _loader(
     parts: list[Part], source: ImageSource, classifier: Classifier, batch_size: int, num_workers: int
-) -> DataLoader[_Images]:
-    return DataLoader(
-        _ImagesOfParts(source, classifier.preprocessing, parts, batch_size),
-        # batches come whole out of the workers
-        batch_size=None,
-        num_workers=min(num_workers, len(parts)),
-        pin_memory=classifier.device.type == "cuda",
-    )
+) -> Iterator[_Images]:
+    return load(_ImagesOfParts(source, classifier.preprocessing, parts, batch_size), min(num_workers, len(parts)))
 
 
 def _predict(
-    loader: DataLoader[_Images],
+    loader: Iterator[_Images],
     source: ImageSource,
     classifier: Classifier,
     top_k: int,

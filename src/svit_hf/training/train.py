@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers.utils import logging
 
-from svit_hf.data.loading import TrainingLoader
+from svit_hf.data.loading import TrainingLoader, explaining_killed_workers
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
 from svit_hf.files import is_disk_full, write_text
 from svit_hf.hub.background import BackgroundPush
@@ -129,7 +129,7 @@ def train(
     """
     output_dir = Path(output_dir)
     accelerator = make_accelerator(recipe.run, output_dir)
-    with ending_together(), _explaining_full_disk(), ExitStack() as stack:
+    with ending_together(), explaining_killed_workers(), _explaining_full_disk(), ExitStack() as stack:
         found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
         # nothing is written before everything is known to go together
         data = open_data(recipe, accelerator)
