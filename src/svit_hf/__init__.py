@@ -38,6 +38,7 @@ from svit_hf.model.modeling_svit import (
     SViTModel,
     SViTPreTrainedModel,
 )
+from svit_hf.model.super_tokens_svit import register_super_token_sampler
 
 
 __version__ = version("svit-hf")
@@ -52,6 +53,7 @@ __all__ = [
     "SuperTokenAttention",
     "build_model",
     "load_backbone",
+    "register_super_token_sampler",
     "save_with_code",
 ]
 
