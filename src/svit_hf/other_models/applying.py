@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from svit_hf.model.cells_svit import count_cells, split_into_cells
 from svit_hf.model.super_tokens_svit import (
     SUPER_TOKEN_SAMPLERS,
+    SuperTokenSampler,
     make_learned_sampler,
     sum_over_neighbours,
     upsample_tokens,
@@ -38,7 +39,7 @@ class AppliedSuperTokens:
         patch_embedding: The convolution that turns images into patches; it tells the grid.
         cell_size: Cell of a super token, in patches.
         mode: "kv" or "both".
-        sampler: A name in `SUPER_TOKEN_SAMPLERS`.
+        sampler: A name in `SUPER_TOKEN_SAMPLERS`, or a function or module like those there.
         num_iterations: Rounds of association and averaging.
     """
 
@@ -48,7 +49,7 @@ class AppliedSuperTokens:
         patch_embedding: nn.Module,
         cell_size: tuple[int, int],
         mode: Mode,
-        sampler: str,
+        sampler: str | SuperTokenSampler,
         num_iterations: int,
     ):
         self.attentions = list(attentions)
@@ -60,8 +61,7 @@ class AppliedSuperTokens:
         # nothing else sees images: the layers get a list of tokens
         self._hook = patch_embedding.register_forward_hook(self._note_grid)
         for attention in self.attentions:
-            learned = make_learned_sampler(sampler, _projections(attention)[0].in_features, cell_size)
-            sample = learned or SUPER_TOKEN_SAMPLERS[sampler]
+            sample = sampler if callable(sampler) else self._make_sampler(sampler, attention)
             # not a submodule: state dicts and saved files stay as they are
             vars(attention)["forward"] = partial(self._attend, attention, sample)
 
@@ -77,6 +77,11 @@ class AppliedSuperTokens:
             del vars(attention)["forward"]
         self.attentions = []
         self._hook.remove()
+
+    def _make_sampler(self, name: str, attention: nn.Module) -> Any:
+        weight = _projections(attention)[0].weight
+        learned = make_learned_sampler(name, weight.shape[1], self.cell_size)
+        return SUPER_TOKEN_SAMPLERS[name] if learned is None else learned.to(weight.device)
 
     def _note_grid(self, module: nn.Module, inputs: object, patches: torch.Tensor) -> None:
         self.grid_size = (patches.shape[-2], patches.shape[-1])
@@ -119,7 +124,7 @@ def apply_super_tokens(
     cell_size: int | tuple[int, int] = 2,
     layers: Sequence[int] | None = None,
     mode: Mode = "kv",
-    sampler: str = "soft_masked",
+    sampler: str | SuperTokenSampler = "soft_masked",
     num_iterations: int = 1,
 ) -> AppliedSuperTokens:
     """Let layers of a vision transformer attend to super tokens, in place and without training.
@@ -135,7 +140,8 @@ def apply_super_tokens(
         layers: Numbers of the layers, from 0; all by default. None of them, `()`, changes nothing.
         mode: "kv": all tokens attend to super tokens. "both": super tokens attend to each other, and each patch gets
             its share of what they found.
-        sampler: A name in `SUPER_TOKEN_SAMPLERS`; one that learns starts untrained, and is not saved.
+        sampler: A name in `SUPER_TOKEN_SAMPLERS`, or a function or module like those there. One that learns starts
+            untrained, and is not saved.
         num_iterations: Rounds of association and averaging, at least 1.
 
     Returns:
@@ -162,7 +168,7 @@ def apply_super_tokens(
         raise ValueError(f"`cell_size` is {cell_size}; it has to be at least 1 patch.")
     if mode not in ("kv", "both"):
         raise ValueError(f"`mode` is {mode!r}; allowed are 'kv' and 'both'.")
-    if sampler not in SUPER_TOKEN_SAMPLERS:
+    if not callable(sampler) and sampler not in SUPER_TOKEN_SAMPLERS:
         raise ValueError(f"`sampler` is {sampler!r}; allowed are {sorted(SUPER_TOKEN_SAMPLERS)}.")
     if num_iterations < 1:
         raise ValueError(f"`num_iterations` is {num_iterations}; it has to be at least 1.")
