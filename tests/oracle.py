@@ -13,26 +13,57 @@ from collections.abc import Callable
 import torch
 
 
+SAMPLERS = ("soft", "soft_masked", "grid", "hard", "position", "differentiable", "cosine")
+# gradients flow through the association
+DIFFERENTIABLE = ("differentiable", "cosine")
+
+
+def affinity_of(
+    token: torch.Tensor, super_token: torch.Tensor, place: torch.Tensor, middle: torch.Tensor, sampler: str
+) -> torch.Tensor:
+    """Compare a token with a super token; `place` of the token and `middle` of the cell are in cells."""
+    if sampler == "cosine":
+        lengths = (token.square().sum() + 1e-6).sqrt() * (super_token.square().sum() + 1e-6).sqrt()
+        return 10 * torch.dot(token, super_token) / lengths
+    affinity = torch.dot(token, super_token) / len(token) ** 0.5
+    return affinity - 2 * (place - middle).square().sum() if sampler == "position" else affinity
+
+
+def shares_of(affinities: torch.Tensor, own: int, sampler: str) -> torch.Tensor:
+    """Turn the affinities of a token with its candidates into shares; `own` is the candidate of its own cell."""
+    shares = torch.zeros_like(affinities)
+    if sampler == "grid":
+        shares[own] = 1
+    elif sampler == "hard":
+        shares[own if affinities[own] == affinities.max() else affinities.argmax()] = 1
+    else:
+        shares = affinities.softmax(0)
+    return shares
+
+
 def associate(
-    tokens: torch.Tensor, super_tokens: torch.Tensor, cell_size: tuple[int, int], mask_outside: bool
+    tokens: torch.Tensor, super_tokens: torch.Tensor, cell_size: tuple[int, int], sampler: str
 ) -> torch.Tensor:
     """Return Q, `(N, G)`, for tokens `(H, W, C)` and super tokens `(Gh, Gw, C)` (section 3.2, equation 3)."""
-    height, width, channels = tokens.shape
+    height, width, _ = tokens.shape
     rows, columns, _ = super_tokens.shape
     association = torch.zeros(height * width, rows * columns, dtype=tokens.dtype)
     for y in range(height):
         for x in range(width):
             candidates, affinities = [], []
+            place = torch.tensor([(y + 0.5) / cell_size[0], (x + 0.5) / cell_size[1]], dtype=tokens.dtype)
             for row in range(y // cell_size[0] - 1, y // cell_size[0] + 2):
                 for column in range(x // cell_size[1] - 1, x // cell_size[1] + 2):
                     inside = 0 <= row < rows and 0 <= column < columns
                     if inside:
-                        affinities.append(torch.dot(tokens[y, x], super_tokens[row, column]) / channels**0.5)
+                        middle = torch.tensor([row + 0.5, column + 0.5], dtype=tokens.dtype)
+                        affinities.append(affinity_of(tokens[y, x], super_tokens[row, column], place, middle, sampler))
                         candidates.append(row * columns + column)
-                    elif not mask_outside:
+                    elif sampler == "soft":
                         affinities.append(torch.zeros((), dtype=tokens.dtype))
                         candidates.append(None)
-            shares = torch.stack(affinities).softmax(0)
+            own = candidates.index(y // cell_size[0] * columns + x // cell_size[1])
+            shares = shares_of(torch.stack(affinities), own, sampler)
             for candidate, share in zip(candidates, shares, strict=True):
                 if candidate is not None:
                     association[y * width + x, candidate] = share
@@ -40,7 +71,7 @@ def associate(
 
 
 def sample(
-    hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int, mask_outside: bool = False
+    hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int, sampler: str = "soft"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return super tokens `(B, C, Gh, Gw)` and Q `(B, N, G)` of a grid that is a multiple of the cell."""
     all_super_tokens, all_associations = [], []
@@ -55,7 +86,10 @@ def sample(
         ]
         super_tokens = torch.stack(means).view(rows, columns, channels)
         for _ in range(num_iterations):
-            association = associate(tokens.detach(), super_tokens.detach(), cell_size, mask_outside)
+            if sampler in DIFFERENTIABLE:
+                association = associate(tokens, super_tokens, cell_size, sampler)
+            else:
+                association = associate(tokens.detach(), super_tokens.detach(), cell_size, sampler)
             normalised = association / (association.sum(0, keepdim=True) + 1e-12)
             super_tokens = (normalised.T @ tokens.reshape(-1, channels)).view(rows, columns, channels)
         all_super_tokens.append(super_tokens.permute(2, 0, 1))
@@ -74,14 +108,14 @@ def super_token_attention(
     attend: Callable[[torch.Tensor], torch.Tensor],
     cell_size: tuple[int, int],
     num_iterations: int,
-    mask_outside: bool = False,
+    sampler: str = "soft",
 ) -> torch.Tensor:
     """Pad with zeros on the right and at the bottom, sample, attend, upsample, cut the padding off."""
     batch_size, channels, height, width = hidden_states.shape
     rows, columns = -(-height // cell_size[0]), -(-width // cell_size[1])
     padded = torch.zeros(batch_size, channels, rows * cell_size[0], columns * cell_size[1], dtype=torch.float64)
     padded[:, :, :height, :width] = hidden_states
-    super_tokens, association = sample(padded, cell_size, num_iterations, mask_outside)
+    super_tokens, association = sample(padded, cell_size, num_iterations, sampler)
     return upsample(attend(super_tokens), association, padded.shape[-2:])[:, :, :height, :width]
 
 

@@ -38,6 +38,8 @@ from svit_hf.model.modeling_svit import (
     SViTModel,
     SViTPreTrainedModel,
 )
+from svit_hf.model.super_tokens_svit import register_super_token_sampler
+from svit_hf.other_models import apply_super_tokens
 
 
 __version__ = version("svit-hf")
@@ -50,8 +52,10 @@ __all__ = [
     "SViTModel",
     "SViTPreTrainedModel",
     "SuperTokenAttention",
+    "apply_super_tokens",
     "build_model",
     "load_backbone",
+    "register_super_token_sampler",
     "save_with_code",
 ]
 

@@ -118,7 +118,7 @@ REFUSED = {
     "cell-triple": ({"super_token_sizes": [[8, 8, 8], 4, 1, 1]}, r"`super_token_sizes` has \[8, 8, 8\] for stage 1"),
     "cell-pair": ({"super_token_sizes": [(8, -1), 4, 1, 1]}, r"`super_token_sizes` has \[8, -1\] for stage 1"),
     "iterations": ({"num_sampling_iterations": [1, 0, 1, 1]}, r"`num_sampling_iterations` has 0 for stage 2"),
-    "sampler": ({"super_token_sampler": "hard"}, r"`super_token_sampler` is 'hard'; allowed are \['soft'"),
+    "sampler": ({"super_token_sampler": "harder"}, r"`super_token_sampler` is 'harder'; allowed are \['cosine',"),
     "activation": ({"hidden_act": "gelo"}, r"`hidden_act` is 'gelo'; allowed are"),
     "channels": ({"num_channels": 0}, r"`num_channels` is 0"),
     "image-size": ({"image_size": [224, 224, 3]}, r"`image_size` is \[224, 224, 3\]"),

@@ -92,7 +92,7 @@ class TestSuperTokenAttention:
             ({"num_heads": 0}, r"`num_heads` is 0"),
             ({"cell_size": 0}, r"has 0 for stage 1; allowed is one int"),
             ({"num_iterations": 0}, r"it has to be at least 1 where the cell is larger than 1"),
-            ({"sampler": "hard"}, r"`super_token_sampler` is 'hard'; allowed are"),
+            ({"sampler": "harder"}, r"`super_token_sampler` is 'harder'; allowed are"),
             ({"attention_dropout": 2.0}, r"`attention_probs_dropout_prob` is 2.0"),
         ],
         ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",

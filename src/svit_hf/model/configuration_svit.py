@@ -21,7 +21,8 @@ from transformers.utils import logging
 # Transformers before 5.23 copies what a file imports, but not what that imports: it is named here too
 from .cells_svit import count_cells  # noqa: F401
 from .own_code_svit import write_code
-from .super_tokens_svit import SUPER_TOKEN_SAMPLERS
+from .samplers_svit import SUPER_TOKEN_SAMPLERS
+from .super_tokens_svit import sample_super_tokens  # noqa: F401
 
 
 # what Transformers knows of the code beside a config.json
@@ -79,7 +80,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         num_sampling_iterations: Rounds of association and averaging in each stage; only used where the cell is larger
             than 1, and at least 1 there.
         super_token_sampler: How super tokens are sampled, a name in `SUPER_TOKEN_SAMPLERS`. The published weights need
-            `"soft"`; `"soft_masked"` leaves cells outside of the grid out of the association.
+            `"soft"`; `"soft_masked"` leaves cells outside of the grid out of the association. A sampler that learns
+            something, as `"cosine"` does, adds weights to every layer whose cell is larger than 1.
         mlp_ratio: Hidden channels of the convolutional feed-forward, as a multiple of the stage's channels.
         qkv_bias: Whether queries, keys and values have a bias.
         hidden_act: Activation of the stem and of the feed-forward.
@@ -261,7 +263,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 )
         if self.super_token_sampler not in SUPER_TOKEN_SAMPLERS:
             raise ValueError(
-                f"`super_token_sampler` is {self.super_token_sampler!r}; allowed are {sorted(SUPER_TOKEN_SAMPLERS)}."
+                f"`super_token_sampler` is {self.super_token_sampler!r}; allowed are {sorted(SUPER_TOKEN_SAMPLERS)}, "
+                "and what `register_super_token_sampler` was given before."
             )
 
     def _check_ranges(self) -> None:

@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
 from .own_code_svit import write_code  # noqa: F401
-from .super_tokens_svit import super_token_attention
+from .super_tokens_svit import SUPER_TOKEN_SAMPLERS, make_learned_sampler, super_token_attention
 
 
 logger = logging.get_logger(__name__)
@@ -173,6 +173,7 @@ class SViTSuperTokenAttention(nn.Module):
         self.cell_size = cell_size
         self.num_iterations = num_iterations
         self.sampler = config.super_token_sampler
+        self.learned_sampler = make_learned_sampler(self.sampler, channels, cell_size)
         self.norm: nn.Module = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.self_attention = SViTSelfAttention(config, channels, num_heads)
 
@@ -187,7 +188,7 @@ class SViTSuperTokenAttention(nn.Module):
             lambda super_tokens: self.self_attention(super_tokens, **kwargs)[0],
             self.cell_size,
             self.num_iterations,
-            self.sampler,
+            self.learned_sampler or self.sampler,
         )
         return hidden_states, sampled.super_tokens, sampled.association
 
@@ -500,6 +501,8 @@ class SViTPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, SViTLayerScale):
             init.constant_(module.scale, module.init_value)
+        elif type(module) in SUPER_TOKEN_SAMPLERS.values():
+            getattr(module, "reset_parameters", lambda: None)()
         else:
             super()._init_weights(module)
 
