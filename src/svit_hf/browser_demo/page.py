@@ -27,7 +27,6 @@ CONCURRENCY = 2
 # seconds after which files of visitors are removed, and how often that is looked after
 KEEP_FILES, LOOK_FOR_OLD_FILES = 1800, 300
 MOST_SESSIONS = 200
-EXAMPLES_IN_A_ROW = 4
 # no visible trace of what goes on within a moment, and no entry in gradio's list of an interface for programs
 QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # while a slider is drawn, only the last value counts
@@ -67,13 +66,18 @@ def build_page(viewers: Sequence[Viewer], examples: Sequence[Path] = ()) -> gr.B
         picture = gr.State()
         point = gr.State(viewers[0].first_choice.point)
         gr.HTML(f"<h1>{TITLE}</h1><p>{ABOUT}</p>", elem_id="about")
-        with gr.Row():
+        with gr.Row(elem_classes="pair" if len(viewers) > 1 else None):
             with gr.Column(scale=2, min_width=260):
                 # a component for files, since that for pictures would decode them itself, within no limits
                 upload = gr.File(type="filepath", file_count="single", label="A picture", height=132, elem_id="upload")
                 message = gr.HTML(elem_id="message")
                 preview = gr.Image(
-                    label="The whole picture", interactive=False, format="jpeg", buttons=[], visible=False
+                    label="The whole picture",
+                    interactive=False,
+                    format="jpeg",
+                    buttons=[],
+                    visible=False,
+                    elem_id="preview",
                 )
                 gallery = _lay_out_examples(examples)
             panels = [_lay_out(viewer, number) for number, viewer in enumerate(viewers)]
@@ -156,12 +160,14 @@ def _own_cache() -> Iterator[None]:
 
 def _theme() -> gr.themes.Base:
     # fonts of the system: gradio's own come from another server
-    return gr.themes.Base(
+    theme = gr.themes.Base(
         primary_hue="orange",
         neutral_hue="stone",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
     )
+    # gradio's own are too pale to be read with ease
+    return theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
 
 
 def _lay_out_examples(examples: Sequence[Path]) -> gr.Gallery | None:
@@ -170,7 +176,6 @@ def _lay_out_examples(examples: Sequence[Path]) -> gr.Gallery | None:
     return gr.Gallery(
         [str(file) for file in examples],
         label="Or one of these",
-        columns=EXAMPLES_IN_A_ROW,
         height="auto",
         object_fit="contain",
         allow_preview=False,
@@ -210,12 +215,8 @@ def _lay_out(viewer: Viewer, number: int) -> Panel:
                     visible=len(viewer.depths) > 1,
                     elem_id=f"stage-{number}",
                 )
-                layer = gr.Slider(
-                    step=1, label="Layer of the stage", elem_id=f"layer-{number}", **_layers(viewer, choice)
-                )
-                cell = gr.Slider(
-                    step=1, label="Cell of the stage, in tokens", elem_id=f"cell-{number}", **_cells(viewer, choice)
-                )
+                layer = gr.Slider(step=1, label="Layer", elem_id=f"layer-{number}", **_layers(viewer, choice))
+                cell = gr.Slider(step=1, label="Cell, in tokens", elem_id=f"cell-{number}", **_cells(viewer, choice))
                 reset = gr.Button("Cells as trained", size="sm", elem_id=f"reset-{number}")
         layer_text = gr.HTML(describe_layer(viewer, choice), elem_id=f"layer-text-{number}", elem_classes="layer-text")
         with gr.Row(elem_classes="drawings"):
