@@ -20,6 +20,7 @@ from svit_hf.browser_demo.style import ABOUT
 from svit_hf.browser_demo.uploads import read_upload
 from svit_hf.browser_demo.viewer import Viewer
 from svit_hf.errors import SViTError
+from svit_hf.extras import EXTRAS
 from svit_hf.files import whole_folder
 from svit_hf.hub.remote_code import save_with_code
 
@@ -77,12 +78,9 @@ def write_space(viewers: Sequence[Viewer], examples: Sequence[Path], folder: Pat
 
 def requirements() -> list[str]:
     """Return what the demo needs, in the versions that it has here."""
-    stated = [Requirement(text) for text in distribution(PACKAGE).requires or []]
-    needed = [
-        requirement.name
-        for requirement in stated
-        if requirement.marker is None or requirement.marker.evaluate({"extra": "demo"})
-    ]
+    stated = map(Requirement, distribution(PACKAGE).requires or [])
+    needed = [item.name for item in stated if item.marker is None or item.marker.evaluate({"extra": ""})]
+    needed += EXTRAS["demo"]
     # a build's own part of a version, as in 2.13.0+cpu, is not known elsewhere
     return [f"{name}=={Version(version(name)).public}" for name in sorted(set(needed), key=str.lower)]
 

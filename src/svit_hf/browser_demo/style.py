@@ -37,7 +37,8 @@ STYLE = """
 .drawing label[data-testid="block-label"] { position: static; border: 0; box-shadow: none; background: none;
   padding: .35rem .1rem 0; color: var(--body-text-color-subdued); font-size: .9rem; }
 .drawing label[data-testid="block-label"] span { display: none; }
-.drawing .image-container, .drawing .image-frame { height: auto; }
+.drawing .image-container, .drawing .image-frame, .drawing .image-frame > *, .drawing button:has(img) {
+  height: auto; width: 100%; }
 .pair .drawings { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .pair .drawing:first-child { grid-row: auto; }
 @media (max-width: 900px) {

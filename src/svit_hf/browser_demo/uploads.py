@@ -44,7 +44,7 @@ def read_upload(file: str) -> Upload:
         with Image.open(file) as stored:
             mode, num_frames = stored.mode, getattr(stored, "n_frames", 1)
     except DecodingError as error:
-        raise DataError(_refusal(str(error))) from error
+        raise DataError(_refusal(error)) from error
     except OSError as error:
         raise DataError("This file is no longer there; please give it again.") from error
     notes = [f"Of {num_frames} pictures in the file, the first is shown."] if num_frames > 1 else []
@@ -53,8 +53,9 @@ def read_upload(file: str) -> Upload:
     return Upload(picture, " ".join(notes))
 
 
-def _refusal(reason: str) -> str:
-    if "max_image_pixels" in reason:
+def _refusal(error: DecodingError) -> str:
+    reason = str(error)
+    if "max_image_pixels" in reason or isinstance(error.__cause__, Image.DecompressionBombError):
         return f"This picture is too large: the demo takes {LIMITS.max_pixels / 1e6:.0f} million pixels."
     if not reason.startswith(("it is ", "there are ")):
         reason = f"it is damaged, or not all of it is there ({reason})"
