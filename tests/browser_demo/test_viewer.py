@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ResNetConfig
 
 from svit_hf.browser_demo.responses import describe_upload, point_clicked, respond
-from svit_hf.browser_demo.viewer import EDGE, LOOKS_KEPT, Choice, Viewer, open_viewer, with_cell
+from svit_hf.browser_demo.viewer import LOOKS_KEPT, Choice, Viewer, open_viewer, with_cell
 from svit_hf.errors import SViTError
 
 
@@ -30,7 +30,7 @@ def test_response_has_classes_time_and_drawings(viewer, picture_file):
     assert "<b>cat" not in response.answer
     assert " ms</b> for this picture on CPU" in response.answer
     assert response.layer_text == "16 x 16 tokens in cells of 4: 4 x 4 super tokens attend to each other."
-    assert [drawing.size for drawing in response.drawings] == [(EDGE, EDGE)] * 5
+    assert [drawing.size for drawing in response.drawings] == [(640, 640)] + [(320, 320)] * 4
 
 
 def test_layer_without_super_tokens_has_fewer_drawings(viewer, picture_file):
@@ -127,10 +127,11 @@ def test_preview_is_small(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pixel", "point"), [((0, 0), (0, 0)), ((192, 96), (0.5, 0.25)), ((999, 383), (1, 383 / 384))]
+    ("drawing", "pixel", "point"),
+    [(0, (0, 0), (0, 0)), (0, (320, 160), (0.5, 0.25)), (4, (320, 160), (1, 0.5)), (1, (999, -1), (1, 0))],
 )
-def test_clicked_pixel_becomes_shares(viewer, pixel, point):
-    assert point_clicked(viewer, pixel) == pytest.approx(point)
+def test_clicked_pixel_becomes_shares(viewer, drawing, pixel, point):
+    assert point_clicked(viewer, drawing, pixel) == pytest.approx(point)
 
 
 def test_other_models_are_refused(viewer):

@@ -15,7 +15,7 @@ import gradio as gr
 from svit_hf.browser_demo.responses import Response, describe_upload, point_clicked, respond
 from svit_hf.browser_demo.style import ABOUT, STYLE, TITLE
 from svit_hf.browser_demo.uploads import LIMITS
-from svit_hf.browser_demo.viewer import CAPTIONS, Cell, Choice, Viewer, describe_layer, with_cell
+from svit_hf.browser_demo.viewer import DRAWINGS, Cell, Choice, Viewer, describe_layer, with_cell
 from svit_hf.errors import SViTError
 
 
@@ -225,12 +225,13 @@ def _lay_out(viewer: Viewer, number: int) -> Panel:
                     label=caption,
                     interactive=False,
                     format="jpeg",
-                    buttons=["fullscreen"],
+                    # every corner can be clicked
+                    buttons=[],
                     min_width=150,
                     elem_id=f"drawing-{number}-{place}",
                     elem_classes="drawing",
                 )
-                for place, caption in enumerate(CAPTIONS)
+                for place, caption in enumerate(DRAWINGS)
             )
     return Panel(viewer, answer, stage, layer, cell, reset, gr.State(choice.cells), layer_text, drawings)
 
@@ -256,9 +257,6 @@ def _connect(panel: Panel, picture: gr.State, point: gr.State) -> None:
         choice = viewer.allowed(Choice(int(stage), int(layer), viewer.cells, at))
         return [choice.cells, gr.update(**_cells(viewer, choice)), *_values(respond(viewer, file, choice))]
 
-    def click(event: gr.SelectData) -> tuple[float, float]:
-        return point_clicked(viewer, event.index)
-
     gr.on(
         [picture.change, panel.layer.input, point.change],
         show,
@@ -278,8 +276,15 @@ def _connect(panel: Panel, picture: gr.State, point: gr.State) -> None:
     panel.reset.click(
         reset_cells, [picture, panel.stage, panel.layer, point], [panel.cells, panel.cell, *panel.shown], **QUIETLY
     )
-    for drawing in panel.drawings:
-        drawing.select(click, None, point, **QUIETLY)
+    for place, drawing in enumerate(panel.drawings):
+        drawing.select(_clicking(viewer, place), None, point, **QUIETLY)
+
+
+def _clicking(viewer: Viewer, drawing: int) -> Callable[..., Any]:
+    def click(event: gr.SelectData) -> tuple[float, float]:
+        return point_clicked(viewer, drawing, event.index)
+
+    return click
 
 
 def _layers(viewer: Viewer, choice: Choice) -> dict[str, Any]:

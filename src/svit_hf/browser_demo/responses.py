@@ -7,7 +7,7 @@ from html import escape
 from PIL import Image
 
 from svit_hf.browser_demo.uploads import read_upload
-from svit_hf.browser_demo.viewer import CAPTIONS, EDGE, Choice, Viewer, answer_html, describe_layer, draw
+from svit_hf.browser_demo.viewer import DRAWINGS, Choice, Viewer, answer_html, describe_layer, draw
 from svit_hf.errors import DataError
 
 
@@ -22,7 +22,7 @@ class Response:
     Attributes:
         answer: The likeliest classes, as HTML; empty without a picture.
         layer_text: What the layer does.
-        drawings: As in `CAPTIONS`; `None` for those that there are not.
+        drawings: As in `DRAWINGS`; `None` for those that there are not.
     """
 
     answer: str
@@ -34,7 +34,7 @@ def respond(viewer: Viewer, file: str | None, choice: Choice) -> Response:
     """Answer about the picture in a file, which may be none or a bad one: then there is nothing to show."""
     choice = viewer.allowed(choice)
     layer_text = describe_layer(viewer, choice)
-    nothing: list[Image.Image | None] = [None] * len(CAPTIONS)
+    nothing: list[Image.Image | None] = [None] * len(DRAWINGS)
     if file is None:
         return Response("", layer_text, nothing)
     try:
@@ -61,8 +61,8 @@ def describe_upload(file: str | None) -> tuple[str, Image.Image | None]:
     return f'<p class="note">{escape(upload.note)}</p>' if upload.note else "", preview
 
 
-def point_clicked(viewer: Viewer, pixel: tuple[int, int]) -> tuple[float, float]:
-    """Return the place of a pixel `(x, y)` of a drawing as shares of width and height."""
+def point_clicked(viewer: Viewer, drawing: int, pixel: tuple[int, int]) -> tuple[float, float]:
+    """Return the place of a pixel `(x, y)` of a drawing, numbered as in `DRAWINGS`, as shares of width and height."""
     height, width = viewer.preprocessing.shape[1:]
-    scale = EDGE / max(height, width)
+    scale = list(DRAWINGS.values())[drawing] / max(height, width)
     return min(max(pixel[0] / (width * scale), 0.0), 1.0), min(max(pixel[1] / (height * scale), 0.0), 1.0)

@@ -33,7 +33,7 @@ STYLE = """
 .drawing { min-width: 0 !important; display: flex; flex-direction: column-reverse; border: 0 !important; }
 .drawing:first-child { grid-column: span 2; grid-row: span 2; }
 .drawing img { cursor: crosshair; width: 100% !important; height: auto !important; max-height: none !important;
-  object-fit: contain !important; border-radius: 6px; }
+  object-fit: scale-down !important; border-radius: 6px; }
 .drawing label[data-testid="block-label"] { position: static; border: 0; box-shadow: none; background: none;
   padding: .35rem .1rem 0; color: var(--body-text-color-subdued); font-size: .9rem; }
 .drawing label[data-testid="block-label"] span { display: none; }

@@ -33,16 +33,16 @@ from svit_hf.visualization import (
 
 Cell = tuple[int, int]
 
-CAPTIONS = (
-    "the picture as the model sees it",
-    "super tokens",
-    "in their mean colours",
-    "the point's super token",
-    "where the point looks",
-)
+# what is drawn, and the longer edge in pixels: the page shows no drawing larger, since gradio takes a click for one on
+# a drawing in its own size or smaller
+DRAWINGS = {
+    "the picture as the model sees it": 640,
+    "super tokens": 320,
+    "in their mean colours": 320,
+    "the point's super token": 320,
+    "where the point looks": 320,
+}
 NUM_CLASSES_SHOWN = 5
-# of a drawing, in pixels
-EDGE = 384
 # what attends to each other costs its square: more super tokens than the model has itself are not offered beyond this
 MOST_SUPER_TOKENS = 1024
 LARGEST_CELL = 16
@@ -217,14 +217,15 @@ def with_cell(choice: Choice, size: int) -> Choice:
 
 
 def draw(look: Look, choice: Choice) -> list[Image.Image | None]:
-    """Draw what `CAPTIONS` says, in that order; `None` for what a layer without super tokens does not have."""
-    recording, place = look.recording, (choice.stage, choice.layer)
-    drawings: list[Image.Image | None] = [draw_view(recording, choice.point, EDGE), None, None, None]
+    """Draw what `DRAWINGS` says, in that order; `None` for what a layer without super tokens does not have."""
+    recording, point, place = look.recording, choice.point, (choice.stage, choice.layer)
+    edges = list(DRAWINGS.values())
+    drawings: list[Image.Image | None] = [draw_view(recording, point, edges[0]), None, None, None]
     if recording.layer(*place).association is not None:
-        drawings[1] = draw_super_tokens(recording, *place, edge=EDGE)
-        drawings[2] = draw_mean_colours(recording, *place, edge=EDGE)
-        drawings[3] = draw_super_token_at(recording, choice.point, *place, edge=EDGE)
-    return [*drawings, draw_where_a_pixel_looks(recording, choice.point, *place, edge=EDGE)]
+        drawings[1] = draw_super_tokens(recording, *place, edge=edges[1])
+        drawings[2] = draw_mean_colours(recording, *place, edge=edges[2])
+        drawings[3] = draw_super_token_at(recording, point, *place, edge=edges[3])
+    return [*drawings, draw_where_a_pixel_looks(recording, point, *place, edge=edges[4])]
 
 
 def describe_layer(viewer: Viewer, choice: Choice) -> str:
