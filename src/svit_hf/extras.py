@@ -18,6 +18,7 @@ EXTRAS = {
     "quantization": ("torchao",),
     "curves": ("matplotlib",),
     "visualize": ("captum",),
+    "demo": ("gradio",),
     "dense": ("faster_coco_eval", "pyarrow"),
     "vision": ("torchvision",),
 }
