@@ -2,8 +2,8 @@
 """A classifier becomes a folder with a program: exported by Transformers, loaded again, compared, or not written.
 
 The folder is what Transformers' `ExportedModel.from_pretrained` loads: `model.pt2` or `model.onnx`, `export.json`,
-`config.json`; or OpenVINO's `model.xml` and `model.bin`, and `config.json`. Beside them are `preprocessor_config.json`,
-if there is an image processor, and `check.json`, what the comparison found.
+`config.json`; or OpenVINO's `model.xml` and `model.bin`, and `config.json`. Beside them are
+`preprocessor_config.json`, if there is an image processor, and `check.json`, what the comparison found.
 """
 
 import copy

@@ -69,8 +69,7 @@ def _load_openvino(path: Path) -> Predict:
     # by default it takes all threads, and bfloat16 where the processor has it
     settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
     program = import_openvino().compile_model(path, "CPU", settings)
-    # the next call writes where this one did
-    return lambda pixel_values: torch.from_numpy(program(pixel_values.numpy())[0]).clone()
+    return lambda pixel_values: torch.from_numpy(program(pixel_values.numpy())[0])
 
 
 def _session_options() -> Any:
