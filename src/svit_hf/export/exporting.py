@@ -28,7 +28,8 @@ from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, com
 from svit_hf.export.loading import import_openvino, load_program
 from svit_hf.extras import require_extra
 from svit_hf.files import whole_folder
-from svit_hf.inference import fold_for_inference, quantize_for_inference
+from svit_hf.inference import quantize_for_inference
+from svit_hf.inference.folding import fold_weights
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
 
@@ -210,7 +211,7 @@ def _prepare(model: SViTForImageClassification, options: ExportOptions) -> SViTF
     """Return what is exported; an ONNX program is quantized afterwards, as a graph."""
     if options.format == "pt2" and options.quantize == "int8":
         return quantize_for_inference(model)
-    return fold_for_inference(model) if options.fold else model
+    return fold_weights(model) if options.fold else model
 
 
 @contextmanager
