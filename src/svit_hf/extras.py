@@ -15,6 +15,7 @@ EXTRAS = {
     "train": ("accelerate", "datasets", "evaluate", "sklearn"),
     "kernels": ("triton",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
     "quantization": ("torchao",),
     "curves": ("matplotlib",),
     "visualize": ("captum",),

@@ -179,7 +179,15 @@ def test_code_of_a_form_runs(model, name, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("onnx", "export"), ("pt2", None), ("int8", "quantization"), ("onnx-int8", "export"), ("folded-compiled", None)],
+    [
+        ("onnx", "export"),
+        ("openvino", "openvino"),
+        ("pt2", None),
+        ("int8", "quantization"),
+        ("onnx-int8", "export"),
+        ("folded-compiled", None),
+        ("folded-frozen", None),
+    ],
 )
 def test_programs_and_compiled_forms_are_measured(model, name, extra):
     if extra and missing_packages(extra):

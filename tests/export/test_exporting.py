@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -28,6 +29,7 @@ needs_exporters = pytest.mark.skipif(
     reason=f"transformers before {MIN_TRANSFORMERS} has no exporters that save",
 )
 needs_torchao = pytest.mark.skipif(bool(missing_packages("quantization")), reason="torchao is not installed")
+needs_openvino = pytest.mark.skipif(bool(missing_packages("openvino")), reason="openvino is not installed")
 needs_onnx = pytest.mark.skipif(
     bool(missing_packages("export")), reason="the packages of the extra export are missing"
 )
@@ -165,8 +167,9 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"format": "tflite"}, "`format` is 'tflite'; allowed are onnx, pt2"),
+            ({"format": "tflite"}, "`format` is 'tflite'; allowed are onnx, openvino, pt2"),
             ({"quantize": "int4"}, "`quantize` is 'int4'; allowed are none, int8"),
+            ({"format": "openvino", "quantize": "int8"}, "with `format` 'openvino' there is float32 alone"),
             ({"format": "pt2", "quantize": "int8", "fold": False}, "'pt2' is always made of the folded model"),
             ({"format": "pt2", "opset": 18}, "`opset` is 18; with `format` 'pt2' there is none"),
             ({"tolerance": -1.0}, r"`tolerance` is -1\.0; it has to be at least 0"),
@@ -207,9 +210,10 @@ class TestArguments:
         ("options", "images", "extra"),
         [
             (ExportOptions(), None, "export"),
+            (ExportOptions("openvino"), None, "openvino"),
             (ExportOptions("pt2", "int8"), torch.zeros(2, 3, 32, 32), "quantization"),
         ],
-        ids=["onnx", "int8"],
+        ids=["onnx", "openvino", "int8"],
     )
     def test_missing_package_is_named(self, tmp_path, monkeypatch, options, images, extra):
         monkeypatch.setattr("svit_hf.extras.missing_packages", lambda extra: ["no_such_package"])
@@ -276,6 +280,27 @@ class TestPrograms:
         images = torch.randn(4, 3, 33, 71)
         with torch.no_grad():
             torch.testing.assert_close(program(pixel_values=images).logits, model(images).logits)
+
+    @needs_openvino
+    def test_openvino(self, model, tmp_path):
+        report = export_classifier(model, tmp_path / "out", ExportOptions("openvino"))
+        # half precision, of weights or of the arithmetic, would be 1e-3
+        assert 0 < report.error < 1e-5
+        assert report.num_bytes > sum(parameter.nbytes for parameter in model.parameters())
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]["1"] == "Zürich"
+        # what reports to its makers was not there
+        assert "openvino_telemetry" not in sys.modules
+        import openvino
+
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        program = openvino.compile_model(tmp_path / "out" / "model.xml", "CPU", settings)
+        assert (program.inputs[0].any_name, program.outputs[0].any_name) == ("pixel_values", "logits")
+        for shape in [(5, 3, 9, 40), (1, 3, 75, 21)]:
+            images = torch.randn(shape)
+            with torch.no_grad():
+                expected = model(images).logits
+            found = torch.from_numpy(program({"pixel_values": images.numpy()})["logits"])
+            torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT_TOLERANCE)
 
     @needs_onnx
     def test_int8_changes_logits_a_little(self, model, tmp_path):

@@ -6,14 +6,14 @@ import inspect
 
 import pytest
 import torch
-import torch._inductor.freezing
 from tiny import tiny_config
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 
 from svit_hf import SViTBackbone, SViTForImageClassification
 from svit_hf.errors import SViTError
-from svit_hf.inference import compile_layers, fold_for_inference
+from svit_hf.inference import compile_frozen, compile_layers, fold_for_inference
 
 
 def two_stage_config(**kwargs):
@@ -88,21 +88,41 @@ def test_recorded_outputs_come_out():
 
 
 @pytest.mark.slow
-def test_inductor_freezes_weights(monkeypatch):
-    frozen = []
-    freeze = torch._inductor.freezing.freeze
-    monkeypatch.setattr(
-        "torch._inductor.freezing.freeze", lambda *arguments: frozen.append(None) or freeze(*arguments)
-    )
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to join operations in")
+def test_generated_code_of_a_frozen_model_joins_convolution_and_gelu():
     torch.manual_seed(0)
     model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    expected = copy.deepcopy(model)
     pixels = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        compiled = torch.compile(model, dynamic=False, fullgraph=True, options={"freezing": True})
-        torch.testing.assert_close(compiled(pixels).logits, model(pixels).logits, rtol=1e-4, atol=1e-4)
-    assert len(frozen) == 1
+    compile_frozen(model, fullgraph=True)
+    # gradients are not switched off here: freezing would not happen then
+    found, (code,) = run_and_get_code(model, pixels)
+    torch.testing.assert_close(found.logits, expected(pixels).logits, rtol=1e-4, atol=1e-4)
+    convolutions = [line for line in code.splitlines() if "= torch.ops.mkldnn._convolution_pointwise" in line]
+    assert "extern_kernels.convolution(" not in code
+    # the stem's four, and one per layer
+    assert sum("'gelu'" in line for line in convolutions) >= 4 + 2
+    assert "frozen_param" in code
+    assert not torch._inductor.config.freezing
 
 
-def test_other_models_are_refused():
+def test_frozen_model_keeps_its_weights():
+    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    pixels = torch.randn(2, 3, 64, 64)
+    expected = model(pixels).logits
+    compile_frozen(model, backend="eager")
+    torch.testing.assert_close(model(pixels).logits, expected)
+    for change in (model.half, lambda: model.to(torch.bfloat16), lambda: model.load_state_dict(model.state_dict())):
+        with pytest.raises(SViTError, match="The weights of a frozen model are constants"):
+            change()
+
+
+def test_freezing_what_is_not_folded_is_refused():
+    with pytest.raises(SViTError, match="`model` is not folded; compile what `fold_for_inference` returns"):
+        compile_frozen(SViTForImageClassification(two_stage_config()))
+
+
+@pytest.mark.parametrize("compile", [compile_layers, compile_frozen])
+def test_other_models_are_refused(compile):
     with pytest.raises(SViTError, match="`model` is a Linear; it has to be an SViTForImageClassification"):
-        compile_layers(nn.Linear(2, 2))
+        compile(nn.Linear(2, 2))

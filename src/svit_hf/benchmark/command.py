@@ -14,7 +14,17 @@ from svit_hf.files import require_writable, write_text
 
 
 FormName = Literal[
-    "eager", "kernels", "folded", "folded-kernels", "folded-compiled", "onnx", "pt2", "int8", "onnx-int8"
+    "eager",
+    "kernels",
+    "folded",
+    "folded-kernels",
+    "folded-compiled",
+    "folded-frozen",
+    "onnx",
+    "openvino",
+    "pt2",
+    "int8",
+    "onnx-int8",
 ]
 
 
@@ -27,8 +37,8 @@ class BenchmarkCommand:
 
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
-        forms: What to measure besides the model as it is. folded-compiled, onnx and pt2 take minutes to make;
-            kernels need an NVIDIA GPU; programs (onnx, pt2) and 8 bits are measured on a CPU.
+        forms: What to measure besides the model as it is. folded-compiled, folded-frozen, onnx, openvino and pt2 take
+            minutes to make; kernels need an NVIDIA GPU; programs and 8 bits are measured on a CPU.
         batch_size: Images per call, a table each.
         image_size: Height and width in pixels; by default the model's own.
         dtype: fp32, bf16, fp16; one that the device only emulates is left out.

@@ -17,7 +17,7 @@ from svit_hf.benchmark.measuring import made_up_images
 from svit_hf.errors import SViTError
 from svit_hf.export.exporting import ExportOptions, FormatName, QuantizeName, export_classifier
 from svit_hf.export.loading import load_program
-from svit_hf.inference import fold_for_inference, quantize_for_inference
+from svit_hf.inference import compile_frozen, fold_for_inference, quantize_for_inference
 from svit_hf.kernels import use_kernels
 
 
@@ -30,7 +30,7 @@ class Program(nn.Module):
 
     Args:
         model: What to export, in float32.
-        format: `"onnx"` or `"pt2"`.
+        format: As in `ExportOptions`.
         quantize: `"int8"` for 8 bits, whose ranges are then found on made-up images.
 
     Attributes:
@@ -65,6 +65,7 @@ class Form:
         prepare: Makes the form of a float32 model on the CPU, which is its own; it may change it.
         code: What to do with a loaded `model` to get the form.
         compiles: Whether torch.compile gets the whole of it.
+        freezes: Whether compiled code has the weights as constants.
         memory_format: Of weights and images.
         is_program: Whether it is a program of its own, which computes in float32 or 8 bits on a CPU.
         is_int8: Whether it rounds to 8 bits: an approximation, whose worth only real images tell.
@@ -74,6 +75,7 @@ class Form:
     prepare: Callable[[Any], nn.Module]
     code: str = ""
     compiles: bool = False
+    freezes: bool = False
     memory_format: torch.memory_format = torch.channels_last
     is_program: bool = False
     is_int8: bool = False
@@ -83,7 +85,9 @@ class Form:
         module = self.prepare(copy.deepcopy(model))
         # torch's stub knows only the overload without a memory format
         module = module.to(device, dtype).to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        if self.compiles:
+        if self.freezes:
+            compile_frozen(module)
+        elif self.compiles:
             module.compile(dynamic=False)
         return module
 
@@ -128,11 +132,26 @@ FORMS = {
         Form("folded", folded_on("eager"), _FOLD),
         Form("folded-kernels", folded_on("triton"), f"{_FOLD}\n{_KERNELS}"),
         Form("folded-compiled", folded_on("eager"), f"{_FOLD}\nmodel.compile(dynamic=False)", compiles=True),
-        # ONNX Runtime takes images in NCHW
+        Form(
+            "folded-frozen",
+            folded_on("eager"),
+            f"{_FOLD}\nfrom svit_hf.inference import compile_frozen\ncompile_frozen(model)",
+            compiles=True,
+            freezes=True,
+        ),
+        # ONNX Runtime and OpenVINO take images in NCHW
         Form(
             "onnx",
             _program("onnx"),
             _EXPORT.format(format="onnx"),
+            memory_format=torch.contiguous_format,
+            is_program=True,
+        ),
+        Form(
+            "openvino",
+            _program("openvino"),
+            "svit-hf export MODEL exported --format openvino      # once, in a shell\n\nimport openvino\n"
+            'model = openvino.compile_model("exported/model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
             memory_format=torch.contiguous_format,
             is_program=True,
         ),

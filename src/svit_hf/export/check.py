@@ -82,7 +82,7 @@ def smallest_size(config: SViTConfig, format: str) -> int:
     """Return the smallest height and width, in pixels, that an exported program takes.
 
     ONNX takes what the model takes, one token of its last stage. `torch.export` takes an axis of length one for
-    another graph, so that its programs need more than one super token in every stage.
+    another graph, so that its programs, and OpenVINO's made of these, need more than one super token in every stage.
     """
     strides = [4 * 2**stage for stage in range(config.num_stages)]
     if format == "onnx":

@@ -29,7 +29,7 @@ from svit_hf.model.modeling_svit import SViTForImageClassification
 
 @dataclass
 class ExportCommand:
-    """Export a classifier to ONNX or to PyTorch's own format, for any number of images of any size.
+    """Export a classifier to ONNX, OpenVINO or PyTorch's own format, for any number of images of any size.
 
     The program is loaded again and compared with the model on batches of several lengths and image sizes. If it
     differs by more than the tolerance, nothing is written and the exit status is not 0. Exporting SViT-S takes a few
@@ -38,7 +38,7 @@ class ExportCommand:
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
         output_dir: The folder to write; new or empty.
-        format: onnx for ONNX Runtime, pt2 for torch.export.load.
+        format: onnx for ONNX Runtime, openvino for OpenVINO, pt2 for torch.export.load.
         quantize: int8 rounds weights and activations to 8 bits; only with --calibration.
         calibration: A folder of pictures like those that the model is for. In ONNX, every second one calibrates int8,
             and the others tell what it changes; in pt2, which needs no calibration, all of them do that.

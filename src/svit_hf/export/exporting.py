@@ -2,8 +2,8 @@
 """A classifier becomes a folder with a program: exported by Transformers, loaded again, compared, or not written.
 
 The folder is what Transformers' `ExportedModel.from_pretrained` loads: `model.pt2` or `model.onnx`, `export.json`,
-`config.json`. Beside them are `preprocessor_config.json`, if there is an image processor, and `check.json`, what the
-comparison found.
+`config.json`; or OpenVINO's `model.xml` and `model.bin`, and `config.json`. Beside them are
+`preprocessor_config.json`, if there is an image processor, and `check.json`, what the comparison found.
 """
 
 import copy
@@ -25,15 +25,16 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.errors import SViTError
 from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, compare, smallest_size
-from svit_hf.export.loading import load_program
+from svit_hf.export.loading import import_openvino, load_program
 from svit_hf.extras import require_extra
 from svit_hf.files import whole_folder
-from svit_hf.inference import fold_for_inference, quantize_for_inference
+from svit_hf.inference import quantize_for_inference
+from svit_hf.inference.folding import fold_weights
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
 
 
-FormatName = Literal["onnx", "pt2"]
+FormatName = Literal["onnx", "openvino", "pt2"]
 QuantizeName = Literal["none", "int8"]
 
 CHECK_FILE = "check.json"
@@ -61,7 +62,7 @@ class ExportOptions:
     """What to export, and how.
 
     Args:
-        format: `"onnx"` for ONNX Runtime, `"pt2"` for `torch.export.load`.
+        format: `"onnx"` for ONNX Runtime, `"openvino"` for OpenVINO, `"pt2"` for `torch.export.load`.
         quantize: `"int8"` rounds weights and activations to 8 bits: in ONNX of all convolutions and the classifier,
             in `"pt2"` of projections and the classifier.
         fold: Whether batch norms, shortcuts and layer scales are folded into convolutions first; the program then
@@ -90,6 +91,8 @@ class ExportOptions:
                 f"`opset` is {self.opset}; with `format` {self.format!r} there is none. Leave it out, or choose "
                 "'onnx'."
             )
+        if (self.format, self.quantize) == ("openvino", "int8"):
+            raise ExportError("`quantize` is 'int8'; with `format` 'openvino' there is float32 alone.")
         if (self.format, self.quantize, self.fold) == ("pt2", "int8", False):
             raise ExportError("`fold` is False; int8 in `format` 'pt2' is always made of the folded model.")
         if self.tolerance is not None and not self.tolerance >= 0:
@@ -190,7 +193,7 @@ def export_classifier(
             tolerance=tolerance,
             sizes=sizes,
             images=on_images,
-            num_bytes=sum(file.stat().st_size for file in folder.glob(f"model.{options.format}*")),
+            num_bytes=sum(file.stat().st_size for file in folder.glob("model.*")),
             seconds=time.perf_counter() - started,
             versions={name: version(name) for name in _packages(options)},
         )
@@ -208,7 +211,7 @@ def _prepare(model: SViTForImageClassification, options: ExportOptions) -> SViTF
     """Return what is exported; an ONNX program is quantized afterwards, as a graph."""
     if options.format == "pt2" and options.quantize == "int8":
         return quantize_for_inference(model)
-    return fold_for_inference(model) if options.fold else model
+    return fold_weights(model) if options.fold else model
 
 
 @contextmanager
@@ -254,6 +257,11 @@ def _write_program(
     sample: dict[str, Any] = {
         "pixel_values": torch.zeros(2, config.num_channels, max(size[0], least) + 3, max(size[1], least) + 6)
     }
+    if options.format == "openvino":
+        exported = DynamoExporter().export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
+        _save_openvino(exported.program, folder / "model.xml")
+        config.save_pretrained(folder)
+        return
     if options.format == "pt2":
         exporter = DynamoExporter()
         if options.quantize == "int8":
@@ -268,6 +276,15 @@ def _write_program(
         labels = list((config.id2label or {}).values())
         exported.program.metadata_props["labels"] = json.dumps(labels)
     exported.save_pretrained(folder)
+
+
+def _save_openvino(program: torch.export.ExportedProgram, path: Path) -> None:
+    openvino = import_openvino()
+    converted = openvino.convert_model(program)
+    for ports, name in ((converted.inputs, "pixel_values"), (converted.outputs, "logits")):
+        ports[0].get_tensor().set_names({name})
+    # by default it rounds the weights to 16 bits
+    openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def _int8_quantizer(calibration: torch.Tensor) -> Any:
@@ -300,6 +317,8 @@ def _exporters_to_stderr() -> Iterator[None]:
 def _packages(options: ExportOptions) -> tuple[str, ...]:
     if options.format == "onnx":
         return ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+    if options.format == "openvino":
+        return ("torch", "transformers", "openvino")
     return ("torch", "transformers", *(("torchao",) if options.quantize == "int8" else ()))
 
 
@@ -338,6 +357,8 @@ def _check_installation(options: ExportOptions) -> None:
         )
     if options.format == "onnx":
         require_extra("export", "export")
+    elif options.format == "openvino":
+        require_extra("openvino", "export --format openvino")
     elif options.quantize == "int8":
         require_extra("quantization", "export --format pt2 --quantize int8")
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from svit_hf.errors import SViTError
+from svit_hf.inference.cpu_forms import use_cpu_forms
 from svit_hf.model.modeling_svit import (
     SViTDepthwiseResidual,
     SViTDownsampling,
@@ -52,6 +53,17 @@ def fold_for_inference(model: Model) -> Model:
         >>> model = fold_for_inference(SViTForImageClassification(SViTConfig(num_labels=10)))
         >>> model(torch.randn(1, 3, 64, 64)).logits.shape
         torch.Size([1, 10])
+    """
+    folded = fold_weights(model)
+    use_cpu_forms(folded)
+    return folded
+
+
+def fold_weights(model: Model) -> Model:
+    """Return the folded copy in the layers of the model's own code, where `fold_for_inference` takes some of a CPU's.
+
+    Args:
+        model: As in `fold_for_inference`.
     """
     if not isinstance(model, SViTPreTrainedModel):
         raise SViTError(

@@ -12,7 +12,7 @@ from torch import nn
 
 from svit_hf.errors import SViTError
 from svit_hf.extras import install_hint, missing_packages
-from svit_hf.inference.folding import fold_for_inference, plain_convolution
+from svit_hf.inference.folding import fold_weights, plain_convolution
 from svit_hf.model.modeling_svit import SViTConvFFN, SViTPooler, SViTPreTrainedModel, SViTSelfAttention
 
 
@@ -78,7 +78,7 @@ def quantize_for_inference(model: Model) -> Model:
 
     if isinstance(model, SViTPreTrainedModel) and model.dtype != torch.float32:
         raise SViTError(f"`model` is in {model.dtype}; int8 is made of a model in torch.float32.")
-    quantized = fold_for_inference(model)
+    quantized = fold_weights(model)
     for owner in quantized.modules():
         for name in _PROJECTIONS.get(type(owner), ()):
             owner.register_module(name, PointwiseLinear(plain_convolution(owner, name)))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a folded model computes in its own way on a CPU: 1x1 convolutions, GELU after them, attention in bfloat16.
+
+Wherever that cannot run (another device, a compiler, an exporter, autocast), everything is as in the model's own code.
+PyTorch keeps the convolution of oneDNN that takes packed weights and an activation for its compiler; it is private,
+and used only where it exists.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers.activations import GELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from svit_hf.model.modeling_svit import SViTConvFFN, SViTPooler, SViTPreTrainedModel, SViTSelfAttention
+
+
+# the attention function of a folded model, in the words of its config
+CPU_ATTENTION = "svit_cpu"
+# attention weights of a call below which SDPA is as fast, and of as many heads as are computed at once: bfloat16 that
+# stays in the cache of a core
+_FEWEST_WEIGHTS, _WEIGHTS_AT_ONCE = 2**14, 2**20
+
+_CONVOLUTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    SViTSelfAttention: ("qkv", "projection"),
+    SViTConvFFN: ("fc1", "fc2"),
+    SViTPooler: ("projection",),
+}
+
+
+def use_cpu_forms(folded: SViTPreTrainedModel) -> None:
+    """Let a folded model use what is in this file, in place."""
+    for module in list(folded.modules()):
+        for name in _CONVOLUTIONS.get(type(module), ()):
+            getattr(module, name).__class__ = PackedConvolution
+        if type(module) is SViTConvFFN and type(module.activation) is GELUActivation:
+            module.__class__ = FusedConvFFN
+    if folded.config._attn_implementation == "sdpa":
+        folded.set_attn_implementation(CPU_ATTENTION)
+
+
+class PackedConvolution(nn.Conv2d):
+    """A convolution whose weights are stored once more, as oneDNN wants them; that is neither copied nor saved."""
+
+    packed: torch.Tensor | None = None
+    # address and version of the weights: changed ones are packed anew
+    packed_from: tuple[int, int | None] = (0, None)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        return self.convolve(hidden_states, "none") if self.can_pack(hidden_states) else super().forward(hidden_states)
+
+    def can_pack(self, hidden_states: torch.Tensor) -> bool:
+        """Whether `convolve` can run, here and now."""
+        return (
+            not torch.compiler.is_compiling()
+            and hidden_states.device.type == self.weight.device.type == "cpu"
+            and hidden_states.dtype == self.weight.dtype
+            and hidden_states.numel() > 0
+            and _has_fast_convolutions(hidden_states.dtype)
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        )
+
+    def convolve(self, hidden_states: torch.Tensor, activation: str) -> torch.Tensor:
+        """Convolve with packed weights; `activation` is `"gelu"` or `"none"`."""
+        weight, geometry = self.weight, (self.padding, self.stride, self.dilation, self.groups)
+        source = (weight.data_ptr(), None if weight.is_inference() else weight._version)
+        if self.packed is None or self.packed_from != source:
+            pack = torch.ops.mkldnn._reorder_convolution_weight
+            self.packed, self.packed_from = pack(weight.detach(), *geometry, hidden_states.shape), source
+        return torch.ops.mkldnn._convolution_pointwise(
+            hidden_states, self.packed, self.bias, *geometry, activation, [], "none" if activation == "gelu" else ""
+        )
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        # what moves or converts the weights
+        self.packed = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("packed")}
+
+
+class FusedConvFFN(SViTConvFFN):
+    """A feed-forward whose first convolution ends with GELU, so that its wide map is written once less.
+
+    `forward` stays that of the model, which kernels may replace.
+    """
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Widen and activate in one operation, add the depthwise convolution, narrow."""
+        fc1: Any = self.fc1
+        # hooks want to see every step
+        watched = any(module._forward_hooks or module._forward_pre_hooks for module in (self, fc1, self.activation))
+        if watched or type(fc1) is not PackedConvolution or not fc1.can_pack(hidden_states):
+            return super().__call__(hidden_states)
+        return self.fc2(self.depthwise(fc1.convolve(hidden_states, "gelu")))
+
+
+def _has_fast_convolutions(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.enabled or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def cpu_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attend as SDPA, but in bfloat16 on a CPU, where that is no faster than in float32, by two matrix products.
+
+    Query, key and value have the shape `(B, A, N, D)`; returned are the attended values, `(B, N, A, D)`, and None.
+    """
+    batch_size, num_heads, length, width = query.shape
+    if (
+        query.dtype != torch.bfloat16
+        or query.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or attention_mask is not None
+        or scaling is None
+        or query.shape != key.shape
+        or batch_size * num_heads * length**2 < _FEWEST_WEIGHTS
+        or not _has_fast_convolutions(query.dtype)
+    ):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    query, key, value = (states.reshape(-1, length, width) for states in (query, key, value))
+    attended = torch.empty_like(value)
+    heads_at_once = max(1, _WEIGHTS_AT_ONCE // length**2)
+    parts = (states.split(heads_at_once) for states in (query, key, value, attended))
+    for some_query, some_key, some_value, some_attended in zip(*parts, strict=True):
+        nothing = some_query.new_empty(1, 1, 1)
+        weights = torch.baddbmm(nothing, some_query, some_key.transpose(-2, -1), beta=0, alpha=scaling).softmax(-1)
+        torch.bmm(weights, some_value, out=some_attended)
+    return attended.unflatten(0, (batch_size, num_heads)).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(CPU_ATTENTION, cpu_attention_forward)
+AttentionMaskInterface.register(CPU_ATTENTION, sdpa_mask)
