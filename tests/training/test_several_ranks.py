@@ -161,7 +161,8 @@ def test_full_disk_ends_every_rank(toy_images, small_disk, tmp_path, room):
         time.sleep(0.1)
     launch.process.wait(timeout=10)
     output = launch.output.read_text()
-    assert output.count("svit-hf: the disk is full") == output.count("exitcode  : 2") == 2, output
+    assert output.count("svit-hf: the disk is full") == 1, output
+    assert "exitcode  : 2" in output
     # torchrun's own
     assert output.count("Traceback") == 1, output
     assert not list(run_dir.rglob("*.tmp"))
