@@ -11,6 +11,7 @@ import pytest
 from picture_data import picture, write_folder, write_parquet, write_tar
 
 from svit_hf import cli
+from svit_hf.data.counts import names_of
 from svit_hf.data.decoding import DecodingError, decode_image
 from svit_hf.data.loading import EvaluationLoader
 from svit_hf.data.opening import held_out, labels_of, open_source
@@ -248,3 +249,14 @@ def test_another_share_is_another_source(tmp_path):
         for seed in (0, 1)
     )
     assert differences(before, after)
+
+
+def test_addresses_are_named_without_what_signs_them(tmp_path):
+    assert names_of(["https://u:p@h/a.parquet?sig=1", "https://u:p@h/b.parquet?sig=2"]) == [
+        "a.parquet?sig=***",
+        "b.parquet?sig=***",
+    ]
+    with pytest.raises(SViTError) as caught:
+        open_source(DataOptions("http://user:secret@127.0.0.1:9/train.parquet"), "train")
+    assert "secret" not in str(caught.value)
+    assert "http://***@127.0.0.1:9" in str(caught.value)

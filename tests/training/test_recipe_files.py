@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import pytest
 from recipe_changes import changed
@@ -56,3 +57,16 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
     path.write_text("{")
     with pytest.raises(SViTError, match=r"recipe\.json.*cannot be read"):
         read_recipe(path)
+
+
+def test_credentials_in_addresses_are_not_written():
+    path = "https://user:hf_abcdefghijklmnopqrstuvwxyz@host/train.parquet?X-Amz-Signature=0123abcd&part=1"
+    recipe = changed(TrainingRecipe(), data__shuffle_block=7)
+    recipe = replace(recipe, data=replace(recipe.data, path=path))
+    written = json.dumps(to_json(recipe))
+    assert "user" not in written
+    assert "hf_" not in written
+    assert "0123abcd" not in written
+    assert "https://***@host/train.parquet?X-Amz-Signature=***&part=1" in written
+    # which is what a run that goes on compares with
+    assert to_json(from_json(to_json(recipe))) == to_json(recipe)

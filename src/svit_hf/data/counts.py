@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from svit_hf.errors import DataError, SViTError
 from svit_hf.files import write_text
+from svit_hf.urls import without_credentials
 
 
 INDEX_VERSION = 1
@@ -82,13 +83,13 @@ class SourceIndex:
 def names_of(files: list[str]) -> list[str]:
     """Name files by what is left of their paths without the folder that they have in common.
 
-    So an index fits wherever the files are: a revision of the Hub, a mirror, another mount.
+    So an index fits wherever the files are: a revision of the Hub, a mirror, another mount. Signatures are left out.
     """
     folders = [file.split("/")[:-1] for file in files]
     common = 0
     while all(len(parts) > common and parts[common] == folders[0][common] for parts in folders):
         common += 1
-    return ["/".join(file.split("/")[common:]) for file in files]
+    return [without_credentials("/".join(file.split("/")[common:])) for file in files]
 
 
 def check_index(index: SplitIndex, files: list[str], split: str, path: str) -> list[FileCounts]:

@@ -23,6 +23,7 @@ from svit_hf.data.columns import LabelIds, field_of, top_columns
 from svit_hf.data.counts import FileCounts
 from svit_hf.data.folders import FolderSplit, listed
 from svit_hf.errors import DataError, SViTError
+from svit_hf.urls import without_credentials
 
 
 # a stream of days outlives a server's bad hours: seconds between attempts, and how many there are
@@ -86,7 +87,7 @@ class ImageSource(ABC):
         self.num_samples = sum(self.shard_sizes)
         self.first_rows = tuple(accumulate(self.shard_sizes, initial=0))
         classes = f"{len(self.label_names)} classes" if self.label_names else "unlabelled"
-        self.description = f"{description}, {self.num_samples} images, {classes}"
+        self.description = without_credentials(f"{description}, {self.num_samples} images, {classes}")
 
     def locate(self, sample_id: int) -> tuple[str, int]:
         """Return the name of the shard that has a sample, and its row there."""

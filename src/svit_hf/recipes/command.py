@@ -17,6 +17,7 @@ from svit_hf.extras import require_extra
 from svit_hf.recipes import RECIPES
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import read_recipe, require_config_fields
+from svit_hf.urls import without_credentials
 
 
 CONFIG_FIELD = "--model.config."
@@ -71,7 +72,7 @@ class TrainCommand:
         # seconds pass while this is imported
         from svit_hf.training.train import train
 
-        command = shlex.join(["svit-hf", *sys.argv[1:]])
+        command = without_credentials(shlex.join(["svit-hf", *sys.argv[1:]]))
         train(self.options, self.output_dir, resume=self.resume, resume_changed=self.resume_changed, command=command)
         return 0
 

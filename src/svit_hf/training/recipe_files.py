@@ -12,11 +12,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.training.options import TrainingRecipe
+from svit_hf.urls import without_credentials
 
 
 def to_json(recipe: TrainingRecipe) -> dict[str, Any]:
-    """Return a recipe as plain dictionaries, lists, texts and numbers."""
-    content: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    """Return a recipe as plain dictionaries, lists, texts and numbers, without passwords in addresses."""
+    content: dict[str, Any] = json.loads(without_credentials(json.dumps(asdict(recipe))))
     return content
 
 
