@@ -56,6 +56,7 @@ COMMANDS = {
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
     "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Find the fastest form of a model, here."),
     "visualize": Command("svit_hf.visualization.command", "VisualizeCommand", "Draw what a model sees in pictures."),
+    "ablate": Command("svit_hf.ablation.command", "AblateCommand", "Train variants of a recipe, and compare them."),
     "samplers": Command("svit_hf.samplers.command", "SamplersCommand", "Compare super-token samplers on pictures."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation, and a model.", needs_package=False),
 }
