@@ -55,6 +55,7 @@ COMMANDS = {
     "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Find the fastest form of a model, here."),
     "visualize": Command("svit_hf.visualization.command", "VisualizeCommand", "Draw what a model sees in pictures."),
     "demo": Command("svit_hf.browser_demo.command", "DemoCommand", "Show a model, or compare two, in the browser."),
+    "ablate": Command("svit_hf.ablation.command", "AblateCommand", "Train variants of a recipe, and compare them."),
     "samplers": Command("svit_hf.samplers.command", "SamplersCommand", "Compare super-token samplers on pictures."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation, and a model."),
 }

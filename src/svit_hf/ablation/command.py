@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`svit-hf ablate`: a recipe with some fields changed, over several seeds."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import torch
+import tyro
+
+from svit_hf.ablation.variants import find_variants
+from svit_hf.errors import SViTError
+from svit_hf.extras import require_extra
+from svit_hf.files import write_text
+from svit_hf.provenance import provenance
+from svit_hf.recipes.command import TrainCommand
+
+
+@dataclass(frozen=True)
+class AblateCommand(TrainCommand):
+    """Train a recipe with every combination of some values, each with the same seeds, and compare.
+
+    The same command goes on after a stop: runs that are over are not repeated, others continue where they were. The
+    table has the best evaluation of each run, its mean, its standard deviation over seeds, and the difference to the
+    first combination, seed by seed, with its standard error. ablation.json has the values of every run.
+
+    Args:
+        over: A field and its values, FIELD=VALUE,VALUE,...; may be given several times. A field without a dot is one
+            of the model's config, any other one of the options below. The first values are what others are compared
+            with.
+        seeds: Runs of each combination; seeds count from `run.seed`.
+    """
+
+    over: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE,...")] = ()
+    seeds: int = 3
+
+    def run(self) -> int:
+        """Train, print the table, write ablation.json, and return the exit status.
+
+        Raises:
+            SViTError: If something does not go together; see `svit_hf.training.train.train`.
+        """
+        if self.seeds < 1:
+            raise SViTError(f"`seeds` is {self.seeds}; it has to be at least 1.")
+        variants = find_variants(self.over)
+        require_extra("train", "ablate")
+        # seconds pass while these are imported
+        from svit_hf.ablation.running import run_variants
+        from svit_hf.ablation.table import table_of
+        from svit_hf.benchmark.report import align
+
+        outcomes, metric = run_variants(
+            self.options,
+            variants,
+            self.seeds,
+            self.output_dir,
+            lambda line: print(line, file=sys.stderr),  # noqa: T201 - progress
+            resume=self.resume,
+            resume_changed=self.resume_changed,
+            command=shlex.join(["svit-hf", *sys.argv[1:]]),
+        )
+        print(align(table_of(outcomes, metric)))  # noqa: T201 - a program's result
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        content = provenance(device) | {"metric": metric, "outcomes": [asdict(outcome) for outcome in outcomes]}
+        write_text(self.output_dir / "ablation.json", json.dumps(content, indent=1) + "\n")
+        return 0

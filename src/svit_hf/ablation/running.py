@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train every variant with every seed; what is finished stays, and what was stopped goes on."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svit_hf.ablation.table import Outcome
+from svit_hf.ablation.variants import change_recipe, folder_of, name_of
+from svit_hf.errors import SViTError
+from svit_hf.training.options import TrainingRecipe
+from svit_hf.training.outcome import REPORT
+from svit_hf.training.recipe_files import to_json
+from svit_hf.training.run_log import CURVE_METRICS
+from svit_hf.training.starting_model import count_multiply_adds, make_model
+from svit_hf.training.train import train
+
+
+def run_variants(
+    recipe: TrainingRecipe,
+    variants: Sequence[Mapping[str, Any]],
+    num_seeds: int,
+    output_dir: Path,
+    say: Callable[[str], None],
+    **options: Any,
+) -> tuple[list[Outcome], str]:
+    """Train variants of a recipe, the same seeds for each.
+
+    Args:
+        recipe: What they have in common; seeds count from its own.
+        variants: Fields and their values.
+        num_seeds: Runs of each variant.
+        output_dir: Gets a folder for each variant, and in it the folder of a run for each seed.
+        say: Called with a line before each run.
+        options: More arguments of `train`.
+
+    Returns:
+        The outcomes, in the order of the variants, and the name of the metric.
+
+    Raises:
+        SViTError: If a variant is impossible, or nothing is evaluated; before the first run, where it can be known.
+    """
+    if recipe.run.evaluate_every_epochs == 0:
+        raise SViTError("`run.evaluate_every_epochs` is 0; without evaluations there is nothing to compare.")
+    seeds = [recipe.run.seed + number for number in range(num_seeds)]
+    recipes = [[change_recipe(recipe, variant, seed) for seed in seeds] for variant in variants]
+    folders = [output_dir / folder_of(variant) for variant in variants]
+    if len(set(folders)) < len(folders):
+        raise SViTError("`over` names a value twice.")
+    for changed in recipes:
+        make_model(changed[0].model, ["one", "other"], 0)
+    reports: list[list[dict[str, Any]]] = [[] for _ in variants]
+    # one seed of all variants after the other: what is there after a while can be compared
+    for number, seed in enumerate(seeds):
+        for index, folder in enumerate(folders):
+            run_dir = folder / f"seed-{seed}"
+            report = _finished(run_dir, recipes[index][number])
+            if report is None:
+                say(f"{name_of(variants[index]) or 'as it is'}, seed {seed}: {run_dir}")
+                run_dir.parent.mkdir(parents=True, exist_ok=True)
+                report = train(recipes[index][number], run_dir, **options)
+            reports[index].append(report)
+    metric = next((name for name in CURVE_METRICS if name in _best(reports[0][0])), None)
+    if metric is None:
+        raise SViTError(f"`data.eval_split` is {recipe.data.eval_split!r}, which was not evaluated.")
+    return [
+        _outcome(name_of(variant), changed[0], each, metric)
+        for variant, changed, each in zip(variants, recipes, reports, strict=True)
+    ], metric
+
+
+def _finished(run_dir: Path, recipe: TrainingRecipe) -> dict[str, Any] | None:
+    """Return the report of a run that is over, if it was this one."""
+    try:
+        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        return report if report["recipe"] == to_json(recipe) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _best(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best evaluation, of the raw weights or of their average; empty if there was none."""
+    best: dict[str, Any] = report["metrics"].get(report["chosen"], {})
+    return best
+
+
+def _outcome(name: str, recipe: TrainingRecipe, reports: Sequence[Mapping[str, Any]], metric: str) -> Outcome:
+    model = make_model(recipe.model, reports[0]["data"]["label_names"], 0)
+    return Outcome(
+        name=name or "as it is",
+        scores=[_best(report)[metric] for report in reports],
+        num_parameters=reports[0]["num_parameters"],
+        multiply_adds=count_multiply_adds(model, recipe.model.image_size, torch.device("cpu")),
+        seconds=[report["seconds"] for report in reports],
+    )

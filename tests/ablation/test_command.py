@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ablations as a program, on images that a tiny model learns in a second."""
+
+import io
+import json
+
+import datasets
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, PartialState
+from PIL import Image
+
+from svit_hf.cli import main
+
+
+LAYOUT = {
+    "hidden-sizes": "[8,12]",
+    "depths": "[1,1]",
+    "num-attention-heads": "[1,2]",
+    "num-sampling-iterations": "[1,1]",
+    "use-layer-scale": "[false,false]",
+    "super-token-sizes": "[2,1]",
+    "projection-dim": "16",
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Forget what Accelerate keeps for the whole process."""
+    yield
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Write pictures whose brightness is their label."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for split, number in (("train", 24), ("test", 12)):
+        rows = []
+        for index in range(number):
+            file = io.BytesIO()
+            Image.fromarray(np.full((20, 20, 3), index % 2 * 200, dtype=np.uint8)).save(file, "PNG")
+            rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": index % 2})
+        labels = datasets.ClassLabel(names=["dark", "light"])
+        data = datasets.Dataset.from_list(rows, datasets.Features({"image": datasets.Image(), "label": labels}))
+        data.to_parquet(str(folder / f"{split}.parquet"))
+    return folder
+
+
+def ablate(pictures, *more):
+    options = ["--recipe", "smoke", "--output-dir", pictures.parent / "runs", "--data.path", pictures]
+    options += ["--data.num-workers", "0", "--optimization.epochs", "1", "--optimization.warmup-epochs", "0"]
+    options += ["--optimization.batch-size", "8", "--optimization.device-batch-size", "8", "--model.image-size", "32"]
+    options += [part for field, value in LAYOUT.items() for part in (f"--model.config.{field}", value)]
+    return main(["ablate", *map(str, options), *more])
+
+
+@pytest.mark.slow
+# the process has no accelerator
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning")
+def test_runs_are_compared_and_not_repeated(pictures, capsys):
+    over = ["--over", "super_token_sizes=[2,1],[4,2]", "--seeds"]
+    assert ablate(pictures, *over, "1") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["variant", "super_token_sizes=[2,1]", "super_token_sizes=[4,2]"]
+    runs = pictures.parent / "runs"
+    result = json.loads((runs / "ablation.json").read_text())
+    assert result["metric"] == "accuracy"
+    for outcome, sizes in zip(result["outcomes"], ("2,1", "4,2"), strict=True):
+        report = json.loads((runs / f"super_token_sizes={sizes}/seed-0/report.json").read_text())
+        assert outcome["scores"] == [report["metrics"][report["chosen"]]["accuracy"]]
+        assert outcome["num_parameters"] == report["num_parameters"]
+    # the larger cells of the second are fewer
+    assert len({outcome["multiply_adds"] for outcome in result["outcomes"]}) == 2
+
+    # a seed more, when one run is lost: what is there is not touched, and the lost one comes out the same
+    kept, lost = (runs / f"super_token_sizes={sizes}/seed-0/report.json" for sizes in ("2,1", "4,2"))
+    lost.unlink()
+    # raw weights and their average are equally good here
+    report = json.loads(kept.read_text())
+    report["metrics"] = {"raw": {"accuracy": 0.1}, "ema": {"accuracy": 0.1}, report["chosen"]: {"accuracy": 0.9}}
+    kept.write_text(json.dumps(report))
+    assert ablate(pictures, *over, "2") == 0
+    assert json.loads(kept.read_text()) == report
+    assert lost.is_file()
+    again = json.loads((runs / "ablation.json").read_text())
+    assert [outcome["scores"][0] for outcome in again["outcomes"]] == [0.9, result["outcomes"][1]["scores"][0]]
+    assert [len(outcome["scores"]) for outcome in again["outcomes"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "0"], "`seeds` is 0"),
+        (["--over", "super_token_sampler=softer"], "`model.config` does not describe a model"),
+        (["--over", "qkv_bias=true,true"], "`over` names a value twice"),
+        (["--run.evaluate-every-epochs", "0"], "`run.evaluate_every_epochs` is 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_be_compared_is_refused_before_the_first_run(pictures, options, message, capsys):
+    assert ablate(pictures, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not list(pictures.parent.glob("runs/*"))
