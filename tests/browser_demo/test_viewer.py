@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, ResNetConfig
 
-from svit_hf.browser_demo.responses import describe_upload, point_clicked, respond
+from svit_hf.browser_demo.responses import HINT, describe_upload, point_clicked, respond
 from svit_hf.browser_demo.viewer import LOOKS_KEPT, Choice, Viewer, open_viewer, with_cell
 from svit_hf.errors import SViTError
 
@@ -110,9 +110,9 @@ def test_visitors_at_the_same_time_get_their_own_answers(viewer, picture_file):
 
 def test_no_picture_and_a_bad_one_show_nothing(viewer, tmp_path):
     (tmp_path / "bad.png").write_text("<script>")
-    for file in (None, str(tmp_path / "bad.png")):
+    for file, answer in ((None, HINT), (str(tmp_path / "bad.png"), "")):
         response = respond(viewer, file, viewer.first_choice)
-        assert (response.answer, set(response.drawings)) == ("", {None})
+        assert (response.answer, set(response.drawings)) == (answer, {None})
     assert describe_upload(None) == ("", None)
     text, preview = describe_upload(str(tmp_path / "bad.png"))
     assert text.startswith('<p class="error" role="alert">This file cannot be shown: it is no picture')

@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_check_runs_on_a_machine_with_torch_and_transformers_alone(tmp_path):
     small = ["--batch-size", "2", "--image-size", "64", "--models", tmp_path / "tiny", "--peers", "--quick"]
     result = subprocess.run(
         ["bash", SCRIPT, tmp_path / "out", "200", "--device", "cpu", *map(str, small)],
-        env=os.environ | {"SVIT_TEST_HIDDEN_PACKAGES": ABSENT, "TRITON_INTERPRET": "0"},
+        env=os.environ | {"SVIT_TEST_HIDDEN_PACKAGES": ABSENT, "TRITON_INTERPRET": "0", "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         check=False,

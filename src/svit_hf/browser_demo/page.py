@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from svit_hf.browser_demo.responses import Response, describe_upload, point_clicked, respond
+from svit_hf.browser_demo.responses import HINT, Response, describe_upload, point_clicked, respond
 from svit_hf.browser_demo.style import ABOUT, STYLE, TITLE
 from svit_hf.browser_demo.uploads import LIMITS
 from svit_hf.browser_demo.viewer import DRAWINGS, Cell, Choice, Viewer, describe_layer, with_cell
@@ -204,7 +204,7 @@ def _lay_out(viewer: Viewer, number: int) -> Panel:
         gr.HTML(f"<h2>{escape(viewer.name)}</h2>")
         with gr.Row():
             with gr.Column(min_width=220):
-                answer = gr.HTML(elem_id=f"answer-{number}")
+                answer = gr.HTML(HINT, elem_id=f"answer-{number}")
             with gr.Column(min_width=220):
                 stage = gr.Slider(
                     1,

@@ -11,6 +11,7 @@ from svit_hf.browser_demo.viewer import DRAWINGS, Choice, Viewer, answer_html, d
 from svit_hf.errors import DataError
 
 
+HINT = '<p class="hint">Choose a picture, and the answer comes here.</p>'
 # longer edge, in pixels
 PREVIEW_EDGE = 480
 
@@ -36,7 +37,7 @@ def respond(viewer: Viewer, file: str | None, choice: Choice) -> Response:
     layer_text = describe_layer(viewer, choice)
     nothing: list[Image.Image | None] = [None] * len(DRAWINGS)
     if file is None:
-        return Response("", layer_text, nothing)
+        return Response(HINT, layer_text, nothing)
     try:
         picture = read_upload(file).picture
     except DataError:
