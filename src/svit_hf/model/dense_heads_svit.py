@@ -20,7 +20,7 @@ from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
 from .modeling_svit import SViTBackbone
 from .own_code_svit import write_code  # noqa: F401
-from .samplers_svit import SUPER_TOKEN_SAMPLERS as _  # noqa: F401
+from .samplers_svit import CosineSampler  # noqa: F401
 from .super_tokens_svit import SUPER_TOKEN_SAMPLERS  # noqa: F401
 
 

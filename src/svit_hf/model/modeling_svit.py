@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
 from .own_code_svit import write_code  # noqa: F401
-from .samplers_svit import SUPER_TOKEN_SAMPLERS as _  # noqa: F401
+from .samplers_svit import CosineSampler  # noqa: F401
 from .super_tokens_svit import SUPER_TOKEN_SAMPLERS, make_learned_sampler, super_token_attention
 
 
