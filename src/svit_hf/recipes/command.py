@@ -36,7 +36,7 @@ class TrainCommand:
         options: What the recipe says, to be changed.
         resume: Continue from the newest valid checkpoint of the run if there is one (auto), refuse to (never), or
             continue from the checkpoint in this folder.
-        resume_changed: Continue although ranks, batch size or recipe are not what they were; not exact, and said so.
+        resume_changed: Continue although data, batch size or recipe are not what they were; NOT EXACT, and said so.
     """
 
     recipe: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(RECIPES)}}}|FILE.json")]

@@ -111,7 +111,7 @@ def train(
         output_dir: Folder of the run, the same and visible for every rank.
         resume: `auto` continues from the newest valid checkpoint of the run, if there is one; `never` refuses a folder
             that has checkpoints; a checkpoint's folder is continued from.
-        resume_changed: Continue with another number of ranks or another recipe than the checkpoint's, which is then
+        resume_changed: Continue with other data or another recipe than those of the checkpoint, which is then
             not the same training any more.
         model: What to train instead of `recipe.model`: any module that maps pixel values `(B, 3, H, W)` to logits, or
             to an output that has them as `.logits`.
