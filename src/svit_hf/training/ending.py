@@ -5,6 +5,7 @@ A rank that fails says so in the store by which ranks found each other. A thread
 rank some seconds to end by itself, and then ends its process.
 """
 
+import atexit
 import os
 import sys
 import threading
@@ -46,6 +47,7 @@ def ending_together() -> Iterator[None]:
         is_over.set()
         raise
     except SViTError as error:
+        atexit.register(_end, error.exit_code)
         if store.add(CLAIMS, 1) > 1:
             # what all ranks find out, one of them says
             raise SystemExit(error.exit_code) from None
@@ -56,6 +58,7 @@ def ending_together() -> Iterator[None]:
         deadline = time.monotonic() + SECONDS_TO_END / 2
         while time.monotonic() < deadline:
             if (status := _status_of_failure(store)) is not None:
+                atexit.register(_end, status)
                 raise SystemExit(status) from None
             time.sleep(SECONDS_BETWEEN_LOOKS / 5)
         store.set(FAILED, "1")
@@ -68,11 +71,17 @@ def _watch(store: Any, is_over: threading.Event) -> None:
     while not is_over.wait(SECONDS_BETWEEN_LOOKS):
         status = _status_of_failure(store)
         if status is not None:
+            # the main thread may wait for ranks that are gone
             time.sleep(SECONDS_TO_END)
-            # the main thread waits for ranks that are gone
-            kill_workers()
-            sys.stderr.flush()
-            os._exit(status)
+            _end(status)
+
+
+def _end(status: int) -> None:
+    """End this process at once: what ranks still have under way would abort an orderly end."""
+    kill_workers()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _status_of_failure(store: Any) -> int | None:
