@@ -81,6 +81,19 @@ def test_nothing_is_lost_where_all_patches_of_a_cell_are_equal(vit):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_the_model_takes_pictures_of_another_size(vit):
+    model = ViTModel.from_pretrained(vit).eval()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    measured = compare_samplers(["soft"], [Example(picture, None)], 8, 1, model)
+    assert measured["soft"]["patches"][0] <= 1
+
+
+def test_rows_without_pictures_are_named(tmp_path, capsys):
+    pq.write_table(pa.Table.from_pylist([{"label": 1}]), tmp_path / "test.parquet")
+    assert main(["samplers", str(tmp_path)]) == 3
+    assert "test.parquet, row 0: there is no image" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

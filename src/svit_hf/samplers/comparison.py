@@ -4,6 +4,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from statistics import fmean, median, stdev
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def read_examples(rows: Rows, limit: int, size: int) -> list[Example]:
         if row.get("mask") is not None:
             stored = Image.fromarray(decode_mask(row["mask"], origin).astype(np.int32))
             mask = torch.from_numpy(np.array(stored.resize((size, size), Image.Resampling.NEAREST))).long()
-        picture = decode_picture(row["image"], origin).resize((size, size), Image.Resampling.BICUBIC)
+        picture = decode_picture(row.get("image"), origin).resize((size, size), Image.Resampling.BICUBIC)
         examples.append(Example(picture, mask))
     return examples
 
@@ -180,9 +181,13 @@ def _measure_features(
     """Compare a model in which every layer has super tokens with the model as it is."""
     pixels = torch.from_numpy(np.asarray(example.picture, dtype=np.float32) / 255)
     pixels = ((pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1).unsqueeze(0)
+    inputs: dict[str, Any] = {"pixel_values": pixels}
+    # what has positions for one size asks for this at others
+    if "interpolate_pos_encoding" in signature(model.forward).parameters:
+        inputs["interpolate_pos_encoding"] = True
     kept: list[torch.Tensor] = []
     with _observed(model, cell_size, kept) as grid_of:
-        expected = model(pixel_values=pixels).last_hidden_state
+        expected = model(**inputs).last_hidden_state
     height, width = grid_of()
     num_others = expected.shape[1] - height * width
     cell = (cell_size, cell_size)
@@ -190,7 +195,7 @@ def _measure_features(
     for name in names:
         sample = _sampler(name, expected.shape[-1])
         with apply_super_tokens(model, cell_size, mode="both", sampler=sample, num_iterations=num_iterations):
-            states = model(pixel_values=pixels).last_hidden_state
+            states = model(**inputs).last_hidden_state
         cosines = F.cosine_similarity(states, expected, dim=-1)[0]
         errors = []
         for attended in kept:
