@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
         server.asked.append(wanted)
-        if self.path != "/weights.pth":
+        if self.path.partition("?")[0] != "/weights.pth":
             self.send_error(404)
             return
         start = int(wanted[6:-1]) if wanted and condition == server.tag else 0
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     server = Server()
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
     server.shutdown()
@@ -173,11 +173,12 @@ def test_command_converts_what_it_downloads_as_safely_as_a_file(server, tmp_path
     server.content = CHECKPOINT.read_bytes()
     fields = tmp_path / "tiny.json"
     fields.write_text(
-        '{"num_attention_heads": [1, 2, 2, 4], "super_token_sizes": [8, 4, 1, 1], "num_sampling_iterations": [1, 1, 1, 1]}'
+        '{"num_attention_heads": [1, 2, 2, 4], "super_token_sizes": [8, 4, 1, 1], '
+        '"num_sampling_iterations": [1, 1, 1, 1]}'
     )
     assert main(["convert", server.address, str(tmp_path / "out"), "--config", str(fields)]) == 0
     SViTForImageClassification.from_pretrained(tmp_path / "out")
     # a program in the place of the weights
     server.content = b"cposix\nsystem\n(S'touch hacked'\ntR."
     assert main(["convert", server.address + "?2", str(tmp_path / "other")]) == 2
-    assert "cannot be" in capsys.readouterr().err
+    assert "cannot be read as tensors" in capsys.readouterr().err

@@ -170,8 +170,8 @@ def _download_from_drive(source: str, partial: Path, max_bytes: int) -> None:
     # gdown and requests have errors of their own for no network, no such file, and too many downloads today
     except Exception as error:
         raise ConversionError(
-            f"{source!r} cannot be downloaded: {error}. Give the same command again to go on, or download the file with "
-            "a browser and name it."
+            f"{source!r} cannot be downloaded: {error}. Give the same command again to go on, or download the file "
+            "with a browser and name it."
         ) from error
     if not partial.is_file():
         raise ConversionError(f"{source!r} cannot be downloaded; download the file with a browser and name it.")
