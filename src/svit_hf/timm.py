@@ -151,10 +151,11 @@ class TimmSViT(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
+        network: Any = self.svit
         if enable:
-            self.svit.gradient_checkpointing_enable()
+            network.gradient_checkpointing_enable()
         else:
-            self.svit.gradient_checkpointing_disable()
+            network.gradient_checkpointing_disable()
 
     def no_weight_decay(self) -> set[str]:
         """Return names of tensors with more than one dimension that shall not decay: there are none."""
