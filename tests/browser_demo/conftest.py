@@ -4,21 +4,27 @@ from PIL import Image
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification, save_with_code
-from svit_hf.browser_demo.viewer import open_viewer
+from svit_hf.browser_demo.viewer import Viewer
+from svit_hf.evaluation.preprocessing import Preprocessing
+from svit_hf.hub.remote_code import default_image_processor
+
+
+def make_model():
+    """Return a model of five classes, whose cells are 4, 2, 1, 1."""
+    names = ["<b>cat", "dog", "hen", "cow", "pig"]
+    return SViTForImageClassification(tiny_config(id2label=dict(enumerate(names)))).eval()
 
 
 @pytest.fixture
 def model_dir(tmp_path):
-    """Return a folder with a model of five classes, whose cells are 4, 2, 1, 1."""
-    names = ["<b>cat", "dog", "hen", "cow", "pig"]
-    model = SViTForImageClassification(tiny_config(id2label=dict(enumerate(names))))
-    save_with_code(model, tmp_path / "tiny")
+    save_with_code(make_model(), tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
 @pytest.fixture
-def viewer(model_dir):
-    return open_viewer(str(model_dir))
+def viewer():
+    model = make_model()
+    return Viewer("tiny", model, Preprocessing(default_image_processor(model.config)))
 
 
 @pytest.fixture

@@ -82,6 +82,6 @@ def test_command_writes_it_and_says_what_comes_next(model_dir, picture_file, tmp
     assert main(["demo", str(model_dir), "--examples", picture_file, "--space", space]) == 0
     printed = capsys.readouterr().out
     assert f"pip install -r {space}/requirements.txt && python {space}/app.py" in printed
-    assert "hf upload USER/NAME" in printed
+    assert "hf repos create USER/NAME" in printed
     assert json.loads((tmp_path / "space/models/tiny/config.json").read_text())["model_type"] == "svit"
     assert (tmp_path / "space/examples/01.png").is_file()

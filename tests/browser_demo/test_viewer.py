@@ -50,10 +50,10 @@ def test_cells_change_the_answer_and_are_set_back(viewer, picture_file):
     # a stage that was trained without super tokens gets some
     assert respond(viewer, picture_file, with_cell(Choice(3, 1, viewer.cells), 2)).drawings[1] is not None
 
-    viewer._looks.clear()
-    assert torch.equal(probabilities(viewer, picture_file, viewer.first_choice), own)
     layers = [layer.attention.cell_size for stage in viewer.model.svit.stages for layer in stage.layers]
     assert layers == [(4, 4), (2, 2), (2, 2), (1, 1), (1, 1)]
+    viewer._looks.clear()
+    assert torch.equal(probabilities(viewer, picture_file, viewer.first_choice), own)
 
 
 def test_cells_are_set_back_after_an_error(viewer, picture_file, monkeypatch):

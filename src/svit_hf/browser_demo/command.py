@@ -90,5 +90,5 @@ def _after_space(folder: Path) -> str:
 
 and publish it, after you have stated the licence of the model in its README.md:
 
-    hf repo create USER/NAME --repo-type space --space-sdk gradio
+    hf repos create USER/NAME --repo-type space --space-sdk gradio
     hf upload USER/NAME {folder} . --repo-type space"""
