@@ -60,7 +60,6 @@ class PackedConvolution(nn.Conv2d):
             not torch.compiler.is_compiling()
             and hidden_states.device.type == self.weight.device.type == "cpu"
             and hidden_states.dtype == self.weight.dtype
-            and hidden_states.numel() > 0
             and _has_fast_convolutions(hidden_states.dtype)
             and not torch.is_autocast_enabled("cpu")
             and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
