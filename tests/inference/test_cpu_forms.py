@@ -60,7 +60,12 @@ class TestPackedConvolution:
             expected = F.conv2d(images, convolution.weight, convolution.bias)
             torch.testing.assert_close(convolution(images), expected)
             torch.testing.assert_close(convolution.convolve(images, "gelu"), F.gelu(expected))
+        packed = convolution.packed
         assert operators_of(lambda: convolution(images))[FUSED] == 1
+        assert convolution.packed is packed
+        # in the order for other images it is slow
+        convolution(torch.randn(2, 6, 5, 7))
+        assert convolution.packed is not packed
 
     @pytest.mark.parametrize(
         "change",
