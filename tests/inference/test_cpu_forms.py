@@ -60,7 +60,12 @@ class TestPackedConvolution:
             expected = F.conv2d(images, convolution.weight, convolution.bias)
             torch.testing.assert_close(convolution(images), expected)
             torch.testing.assert_close(convolution.convolve(images, "gelu"), F.gelu(expected))
+        packed = convolution.packed
         assert operators_of(lambda: convolution(images))[FUSED] == 1
+        assert convolution.packed is packed
+        # in the order for other images it is slow
+        convolution(torch.randn(2, 6, 5, 7))
+        assert convolution.packed is not packed
 
     @pytest.mark.parametrize(
         "change",
@@ -88,6 +93,8 @@ class TestPackedConvolution:
             assert twin.packed is None
             torch.testing.assert_close(twin(images), expected, rtol=0, atol=0)
         assert convolution.state_dict().keys() == {"weight", "bias"}
+        # the weights may come back to the same address with other values
+        assert convolution.float().packed is None
 
     def test_is_the_ordinary_one_where_packing_is_not_possible(self):
         convolution = packed_convolution()

@@ -47,8 +47,9 @@ class PackedConvolution(nn.Conv2d):
     """A convolution whose weights are stored once more, as oneDNN wants them; that is neither copied nor saved."""
 
     packed: torch.Tensor | None = None
-    # address and version of the weights: changed ones are packed anew
-    packed_from: tuple[int, int | None] = (0, None)
+    # what they were packed for: address and version of the weights, shape of the images, threads; oneDNN may want
+    # another order for others, and bringing one order into another in every call takes longer than the convolution
+    packed_for: tuple[Any, ...] = ()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Convolve."""
@@ -60,7 +61,6 @@ class PackedConvolution(nn.Conv2d):
             not torch.compiler.is_compiling()
             and hidden_states.device.type == self.weight.device.type == "cpu"
             and hidden_states.dtype == self.weight.dtype
-            and hidden_states.numel() > 0
             and _has_fast_convolutions(hidden_states.dtype)
             and not torch.is_autocast_enabled("cpu")
             and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -69,10 +69,11 @@ class PackedConvolution(nn.Conv2d):
     def convolve(self, hidden_states: torch.Tensor, activation: str) -> torch.Tensor:
         """Convolve with packed weights; `activation` is `"gelu"` or `"none"`."""
         weight, geometry = self.weight, (self.padding, self.stride, self.dilation, self.groups)
-        source = (weight.data_ptr(), None if weight.is_inference() else weight._version)
-        if self.packed is None or self.packed_from != source:
+        version = None if weight.is_inference() else weight._version
+        wanted = (weight.data_ptr(), version, hidden_states.shape, torch.get_num_threads())
+        if self.packed is None or self.packed_for != wanted:
             pack = torch.ops.mkldnn._reorder_convolution_weight
-            self.packed, self.packed_from = pack(weight.detach(), *geometry, hidden_states.shape), source
+            self.packed, self.packed_for = pack(weight.detach(), *geometry, hidden_states.shape), wanted
         return torch.ops.mkldnn._convolution_pointwise(
             hidden_states, self.packed, self.bias, *geometry, activation, [], "none" if activation == "gelu" else ""
         )
