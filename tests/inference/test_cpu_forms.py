@@ -126,6 +126,12 @@ class TestModel:
             folded(torch.randn(1, 3, 64, 64))
             handle.remove()
             assert len(seen) == 1
+            watched.forward = lambda images, seen=seen, watched=watched: (
+                seen.append(images) or type(watched).forward(watched, images)
+            )
+            folded(torch.randn(1, 3, 64, 64))
+            del watched.forward
+            assert len(seen) == 2
 
     def test_compilers_see_the_code_of_the_model(self, folded):
         graphs = []

@@ -96,8 +96,11 @@ class FusedConvFFN(SViTConvFFN):
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Widen and activate in one operation, add the depthwise convolution, narrow."""
         fc1: Any = self.fc1
-        # hooks want to see every step
-        watched = any(module._forward_hooks or module._forward_pre_hooks for module in (self, fc1, self.activation))
+        # hooks, and what replaced a `forward`, want to see every step
+        watched = any(
+            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            for module in (self, fc1, self.activation)
+        )
         if watched or type(fc1) is not PackedConvolution or not fc1.can_pack(hidden_states):
             return super().__call__(hidden_states)
         return self.fc2(self.depthwise(fc1.convolve(hidden_states, "gelu")))
