@@ -77,12 +77,10 @@ def test_outputs_are_compared_with_the_eager_model_in_float32(model):
     assert folded.image_size == 64
 
 
-def test_memory_holds_the_weights(model):
+def test_memory_is_weights_and_what_a_call_needs(model, monkeypatch):
+    monkeypatch.setattr(comparison, "measure_working_memory", lambda work, device: 1000)
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    (eager,) = compare(model).measurements
-    if eager.memory_bytes is None:
-        pytest.skip("this system does not tell the high-water mark of a process")
-    assert eager.memory_bytes >= weights
+    assert compare(model).measurements[0].memory_bytes == weights + 1000
 
 
 def test_form_with_other_outputs_is_marked_and_never_recommended(model, monkeypatch):
@@ -115,8 +113,8 @@ def test_what_cannot_run_is_left_out_with_the_reason(model, monkeypatch):
         raise ValueError("no GPU here")
 
     monkeypatch.setitem(FORMS, "kernels", replace(FORMS["kernels"], prepare=refuse))
-    result = compare(model, "kernels", batch_sizes=(1, 2))
-    assert forms_of(result) == [("eager", "fp32")] * 2
+    result = compare(model, "kernels", dtypes=("fp32", "bf16"))
+    assert forms_of(result) == [("eager", "fp32"), ("eager", "bf16")]
     assert result.left_out == ["kernels: no GPU here"]
     assert tables_of(result)[-1] == "left out: kernels: no GPU here"
 
@@ -182,17 +180,17 @@ def test_code_of_a_form_runs(model, name, monkeypatch):
     [
         ("onnx", "export"),
         ("openvino", "openvino"),
-        ("pt2", None),
         ("int8", "quantization"),
-        ("onnx-int8", "export"),
         ("folded-compiled", None),
         ("folded-frozen", None),
     ],
 )
-def test_programs_and_compiled_forms_are_measured(model, name, extra):
+def test_programs_and_compiled_forms_are_measured(name, extra):
     if extra and missing_packages(extra):
         pytest.skip(f"without the packages of the extra {extra}")
-    result = compare(model, name)
+    stage = {"hidden_sizes": [8], "depths": [1], "num_attention_heads": [1], "super_token_sizes": [2]}
+    config = tiny_config(**stage, num_sampling_iterations=[1], use_layer_scale=[True], image_size=32)
+    result = compare(SViTForImageClassification(config), name)
     assert [row.form for row in result.measurements] == ["eager", name], result.left_out
     assert result.measurements[1].is_right
 
@@ -204,13 +202,13 @@ def test_program_is_exported_once_for_all_sizes(model, monkeypatch, tmp_path):
         calls.append((options.format, images))
         return type("Report", (), {"num_bytes": 4321})
 
+    monkeypatch.setattr(comparison, "measure_working_memory", lambda work, device: 1000)
     monkeypatch.setattr(forms, "export_classifier", export)
     monkeypatch.setattr(forms, "load_program", lambda folder: lambda pixels: model(pixels).logits)
     result = compare(model, "pt2", batch_sizes=(1, 2))
     assert calls == [("pt2", None)]
     assert [row.form for row in result.measurements] == ["eager", "pt2"] * 2
-    if result.measurements[1].memory_bytes is not None:
-        assert result.measurements[1].memory_bytes >= 4321
+    assert result.measurements[1].memory_bytes == 4321 + 1000
 
 
 @pytest.mark.parametrize(
