@@ -35,9 +35,12 @@ SETTINGS = {
 
 
 class Launch:
-    """Ranks of `svit-hf train` that are at work; `run__seed="1"` sets the recipe's `run.seed`."""
+    """Ranks of `svit-hf train` that are at work; `run__seed="1"` sets the recipe's `run.seed`.
 
-    def __init__(self, toy_images, run_dir, *script, num_ranks=2, **settings):
+    `prefix` is what starts the launcher, if it is not started directly.
+    """
+
+    def __init__(self, toy_images, run_dir, *script, num_ranks=2, prefix=(), **settings):
         self.output = run_dir.with_suffix(f".{time.monotonic_ns()}.txt")
         settings = {name.replace("__", "."): value for name, value in settings.items()}
         settings = SETTINGS | {"data.path": str(toy_images)} | settings
@@ -45,7 +48,15 @@ class Launch:
         command += [f"--{name}={value}" for name, value in settings.items()]
         with self.output.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
+                [
+                    *prefix,
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    "--nproc_per_node",
+                    str(num_ranks),
+                ]
                 + (list(script) or command),
                 env=os.environ | {"ACCELERATE_USE_CPU": "1", "PYTHONWARNINGS": "default"},
                 stdout=file,

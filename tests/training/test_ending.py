@@ -3,7 +3,9 @@
 
 import os
 import re
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -110,3 +112,21 @@ def test_failure_ends_every_rank(folder, tmp_path, fail, num_workers, message, s
     # torchrun has a traceback of its own
     ours = output.split("torch/distributed/elastic")[0]
     assert "Traceback" not in ours, output
+
+
+@pytest.mark.campaign
+def test_too_little_shared_memory_is_said(folder, tmp_path):
+    # in a mount namespace of its own, so that nobody else's memory shrinks
+    prefix = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"', "sh"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("a file system cannot be mounted here")
+    settings = SETTINGS | {"data__num_workers": "2", "data__index": str(tmp_path / "index.json")}
+    launch = Launch(folder, tmp_path / "run", prefix=prefix, **settings)
+    output = launch.end()
+    said = re.findall("^svit-hf: a process that reads images found no shared memory: .*", output, re.MULTILINE)
+    assert len(said) == 1, output
+    assert "exitcode  : 3" in output
+    assert "Traceback" not in output.split("torch/distributed/elastic")[0], output

@@ -458,7 +458,7 @@ class _Caught(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.items[index]
+            return _in_shared_memory(self.items[index])
         except SViTError as error:
             return _Failure(error)
 
@@ -469,9 +469,29 @@ class _CaughtStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self.items
+            yield from map(_in_shared_memory, self.items)
         except SViTError as error:
             yield _Failure(error)
+
+
+def _in_shared_memory(item: Any) -> Any:
+    """Bring the tensors of a worker's batch to where the main process can read them.
+
+    PyTorch would do so in a thread, where a failure loses the batch, and the main process waits for it for ever.
+
+    Raises:
+        DataError: If there is no room.
+    """
+    if get_worker_info() is None:
+        return item
+    values = item.values() if isinstance(item, dict) else vars(item).values()
+    try:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                value.share_memory_()
+    except RuntimeError as error:
+        raise DataError(_explanation_of_killed_worker(error)) from error
+    return item
 
 
 def _kill_workers(iterator: Any) -> None:
