@@ -75,7 +75,7 @@ def test_state_counts_every_storage_once():
 
 WORK = """
 import torch
-from svit_hf.benchmark.measuring import measure_working_memory
+from svit_hf.benchmark.memory import measure_working_memory
 
 kept = torch.ones(16 * 2**20)
 
