@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset, get_worker_info
 
-from svit_hf.data.decoding import DecodingError, decode_image
+from svit_hf.data.decoding import DecodingError, ImageLimits, decode_image
 from svit_hf.data.loading import load, workers_per_rank
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import segments
@@ -190,7 +190,8 @@ def predict_images(  # noqa: PLR0913 - what is predicted, by what, how, and wher
         own = [part for part in parts[state.process_index :: state.num_processes] if not _file(folder, part).exists()]
     options = images if isinstance(images, DataOptions) else DataOptions()
     workers = workers_per_rank(options) if num_workers is None else num_workers
-    loader = _loader(own, source, classifier, batch_size, workers)
+    batches = _ImagesOfParts(source, classifier.preprocessing, own, batch_size, options.limits)
+    loader = load(batches, min(workers, len(own)))
     schema = pa.schema(COLUMNS | (EMBEDDING if embeddings else {}))
     num_new = sum(len(part.images) for part in own)
     tables: dict[Part, pa.Table] = {}
@@ -235,6 +236,7 @@ class _ImagesOfParts(IterableDataset[_Images]):
     preprocessing: Preprocessing
     parts: list[Part]
     batch_size: int
+    limits: ImageLimits
 
     def __iter__(self) -> Iterator[_Images]:
         worker = get_worker_info()
@@ -251,18 +253,12 @@ class _ImagesOfParts(IterableDataset[_Images]):
         errors: list[str | None] = []
         for row in rows:
             try:
-                pixel_values.append(self.preprocessing(decode_image(row.image)))
+                pixel_values.append(self.preprocessing(decode_image(row.image, self.limits)))
                 errors.append(None)
             except DecodingError as error:
                 errors.append(str(error))
         stacked = torch.stack(pixel_values) if pixel_values else None
         return _Images(part, [row.sample_id for row in rows], errors, stacked)
-
-
-def _loader(
-    parts: list[Part], source: ImageSource, classifier: Classifier, batch_size: int, num_workers: int
-) -> Iterator[_Images]:
-    return load(_ImagesOfParts(source, classifier.preprocessing, parts, batch_size), min(num_workers, len(parts)))
 
 
 def _predict(
