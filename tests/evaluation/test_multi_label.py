@@ -158,8 +158,8 @@ def test_shards_keep_lists(folder, tmp_path):
     assert found == sorted(tuple(labels_of(number)) for number in range(60))
 
 
-def test_from_data_to_pipeline(folder, tmp_path, capsys):
-    recipe = changed(
+def recipe_for(folder, **fields):
+    return changed(
         RECIPES["smoke"](),
         data__path=str(folder),
         data__multi_label=True,
@@ -170,7 +170,12 @@ def test_from_data_to_pipeline(folder, tmp_path, capsys):
         optimization__epochs=2,
         run__save_every_updates=2,
         run__keep_checkpoints=9,
+        **fields,
     )
+
+
+def test_from_data_to_pipeline(folder, tmp_path, capsys):
+    recipe = recipe_for(folder)
     report = train(recipe, tmp_path / "run")
     metrics = report["metrics"][report["chosen"]]
     assert 0 < metrics["mean_average_precision"] <= 1
@@ -198,19 +203,7 @@ def test_from_data_to_pipeline(folder, tmp_path, capsys):
 
 
 def test_a_run_goes_on_exactly(folder, tmp_path):
-    recipe = changed(
-        RECIPES["smoke"](),
-        data__path=str(folder),
-        data__multi_label=True,
-        data__num_workers=0,
-        optimization__loss="binary_cross_entropy",
-        optimization__batch_size=20,
-        optimization__device_batch_size=20,
-        optimization__epochs=2,
-        mixing__mixup_alpha=0.8,
-        run__save_every_updates=2,
-        run__keep_checkpoints=9,
-    )
+    recipe = recipe_for(folder, mixing__mixup_alpha=0.8)
     train(recipe, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     for checkpoint in checkpoints_of(tmp_path / "part")[1:]:

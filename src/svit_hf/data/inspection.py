@@ -223,8 +223,7 @@ def inspect_source(options: DataOptions, num_workers: int = 0) -> Inspection:
         if split.wrong_labels and not split.columns and None in split.wrong_labels:
             # a folder of images without classes beside splits that have some matters only when it is used
             del split.wrong_labels[None]
-    unused = [f"not used: {reason} ({count})" for reason, count in sorted(location.unused.items())]
-    return Inspection(options.path, location.format, names, splits, [*unused, *remarks_on_names(names)])
+    return Inspection(options.path, location.format, names, splits, [*location.remarks(), *remarks_on_names(names)])
 
 
 def _class_names(options: DataOptions, location: Location, reference: str, split: SplitInspection) -> tuple[str, ...]:

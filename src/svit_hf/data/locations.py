@@ -47,6 +47,10 @@ class Location:
     unused: Counter[str] = field(default_factory=Counter)
     empty_splits: frozenset[str] = frozenset()
 
+    def remarks(self) -> list[str]:
+        """Return a line for each reason why files are not used."""
+        return [f"not used: {reason} ({count})" for reason, count in sorted(self.unused.items())]
+
     def files(self, split: str) -> list[str]:
         """Return the files of a split, in order: one shard of the stream each."""
         return [str(file) for file in self.builder.config.data_files[split]]

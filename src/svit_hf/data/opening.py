@@ -72,8 +72,7 @@ def _open_split(options: DataOptions, location: Location, split: str, labelled: 
     if source.num_samples == 0:
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
     source.split = split
-    unused = [f"not used: {reason} ({count})" for reason, count in sorted(location.unused.items())]
-    source.remarks = (*unused, *remarks_on_names(source.label_names))
+    source.remarks = (*location.remarks(), *remarks_on_names(source.label_names))
     return source
 
 
@@ -195,7 +194,7 @@ def _open_folder(options: DataOptions, location: Location, split: str, labelled:
     if options.multi_label and labelled:
         raise SViTError(
             f"`multi_label` is True, but {options.path!r} has a folder for each class, where an image has one; "
-            " `metadata.jsonl` beside the images can list several labels."
+            "`metadata.jsonl` beside the images can list several labels."
         )
     assert location.folder is not None
     folder = location.folder
