@@ -143,6 +143,14 @@ def test_what_is_no_list_is_refused(folder, tmp_path):
         open_source(DataOptions(str(folder), multi_label=True), "eval")
 
 
+def test_folders_of_classes_have_one_label(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(picture(40))
+    with pytest.raises(SViTError, match=r"`multi_label` is True, but .* has a folder for each class.*one; `metadata"):
+        open_source(DataOptions(str(tmp_path), multi_label=True), "train")
+
+
 def test_strings_and_other_orders_are_matched_by_name(folder):
     write(folder / "test.parquet", range(6), names=NAMES[::-1])
     source = open_source(DataOptions(str(folder), multi_label=True), "eval")
