@@ -79,7 +79,7 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     model.save_pretrained(tmp_path, state_dict={**weights, "other.weight": torch.ones(1)})
     _, differences = load_and_compare(str(tmp_path))
     assert differences == {"missing": ["classifier.bias", "classifier.weight"], "unexpected": ["other.weight"]}
-    with pytest.raises(SViTError, match=r"lacks 2 of the classifier, such as classifier\.bias, classifier\.weight"):
+    with pytest.raises(SViTError, match=r"lacks 2 of the model, such as classifier\.bias, classifier\.weight"):
         load_classifier(str(tmp_path), "cpu")
 
 

@@ -279,3 +279,16 @@ def test_blood_cells(real_images):
     assert all(len(sample.target) > 3 for sample in samples)
     with pytest.raises(DataError, match=r"test.parquet, row 0: object 0 .* The other format is 'xyxy'"):
         Detection(rows.labels, (96, 128)).read(*rows[0])
+
+
+def test_numbers_mean_what_the_data_say(tmp_path):
+    features = {"objects": {"category": {"feature": {"names": ["rim", "cell"]}}}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.Table.from_pylist([row({"bbox": BOXES, "category": [0, 1]})]).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "test.parquet")
+    rows = Detection.find_rows(tmp_path, "test")
+    assert rows.labels == ["rim", "cell"]
+    # LABELS has them at 2 and 0
+    assert Detection(LABELS, SIZE).read(*rows[0]).target.labels.tolist() == [2, 0]
+    with pytest.raises(DataError, match="has the class 'rim'; the classes are"):
+        Detection(["cell"], SIZE).read(*rows[0])

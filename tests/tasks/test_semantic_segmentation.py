@@ -81,7 +81,7 @@ def test_other_ways_to_number_classes(options, mask, expected):
         (row(MASK, size=(60, 90)), "the mask has 90 x 60 pixels, the image 60 x 90"),
         (row(MASK) | {"mask": None}, "there is no mask"),
         ({"mask": {"bytes": png(MASK)}}, "there is no image"),
-        (row(np.zeros((60, 90, 3), dtype=np.uint8)), "the mask has mode 'RGB'"),
+        (row(np.zeros((60, 90, 3), dtype=np.uint8)), "the mask cannot be read: it has mode 'RGB'"),
     ],
     ids=["values", "size", "no mask", "no image", "colours"],
 )

@@ -7,6 +7,8 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -98,6 +100,17 @@ def decode_image(stored: bytes | str | None, limits: ImageLimits = DEFAULT_LIMIT
         DecodingError: If these are no bytes of a picture, not all of them, too many, or of a mode or format that is
             not decoded.
     """
+    with opened_image(stored, limits) as image:
+        return to_upright_rgb(image)
+
+
+@contextmanager
+def opened_image(stored: bytes | str | None, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Image.Image]:
+    """Give a picture with all of its pixels decoded, in the mode that it is stored in; the arguments are as above.
+
+    Raises:
+        DecodingError: As above, also for what fails in the block.
+    """
     if not stored:
         raise DecodingError("there are no bytes")
     try:
@@ -118,7 +131,7 @@ def decode_image(stored: bytes | str | None, limits: ImageLimits = DEFAULT_LIMIT
                         f"it has {width}x{height} pixels; `max_image_pixels` allows {limits.max_pixels}"
                     )
                 image.load()
-                return _to_rgb(_upright(image), image.format)
+                yield image
     except DecodingError:
         raise
     except UnidentifiedImageError as error:
@@ -126,6 +139,15 @@ def decode_image(stored: bytes | str | None, limits: ImageLimits = DEFAULT_LIMIT
     # Pillow's plugins raise whatever parsing broken bytes ends in: OSError, SyntaxError, struct.error, ValueError, ...
     except Exception as error:
         raise DecodingError(f"{type(error).__name__}: {error}") from error
+
+
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as `decode_image` does, of one that is open already.
+
+    Raises:
+        DecodingError: If its mode has no range that everybody agrees on.
+    """
+    return _to_rgb(_upright(image), image.format)
 
 
 def _upright(image: Image.Image) -> Image.Image:

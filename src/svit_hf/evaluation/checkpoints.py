@@ -78,27 +78,34 @@ def download(location: str) -> str:
 
 
 def load_classifier(location: str, device: torch.device | str) -> PreTrainedModel:
-    """Load a classifier in float32, in eval mode.
+    """Load a classifier in float32, in eval mode; see `load_model`."""
+    return load_model(location, device, AutoModelForImageClassification)
+
+
+def load_model(location: str, device: torch.device | str, model_class: Any) -> PreTrainedModel:
+    """Load a model of a class of Transformers, or of one of its Auto classes, in float32, in eval mode.
 
     Raises:
         SViTError: If it cannot be loaded, or some of its weights are not there.
     """
-    loaded, differences = load_and_compare(location)
+    loaded, differences = load_and_compare(location, model_class)
     if missing := differences.get("missing"):
         raise SViTError(
-            f"`model` is {location!r}, whose file of weights lacks {len(missing)} of the classifier, such as "
+            f"`model` is {location!r}, whose file of weights lacks {len(missing)} of the model, such as "
             f"{listed(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
         )
     model: Any = loaded
     # in the file, tensors begin at any byte, and the last digits of a matrix product depend on where its operands lie
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
-    classifier: PreTrainedModel = model.to(device).eval()
-    return classifier
+    moved: PreTrainedModel = model.to(device).eval()
+    return moved
 
 
-def load_and_compare(location: str) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    """Load a classifier in float32, and compare the names of its weights with those in the file.
+def load_and_compare(
+    location: str, model_class: Any = AutoModelForImageClassification
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """Load a model in float32, and compare the names of its weights with those in the file.
 
     Returns:
         The model, and the names that are `missing` in the file, `unexpected`, or `of another shape`, if there are any.
@@ -107,13 +114,12 @@ def load_and_compare(location: str) -> tuple[PreTrainedModel, dict[str, list[str
         SViTError: If it cannot be loaded.
     """
     try:
-        loaded: Any = AutoModelForImageClassification.from_pretrained(
-            location, dtype=torch.float32, output_loading_info=True
-        )
+        loaded: Any = model_class.from_pretrained(location, dtype=torch.float32, output_loading_info=True)
     # damaged files make Transformers, safetensors, huggingface_hub and the model raise whatever they come to
     except Exception as error:
+        what = "a classifier" if model_class is AutoModelForImageClassification else f"a {model_class.__name__}"
         raise SViTError(
-            f"`model` is {location!r}, which cannot be loaded as a classifier: {type(error).__name__}: {error}"
+            f"`model` is {location!r}, which cannot be loaded as {what}: {type(error).__name__}: {error}"
         ) from error
     model, info = loaded
     differences = {

@@ -20,7 +20,7 @@ from svit_hf.tasks.average_precision import AveragePrecision
 from svit_hf.tasks.coco import coco_rows
 from svit_hf.tasks.objects import CATEGORY_FIELDS, Objects, category_field, class_indices, corner_boxes, object_fields
 from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_picture
-from svit_hf.tasks.rows import no_rows, parquet_rows
+from svit_hf.tasks.rows import CLASS_NAMES, no_rows, parquet_rows
 from svit_hf.tasks.task import Rows, Sample, Task
 from svit_hf.tasks.yolo import yolo_rows
 
@@ -80,7 +80,7 @@ class Detection(Task):
         boxes, is_there = corner_boxes(
             fields.get("bbox", []), self.box_format, (picture.height, picture.width), origin, self.clip_boxes
         )
-        labels = class_indices(category_field(fields, len(boxes), origin), self.labels, origin)
+        labels = class_indices(category_field(fields, len(boxes), origin), self.labels, origin, row.get(CLASS_NAMES))
         crowd = np.array([bool(value) for value in fields.get("iscrowd", [False] * len(boxes))], dtype=bool)
         return Sample(picture, Objects(boxes, labels, crowd=crowd).select(is_there), origin)
 

@@ -17,6 +17,8 @@ from svit_hf.model.modeling_svit import SViTBackbone
 from svit_hf.tasks.heads import Head, find_head
 
 
+# of a saved config: Mask2Former is for two tasks
+TASK_FIELD = "svit_task"
 # every stage has whole pixels so, and the feature maps of neighbouring ones differ by exactly 2
 SIZE_STEP = 32
 SMALLEST_SIZE = 64
@@ -99,7 +101,9 @@ def build_model(
     if chosen.freezes_batch_norms == "option":
         options.setdefault("freeze_backbone_batch_norms", not is_random)
     nested = _backbone_config(config, chosen, size, drop_path_rate)
-    model = chosen.model_class(chosen.make_config(nested, labels, width, options))
+    head_config = chosen.make_config(nested, labels, width, options)
+    setattr(head_config, TASK_FIELD, task)
+    model = chosen.model_class(head_config)
     if not isinstance(backbone, SViTConfig):
         load_backbone(model, backbone)
         if chosen.freezes_batch_norms == "never":

@@ -89,14 +89,24 @@ def category_field(fields: Mapping[str, Any], num_objects: int, origin: Origin) 
     return found
 
 
-def class_indices(values: Sequence[Any], labels: Sequence[str], origin: Origin) -> np.ndarray:
+def class_indices(
+    values: Sequence[Any], labels: Sequence[str], origin: Origin, names: Sequence[str] | None = None
+) -> np.ndarray:
     """Return class indices `(N,)` of names or numbers.
+
+    Args:
+        values: One for each object.
+        labels: Names of the classes.
+        origin: Where they are from.
+        names: What numbers mean, where the data say it; without it they are places in `labels`.
 
     Raises:
         DataError: If one is unknown.
     """
     indices = []
     for value in values:
+        if names and isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]  # noqa: PLW2901 - the same class, by its name
         if isinstance(value, str) and value in labels:
             indices.append(labels.index(value))
         elif isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 <= value < len(labels):

@@ -4,26 +4,22 @@
 A `View` is what augmentation decides; pixels, masks and boxes all follow from it, so that they move together.
 """
 
-import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from svit_hf.data.decoding import DecodingError, opened_image, to_upright_rgb
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks.heads import IMAGENET_MEAN, IMAGENET_STD
 
 
-# what Pillow may be asked to decode: plain pixel formats, none that starts another program
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
-MAX_PIXELS = 100_000_000
 CROP_ATTEMPTS = 10
 _MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None]
 _STD = torch.tensor(IMAGENET_STD)[:, None, None]
@@ -42,6 +38,10 @@ class Origin(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}, row {self.row}" if isinstance(self.row, int) else f"{self.file}, {self.row}"
+
+
+class BrokenPictureError(DataError):
+    """Error about a picture that cannot be decoded; its annotation may be right."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class View:
 
 
 def decode_picture(stored: object, origin: Origin) -> Image.Image:
-    """Return a picture as RGB in 8 bits, upright.
+    """Return a picture as `svit_hf.data.decoding.decode_image` does: RGB in 8 bits, upright.
 
     Args:
         stored: A mapping with `bytes` (as parquet files have it), encoded bytes, a `Path`, or a Pillow image. A path
@@ -166,19 +166,10 @@ def decode_picture(stored: object, origin: Origin) -> Image.Image:
         origin: Where it is from, for messages.
 
     Raises:
-        DataError: If it is no picture, or not all of one.
+        BrokenPictureError: If it is no picture, or not all of one.
     """
     with _opened(stored, origin, "image") as image:
-        if image.mode in ("I", "F", "I;16", "I;16B"):
-            raise DataError(f"{origin}: the image has mode {image.mode!r}; expected are 8 bits per channel.")
-        upright = image
-        # whatever parsing broken EXIF data ends in; the pixels are whole
-        with suppress(Exception):
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode == "P" and "transparency" in upright.info:
-            # the detour drops the same alpha, without Pillow's warning about it
-            upright = upright.convert("RGBA")
-        return upright.convert("RGB")
+        return to_upright_rgb(image)
 
 
 def decode_mask(stored: object, origin: Origin) -> np.ndarray:
@@ -189,9 +180,9 @@ def decode_mask(stored: object, origin: Origin) -> np.ndarray:
     """
     with _opened(stored, origin, "mask") as image:
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise DataError(
-                f"{origin}: the mask has mode {image.mode!r}; expected is one channel of whole numbers (L, P, I, 1), "
-                "stored without loss, as PNG does."
+            raise DecodingError(
+                f"it has mode {image.mode!r}; expected is one channel of whole numbers (L, P, I, 1), stored without "
+                "loss, as PNG does"
             )
         return np.asarray(image).astype(np.int64)
 
@@ -200,26 +191,17 @@ def decode_mask(stored: object, origin: Origin) -> np.ndarray:
 def _opened(stored: object, origin: Origin, what: str) -> Iterator[Image.Image]:
     if isinstance(stored, Mapping):
         stored = stored.get("bytes")
-    if isinstance(stored, Image.Image):
-        yield stored
-        return
-    if not isinstance(stored, (bytes, Path)) or not stored:
-        raise DataError(f"{origin}: there is no {what}.")
+    kind = BrokenPictureError if what == "image" else DataError
     try:
-        with warnings.catch_warnings():
-            # of damaged EXIF data, odd palettes, many pixels: not worth a line per image
-            warnings.simplefilter("ignore")
-            source: Any = io.BytesIO(stored) if isinstance(stored, bytes) else stored
-            with Image.open(source, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
-                image.load()
+        if isinstance(stored, Image.Image):
+            yield stored
+        elif isinstance(stored, (bytes, Path)) and stored:
+            with opened_image(stored if isinstance(stored, bytes) else str(stored)) as image:
                 yield image
-    except DataError:
-        raise
-    # Pillow's plugins raise whatever parsing broken bytes ends in: OSError, SyntaxError, struct.error, ValueError, ...
-    except Exception as error:
-        raise DataError(f"{origin}: the {what} cannot be read: {type(error).__name__}: {error}") from error
+        else:
+            raise kind(f"{origin}: there is no {what}.")
+    except DecodingError as error:
+        raise kind(f"{origin}: the {what} cannot be read: {error}.") from error
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

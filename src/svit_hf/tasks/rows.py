@@ -16,6 +16,8 @@ from svit_hf.tasks.task import Rows
 
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
+# added to rows whose classes are numbers, where the data name them: what they mean, in the order of the numbers
+CLASS_NAMES = "svit_class_names"
 # other words for a split
 SPLIT_WORDS = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
 
@@ -76,7 +78,7 @@ def parquet_rows(path: Path, split: str, label_columns: Sequence[Sequence[str]] 
     def load(index: int) -> Mapping[str, Any]:
         number, row = places[index]
         loaded: dict[str, Any] = tables[number].slice(row, 1).to_pylist()[0]
-        return loaded
+        return loaded if labels is None else loaded | {CLASS_NAMES: labels}
 
     return Rows(origins, load, labels)
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from svit_hf.errors import DataError
 from svit_hf.tasks.pictures import Origin, decode_picture
-from svit_hf.tasks.rows import folder_pairs, pictures_in
+from svit_hf.tasks.rows import CLASS_NAMES, folder_pairs, pictures_in
 from svit_hf.tasks.task import Rows
 
 
@@ -33,9 +33,11 @@ def yolo_rows(path: Path, split: str) -> Rows | None:
 
     def load(index: int) -> Mapping[str, Any]:
         picture = decode_picture(files[index], Origin(files[index].name, 0))
-        return {"image": picture, "objects": _read_boxes(folders[1] / f"{files[index].stem}.txt", picture)}
+        objects = _read_boxes(folders[1] / f"{files[index].stem}.txt", picture)
+        return {"image": picture, "objects": objects, CLASS_NAMES: labels}
 
-    return Rows([Origin(file.name, "the whole picture") for file in files], load, _read_labels(path))
+    labels = _read_labels(path)
+    return Rows([Origin(file.name, "the whole picture") for file in files], load, labels)
 
 
 def _read_boxes(file: Path, picture: Image.Image) -> dict[str, list[Any]]:
