@@ -168,9 +168,10 @@ def measure_growth(
 
 def measure_data(options: argparse.Namespace, session: Session, *, batch_size: int, image_size: int) -> list[Case]:
     """Measure decoding with the official augmentation, and with what of it needs no torchvision; times of a worker."""
+    from scripts.benchmark.loading import AUGMENTATIONS, measure_loading, photographs, pick_images
+
     from svit_hf.data.opening import open_source
     from svit_hf.data.options import DataOptions
-    from svit_hf.data.throughput import AUGMENTATIONS, measure_loading, photographs, pick_images
 
     images = photographs(options.num_images)
     if options.data:

@@ -2,13 +2,13 @@
 import pytest
 import torch
 from picture_data import picture, write_parquet
+from scripts.benchmark import loading
+from scripts.benchmark.loading import measure_loading, photographs, pick_images
 
-from svit_hf.data import throughput
 from svit_hf.data.augmentation import TrainingTransform
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import AugmentationOptions, DataOptions
 from svit_hf.data.sources import Row
-from svit_hf.data.throughput import measure_loading, photographs, pick_images
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
@@ -36,7 +36,7 @@ def test_every_pipeline_is_measured_in_every_round(num_workers):
 
 def test_first_batch_and_the_end_of_workers_do_not_count(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loading.time, "perf_counter", lambda: clock[0])
 
     def batches():
         for seconds in (100, 100, 1, 2, 1, 2):
@@ -44,12 +44,12 @@ def test_first_batch_and_the_end_of_workers_do_not_count(monkeypatch):
             yield None
         clock[0] += 100
 
-    assert throughput._seconds_per_batch(batches(), 2) == 2 * 6 / 4
+    assert loading._seconds_per_batch(batches(), 2) == 2 * 6 / 4
 
 
 def test_peer_draws_from_the_global_generator_alone():
     transform = TrainingTransform((16, 12), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1), AugmentationOptions(random_erasing=1))
-    images = throughput._InMemory(photographs(1), throughput._torchvision_transform(transform))
+    images = loading._InMemory(photographs(1), loading._torchvision_transform(transform))
     made = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -62,8 +62,8 @@ def test_peer_draws_from_the_global_generator_alone():
 
 @pytest.mark.parametrize(("name", "changes"), [("crop and flip", False), ("crop, flip, RandAugment, erasing", True)])
 def test_peer_does_what_the_augmentation_says(name, changes):
-    transform = TrainingTransform((8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), throughput.AUGMENTATIONS[name])
+    transform = TrainingTransform((8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), loading.AUGMENTATIONS[name])
     # a plain colour, which crop and flip leave as it is
-    images = throughput._InMemory([picture(7)] * 20, throughput._torchvision_transform(transform))
+    images = loading._InMemory([picture(7)] * 20, loading._torchvision_transform(transform))
     colours = torch.cat([images[index].flatten(1) for index in range(20)], dim=1).unique(dim=1)
     assert (colours.shape[1] > 1) == changes
