@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from svit_hf.errors import SViTError
 
@@ -48,20 +48,25 @@ def option(
 
 
 def check_options(options: Any, section: str = "") -> None:
-    """Check the numbers of an option dataclass, those of its parts included, against their bounds.
+    """Check an option dataclass and its parts: numbers against their bounds, texts against those that are allowed.
 
     Args:
         options: The object.
         section: What its fields are called by on the command line, such as `optimization`; empty if by their names.
 
     Raises:
-        SViTError: If a number is not finite or out of its bounds; the message names field, value and bounds.
+        SViTError: If a number is not finite or out of its bounds, or a text is none of a `Literal`; the message names
+            field, value and what is allowed.
     """
+    hints = get_type_hints(type(options))
     for item in fields(options):
         name, value = f"{section}.{item.name}" if section else item.name, getattr(options, item.name)
         if is_dataclass(value):
             check_options(value, name)
             continue
+        if get_origin(hints[item.name]) is Literal:
+            choices = get_args(hints[item.name])
+            require(value in choices, name, value, f"one of {', '.join(map(str, choices))}")
         bounds = {key: bound for key, bound in item.metadata.items() if key in _BOUNDS}
         allowed = " and ".join(f"{key.replace('_', ' ')} {bound}" for key, bound in bounds.items()) or "finite"
         for number in _numbers_in(value):

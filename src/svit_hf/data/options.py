@@ -7,16 +7,13 @@ from typing import Literal
 
 from svit_hf.data.decoding import DEFAULT_LIMITS, ImageLimits
 from svit_hf.errors import SViTError
-from svit_hf.option_fields import option
+from svit_hf.option_fields import check_options, option, require
 
 
 DataFormat = Literal["auto", "hub", "parquet", "webdataset", "imagefolder"]
 Interpolation = Literal["bicubic", "bilinear"]
 Sampling = Literal["uniform", "balanced"]
 
-FORMATS = ("auto", "hub", "parquet", "webdataset", "imagefolder")
-INTERPOLATIONS = ("bicubic", "bilinear")
-SAMPLINGS = ("uniform", "balanced")
 RANDAUGMENT = re.compile(
     r"rand-m(?P<magnitude>\d+(?:\.\d+)?)(?:-n(?P<num_ops>\d+))?(?:-mstd(?P<std>\d+(?:\.\d+)?))?-inc1"
 )
@@ -63,28 +60,19 @@ class DataOptions:
     multi_label: bool = False
     streaming: bool | None = None
     num_workers: int | None = option(None, at_least=0, changes_freely=True)
-    shuffle_block: int = 1024
-    max_bad_share: float = option(0.001, changes_freely=True)
+    shuffle_block: int = option(1024, at_least=1)
+    max_bad_share: float = option(0.001, at_least=0, at_most=1, changes_freely=True)
     index: str | None = option(None, changes_freely=True)
-    validation_share: float = 0.0
+    validation_share: float = option(0.0, at_least=0, below=1)
     validation_seed: int = 0
     sampling: Sampling = "uniform"
-    max_image_pixels: int = DEFAULT_LIMITS.max_pixels
-    max_image_bytes: int = DEFAULT_LIMITS.max_bytes
+    max_image_pixels: int = option(DEFAULT_LIMITS.max_pixels, at_least=1)
+    max_image_bytes: int = option(DEFAULT_LIMITS.max_bytes, at_least=1)
 
     def __post_init__(self) -> None:
-        _require_one_of("format", self.format, FORMATS)
-        if self.num_workers is not None:
-            _require_at_least("num_workers", self.num_workers, 0)
-        _require_at_least("shuffle_block", self.shuffle_block, 1)
-        _require_between("max_bad_share", self.max_bad_share, 0, 1)
-        _require_one_of("sampling", self.sampling, SAMPLINGS)
+        check_options(self)
         if self.multi_label and self.sampling == "balanced":
             raise SViTError("`sampling` is 'balanced', which needs one class for each image; `multi_label` is True.")
-        if not 0 <= self.validation_share < 1:
-            raise SViTError(f"`validation_share` is {self.validation_share}; it has to be at least 0 and below 1.")
-        _require_at_least("max_image_pixels", self.max_image_pixels, 1)
-        _require_at_least("max_image_bytes", self.max_image_bytes, 1)
 
     @property
     def limits(self) -> ImageLimits:
@@ -110,30 +98,22 @@ class AugmentationOptions:
             epoch has as many steps and covers one image in `num_views`.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    scale: tuple[float, float] = option((0.08, 1.0), above=0, at_most=1)
+    ratio: tuple[float, float] = option((3 / 4, 4 / 3), above=0)
     interpolation: Interpolation = "bicubic"
-    horizontal_flip: float = 0.5
+    horizontal_flip: float = option(0.5, at_least=0, at_most=1)
     randaugment: str = "rand-m9-mstd0.5-inc1"
-    color_jitter: float = 0.4
-    random_erasing: float = 0.25
-    num_views: int = 1
+    color_jitter: float = option(0.4, at_least=0, at_most=1)
+    random_erasing: float = option(0.25, at_least=0, at_most=1)
+    num_views: int = option(1, at_least=1)
 
     def __post_init__(self) -> None:
+        check_options(self)
         for name, values in (("scale", self.scale), ("ratio", self.ratio)):
-            if not 0 < values[0] <= values[1]:
-                raise SViTError(f"`{name}` is {values}; it has to be two numbers above 0, the smaller one first.")
-        _require_between("scale[1]", self.scale[1], 0, 1)
-        _require_one_of("interpolation", self.interpolation, INTERPOLATIONS)
-        _require_between("horizontal_flip", self.horizontal_flip, 0, 1)
-        if self.randaugment and not RANDAUGMENT.fullmatch(self.randaugment):
-            raise SViTError(
-                f"`randaugment` is {self.randaugment!r}; it has to be empty or like 'rand-m9-mstd0.5-inc1' or "
-                "'rand-m9-n2-mstd0.5-inc1'."
-            )
-        _require_between("color_jitter", self.color_jitter, 0, 1)
-        _require_between("random_erasing", self.random_erasing, 0, 1)
-        _require_at_least("num_views", self.num_views, 1)
+            require(values[0] <= values[1], name, values, "two numbers, the smaller one first")
+        is_known = not self.randaugment or RANDAUGMENT.fullmatch(self.randaugment) is not None
+        allowed = "empty or like 'rand-m9-mstd0.5-inc1' or 'rand-m9-n2-mstd0.5-inc1'"
+        require(is_known, "randaugment", self.randaugment, allowed)
 
 
 @dataclass(frozen=True)
@@ -146,31 +126,14 @@ class MixingOptions:
         switch_probability: Share of batches that get cutmix, where both are on.
     """
 
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    switch_probability: float = 0.5
+    mixup_alpha: float = option(0.8, at_least=0)
+    cutmix_alpha: float = option(1.0, at_least=0)
+    switch_probability: float = option(0.5, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:
-        _require_at_least("mixup_alpha", self.mixup_alpha, 0)
-        _require_at_least("cutmix_alpha", self.cutmix_alpha, 0)
-        _require_between("switch_probability", self.switch_probability, 0, 1)
+        check_options(self)
 
     @property
     def is_on(self) -> bool:
         """Whether a batch changes at all."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
-
-
-def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SViTError(f"`{name}` is {value!r}; it has to be one of {', '.join(allowed)}.")
-
-
-def _require_at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise SViTError(f"`{name}` is {value}; it has to be at least {least}.")
-
-
-def _require_between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise SViTError(f"`{name}` is {value}; it has to be between {low} and {high}.")

@@ -21,6 +21,7 @@ from svit_hf.data.sharding import MapPlan, StreamPlan
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
 from svit_hf.files import require_writable, whole_folder
+from svit_hf.option_fields import check_options, option
 
 
 MEGABYTE = 1_000_000
@@ -38,19 +39,14 @@ class ShardOptions:
         shuffle_block: Images of a streamed source that are permuted together, and held in memory.
     """
 
-    rows_per_shard: int | None = None
-    megabytes: float = 256
-    row_group_size: int = 256
+    rows_per_shard: int | None = option(None, at_least=1)
+    megabytes: float = option(256, above=0)
+    row_group_size: int = option(256, at_least=1)
     seed: int = 0
-    shuffle_block: int = 8192
+    shuffle_block: int = option(8192, at_least=1)
 
     def __post_init__(self) -> None:
-        for name in ("rows_per_shard", "row_group_size", "shuffle_block"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SViTError(f"`{name}` is {value}; it has to be at least 1.")
-        if not self.megabytes > 0:
-            raise SViTError(f"`megabytes` is {self.megabytes}; it has to be above 0.")
+        check_options(self)
 
 
 class WrittenSplit(NamedTuple):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from svit_hf.errors import SViTError
+from svit_hf.option_fields import check_options, option
 
 
 Layers = Literal["last", "all"]
@@ -31,17 +32,14 @@ class DrawingOptions:
         SViTError: If the point is outside of the picture, or there is nothing to draw.
     """
 
-    point: tuple[float, float] = (0.5, 0.5)
+    point: tuple[float, float] = option((0.5, 0.5), at_least=0, at_most=1)
     layers: Layers = "last"
     parts: tuple[Part, ...] = PARTS
     label: str | None = None
     reliance_stage: int = -1
-    edge: int = EDGE
+    edge: int = option(EDGE, at_least=1)
 
     def __post_init__(self) -> None:
-        if not all(0 <= share <= 1 for share in self.point):
-            raise SViTError(f"`point` is {self.point}; x and y have to be shares of width and height, from 0 to 1.")
-        if self.edge < 1:
-            raise SViTError(f"`edge` is {self.edge}; it has to be at least 1.")
+        check_options(self)
         if not self.parts:
             raise SViTError(f"`parts` is empty; there are {', '.join(PARTS)}.")
