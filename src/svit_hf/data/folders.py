@@ -4,6 +4,7 @@
 Nothing is opened here. What is not used is counted, so that it can be said.
 """
 
+import glob
 import os
 import re
 import unicodedata
@@ -132,6 +133,16 @@ def list_folder(root: Path) -> tuple[list[Parts], Counter[str]]:
         unused[HIDDEN] += len(hidden)
         files += [(*parts, name) for name in sorted(set(names) - set(hidden))]
     return sorted(files), +unused
+
+
+def picture_files(source: str) -> list[str]:
+    """Return the picture files, in order, of a path: a file, a folder with pictures somewhere in it, or a glob."""
+    if Path(source).is_dir():
+        found = [str(Path(source, *parts)) for parts in list_folder(Path(source))[0]]
+    else:
+        # Path.glob takes no absolute patterns
+        found = [source] if Path(source).is_file() else glob.glob(source, recursive=True)  # noqa: PTH207
+    return sorted(file for file in found if Path(file).suffix.lower() in readable_suffixes() and Path(file).is_file())
 
 
 def arrange_images(root: Path, files: Iterable[Parts], unused: Counter[str]) -> ImageFolder:

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the images to predict: picture files, folders and globs of them, pictures in memory, or a data set."""
 
-import glob
 import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 
+from svit_hf.data.folders import picture_files
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import UNLABELLED, ImageSource, Row
@@ -77,7 +76,7 @@ def open_images(images: Images, options: DataOptions | None = None, split: str |
     for number, one in enumerate(given):
         if isinstance(one, Image.Image):
             pictures[f"picture {number}"] = one
-        elif found := _picture_files(os.fspath(one)):
+        elif found := picture_files(os.fspath(one)):
             pictures |= zip(found, found, strict=True)
         elif len(given) == 1:
             return _open_data_set(replace(options or DataOptions(), path=os.fspath(one)), split)
@@ -93,31 +92,6 @@ def _open_data_set(options: DataOptions, split: str | None) -> ImageSource:
         options = replace(options, eval_split=split)
     with processes().main_process_first():
         return open_source(options, "eval", labelled=False)
-
-
-def _picture_files(source: str) -> list[str]:
-    Image.init()
-    suffixes = {suffix for suffix, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    if Path(source).is_dir():
-        found = list(_walk(source, set()))
-    else:
-        # Path.glob takes no absolute patterns
-        found = [source] if Path(source).is_file() else glob.glob(source, recursive=True)  # noqa: PTH207
-    return sorted(file for file in found if Path(file).suffix.lower() in suffixes and Path(file).is_file())
-
-
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
-    """Yield the files in a folder and its folders, linked ones too, but none that is hidden or is no user's own."""
-    if (place := os.path.realpath(folder)) in seen:
-        return
-    seen.add(place)
-    for entry in os.scandir(folder):
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            continue
-        if entry.is_dir():
-            yield from _walk(entry.path, seen)
-        else:
-            yield entry.path
 
 
 def _encode(picture: Image.Image) -> bytes:

@@ -3,16 +3,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
-from transformers import AutoConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-# not from transformers itself: before 5.18 it has only a placeholder there where torchvision is missing
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-from svit_hf.evaluation.checkpoints import find_model
+from svit_hf.errors import SViTError
+from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
 from svit_hf.export.exporting import (
     CHECK_FILE,
     ExportError,
@@ -23,7 +20,6 @@ from svit_hf.export.exporting import (
     export_classifier,
 )
 from svit_hf.export.pictures import read_pictures
-from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
 
 
@@ -85,33 +81,21 @@ class ExportCommand:
         return 0
 
 
-def _load_model(name: str) -> SViTForImageClassification:
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if not isinstance(config, SViTConfig):
-            raise ExportError(f"`model` is {name!r}, a {config.model_type} model; expected is svit.")
-        loaded: Any = SViTForImageClassification.from_pretrained(name, output_loading_info=True)
-    except ExportError:
-        raise
-    # a damaged folder makes Transformers raise almost anything
-    except Exception as error:
-        raise ExportError(f"`model` is {name!r}, which cannot be loaded: {error!r}") from error
-    model: SViTForImageClassification = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise ExportError(f"`model` is {name!r}, which is no trained classifier; {missing[0]!r} is missing.")
+def _load_model(location: str) -> SViTForImageClassification:
+    model = load_classifier(location, "cpu")
+    if not isinstance(model, SViTForImageClassification):
+        raise ExportError(f"`model` is {location!r}, a {model.config.model_type} model; expected is svit.")
     return model
 
 
-def _load_image_processor(name: str) -> BaseImageProcessor | None:
-    # a model without one is still a model
-    if Path(name).is_dir() and not (Path(name) / "preprocessor_config.json").is_file():
-        return None
+def _load_image_processor(location: str) -> BaseImageProcessor | None:
     try:
-        processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(name)
-    except OSError:
-        return None
-    except Exception as error:
-        raise ExportError(f"`model` is {name!r}, whose image processor cannot be loaded: {error!r}") from error
+        processor: BaseImageProcessor = load_image_processor(location)
+    except SViTError as error:
+        # a model without one is still a model
+        if isinstance(error.__cause__, OSError):
+            return None
+        raise
     return processor
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
+from svit_hf.data.decoding import DecodingError, decode_image
+from svit_hf.data.folders import picture_files
 from svit_hf.errors import SViTError
 
 
@@ -27,17 +28,15 @@ def read_pictures(folder: Path, image_processor: BaseImageProcessor, num_picture
     """
     if num_pictures < 2:
         raise SViTError(f"`num_pictures` is {num_pictures}; it has to be at least 2.")
-    suffixes = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    paths = picture_files(str(folder)) if folder.is_dir() else []
     if len(paths) < 2:
         raise SViTError(f"`calibration` is {str(folder)!r}, a folder with {len(paths)} pictures; it needs at least 2.")
     places = np.linspace(0, len(paths) - 1, min(num_pictures, len(paths))).round().astype(int)
     prepared = []
     for path in (paths[place] for place in places):
         try:
-            with Image.open(path) as image:
-                pixel_values = image_processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
-        except (OSError, ValueError) as error:
-            raise SViTError(f"`calibration` holds {str(path)!r}, which cannot be read: {error}") from error
+            pixel_values = image_processor(decode_image(path), return_tensors="pt")["pixel_values"]
+        except DecodingError as error:
+            raise SViTError(f"`calibration` holds {path!r}, which cannot be read: {error}") from error
         prepared.append(pixel_values)
     return torch.cat(prepared)

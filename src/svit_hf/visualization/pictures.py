@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many pictures at once: a sheet of each, and one page of them all."""
 
-import glob
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
 from svit_hf.data.decoding import DecodingError, decode_image
+from svit_hf.data.folders import picture_files
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.files import whole_file, write_text
@@ -108,16 +107,9 @@ def find_pictures(sources: Sequence[str]) -> list[str]:
     Raises:
         SViTError: If there are none, or nothing is at one of them.
     """
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files: list[str] = []
     for source in sources:
-        path = Path(source)
-        if path.is_file():
-            found = [source]
-        else:
-            # Path.glob takes no absolute patterns
-            matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))  # noqa: PTH207
-            found = sorted(str(file) for file in matches if file.suffix.lower() in suffixes and file.is_file())
+        found = [source] if Path(source).is_file() else picture_files(source)
         if not found:
             raise SViTError(f"`images` has {source!r}, where there is no picture; name files, folders or globs.")
         files += found
