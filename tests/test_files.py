@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from svit_hf.errors import SViTError
-from svit_hf.files import is_disk_full, whole_file, whole_folder, write_text
+from svit_hf.files import files_into, is_disk_full, whole_file, whole_folder, write_text
 
 
 def test_a_file_replaces_an_earlier_one_only_when_it_is_complete(tmp_path):
@@ -64,3 +64,20 @@ def test_other_errors_are_not_taken_for_a_full_disk():
     assert not is_disk_full(FileNotFoundError(errno.ENOENT, "no such file", "no space left/here"))
     assert not is_disk_full(ValueError("bad shape"))
     assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
+
+
+def test_files_take_their_places_beside_others_when_all_are_complete(tmp_path):
+    folder = tmp_path / "new" / "model"
+    with files_into(folder) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "config.json").write_text("old")
+    (folder / "mine.txt").write_text("mine")
+    with suppress(KeyError), files_into(folder) as temporary:
+        (temporary / "mine.txt").write_text("half")
+        raise KeyError("cut short")
+    with files_into(folder) as temporary:
+        (temporary / "deep").mkdir()
+        (temporary / "deep" / "config.json").write_text("new")
+    found = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"mine.txt": "mine", "deep/config.json": "new"}
+    assert {path.name for path in folder.iterdir()} == {"mine.txt", "deep"}

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning with Transformers' own Trainer: learning, resuming, accumulating, choosing the best, new labels."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny import tiny_config
-from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 from svit_hf import SViTForImageClassification
@@ -119,40 +115,6 @@ def test_two_small_batches_count_as_one_only_with_frozen_batch_norm(make_trainer
     assert runs[0].shape == (2, 6)
     # the logged loss has four decimals
     assert torch.allclose(*runs, rtol=1e-3, atol=2e-4) == frozen
-
-
-def test_best_checkpoint_is_loaded_at_the_end(make_trainer):
-    scores = iter([0.1, 0.9, 0.2])
-    model = classifier()
-    trainer = make_trainer(
-        model,
-        compute_metrics=lambda prediction: {"score": next(scores)},
-        num_train_epochs=3,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        load_best_model_at_end=True,
-        metric_for_best_model="score",
-    )
-    trainer.train()
-
-    best = Path(trainer.state.best_model_checkpoint)
-    assert best.name == "checkpoint-6"
-    torch.testing.assert_close(weights(model), load_file(best / "model.safetensors"), rtol=0, atol=0)
-    last = load_file(best.with_name("checkpoint-9") / "model.safetensors")
-    assert not torch.equal(last["classifier.weight"], model.classifier.weight)
-
-
-def test_labels_are_smoothed_by_the_factor(make_trainer):
-    # confident from the start, so that smoothing changes the loss
-    model = classifier(initializer_range=1.0)
-    trainer = make_trainer(model, label_smoothing_factor=0.2, num_train_epochs=1)
-    trainer.train()
-    loss = trainer.evaluate()["eval_loss"]
-    examples = stack(trainer.eval_dataset)
-    with torch.no_grad():
-        logits = model.eval()(examples["pixel_values"]).logits
-    assert loss == pytest.approx(F.cross_entropy(logits, examples["labels"], label_smoothing=0.2).item(), rel=1e-5)
-    assert loss != pytest.approx(F.cross_entropy(logits, examples["labels"]).item(), rel=1e-3)
 
 
 def test_weight_decay_leaves_out_norms_and_biases_but_not_layer_scale(make_trainer):

@@ -66,6 +66,34 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush(path.parent)
 
 
+@contextmanager
+def files_into(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder, whose files take their places in the folder `path` when the block ends well.
+
+    Until then nothing is in `path`, and afterwards nothing else in it has changed.
+
+    Raises:
+        SViTError: If the disk is full; what was written is gone by then.
+    """
+    path = Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(path) as folder:
+            yield folder
+        return
+    # inside and not beside it: the folder may be a mount point
+    with tempfile.TemporaryDirectory(dir=path, prefix=".saving-") as workspace:
+        complete = Path(workspace) / "complete"
+        with whole_folder(complete) as folder:
+            yield folder
+        for entry in sorted(complete.rglob("*")):
+            target = path / entry.relative_to(complete)
+            if entry.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                entry.replace(target)
+
+
 def write_text(path: str | os.PathLike[str], content: str) -> None:
     """Write a text file in UTF-8, as a whole or not at all."""
     with whole_file(path) as temporary:
@@ -84,6 +112,22 @@ def require_writable(path: Path, argument: str) -> None:
         raise SViTError(f"`{argument}` is {str(path)!r}, whose folder cannot be made: {error}") from error
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise SViTError(f"`{argument}` is {str(path)!r}, which is a folder, or in one that cannot be written to.")
+
+
+def require_new_folder(path: Path, argument: str) -> None:
+    """Make the folder around a folder to be.
+
+    Raises:
+        SViTError: If there is something in the folder, or it cannot be made.
+    """
+    try:
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise SViTError(f"`{argument}` is {str(path)!r}, which is in use; name a new or an empty folder.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SViTError(f"`{argument}` is {str(path)!r}, which cannot be written: {error}") from error
+    if not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise SViTError(f"`{argument}` is {str(path)!r}, which cannot be written.")
 
 
 def is_disk_full(error: BaseException) -> bool:

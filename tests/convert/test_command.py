@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
-from dataclasses import fields
 
 import pytest
 import tyro
@@ -8,7 +7,6 @@ from golden import official_weights
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from svit_hf import SViTImageProcessorPil
 from svit_hf.convert.command import ConvertCommand
 from svit_hf.errors import ConversionError
 
@@ -63,12 +61,6 @@ def test_labels_name_the_classes(tmp_path, convert):
     assert config.label2id["g"] == 9
 
 
-def test_image_size_gives_config_and_preprocessing(tmp_path, convert):
-    assert convert("--image-size", "384") == 0
-    assert AutoConfig.from_pretrained(tmp_path / "converted").image_size == 384
-    assert SViTImageProcessorPil.from_pretrained(tmp_path / "converted").size == {"shortest_edge": 384}
-
-
 def test_config_file_wins_over_options(tmp_path, convert, config_file):
     config_file.write_text(json.dumps(official_weights.fields_without_shape("tiny") | {"image_size": 96}))
     assert convert("--image-size", "384") == 0
@@ -88,18 +80,6 @@ def test_reference_and_tolerance_are_handed_on(tmp_path, convert, capsys):
     assert "relative error 9.90e-03" in capsys.readouterr().out
 
 
-def test_overwriting_is_asked_for(convert):
-    assert convert() == 0
-    with pytest.raises(ConversionError, match="in use"):
-        convert()
-    assert convert("--overwrite") == 0
-
-
-def test_variant_is_checked(convert):
-    with pytest.raises(ConversionError, match="`variant` is 'small'"):
-        convert("--variant", "small")
-
-
 @pytest.mark.parametrize("option", ["config", "labels"])
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\xff"], ids=["missing", "not-text"])
 def test_unreadable_files_are_named(tmp_path, convert, option, content):
@@ -117,24 +97,3 @@ def test_config_file_has_to_be_a_json_object(convert, config_file, content, mess
     config_file.write_text(content)
     with pytest.raises(ConversionError, match=message):
         convert()
-
-
-def test_number_of_labels_has_to_fit(tmp_path, convert):
-    (tmp_path / "labels.txt").write_text("cat\ndog\n")
-    with pytest.raises(ConversionError, match="names 2 classes; the checkpoint has 10"):
-        convert("--labels", tmp_path / "labels.txt")
-
-
-def test_help_explains_every_argument(capsys):
-    with pytest.raises(SystemExit) as caught:
-        tyro.cli(ConvertCommand, args=["--help"])
-    assert caught.value.code == 0
-    shown = capsys.readouterr().out
-    assert "Nothing in the checkpoint is executed" in shown
-    options = [f"--{field.name.replace('_', '-')}" for field in fields(ConvertCommand)[2:]]
-    for name in ["CHECKPOINT", "OUTPUT_DIR", *options]:
-        assert name in shown
-    # without the frame and the line breaks
-    described = " ".join(shown.replace("│", " ").split())
-    for words in ("The official .pth", "moving average", "what shapes do not tell", "one per line", "others stay"):
-        assert words in described

@@ -58,9 +58,8 @@ def test_nothing_is_left_of_shards_that_failed(tmp_path):
     with pytest.raises(SViTError, match="none of the 2 classes"):
         write_shards(DataOptions(str(tmp_path / "in"), label_column="name"), tmp_path / "out", ShardOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-    (tmp_path / "out").mkdir()
-    with pytest.raises(SViTError, match="which exists"):
-        write_shards(DataOptions(str(tmp_path / "in")), tmp_path / "out", ShardOptions())
+    with pytest.raises(SViTError, match="which is in use"):
+        write_shards(DataOptions(str(tmp_path / "in")), tmp_path / "in", ShardOptions())
 
 
 def test_command_inspects_and_shards(tmp_path, capsys):

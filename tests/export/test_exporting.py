@@ -129,7 +129,7 @@ class TestCheck:
 
     def test_folder_in_use_is_left_alone(self, tmp_path):
         (tmp_path / "mine.txt").write_text("mine")
-        with pytest.raises(ExportError, match=r"`output_dir` is .*, which is in use"):
+        with pytest.raises(SViTError, match=r"`output_dir` is .*, which is in use"):
             export_classifier(classifier(), tmp_path, ExportOptions("pt2"))
         assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -153,7 +153,7 @@ class TestCheck:
 
     def test_folder_that_cannot_be_made_is_named(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(ExportError, match=r"`output_dir` is .*, which cannot be written"):
+        with pytest.raises(SViTError, match=r"`output_dir` is .*, which cannot be written"):
             export_classifier(classifier(), tmp_path / "file" / "out", ExportOptions("pt2"))
 
     def test_model_is_left_as_it_is(self, tmp_path, program_of_constants):

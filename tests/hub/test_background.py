@@ -5,7 +5,6 @@ import shutil
 import threading
 
 import pytest
-from hub.hub_stand_in import Fault
 
 import svit_hf.hub.background
 from svit_hf.errors import PushError, SViTError
@@ -151,12 +150,6 @@ def test_nothing_is_asked_of_the_hub_before_it_has_to(hub, api, tmp_path):
     push.check_access()
     assert hub.repositories[REPO].titles() == ["initial commit"]
     push.close()
-
-
-def test_refused_access_is_known_before_training(hub, api, tmp_path):
-    hub.faults = [Fault("POST /api/repos/create", 403, times=2)]
-    with pytest.raises(PushError, match="right to write"):
-        BackgroundPush(REPO, tmp_path, api=api).check_access()
 
 
 def test_name_is_checked_at_once(tmp_path):

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `push_folder` puts on the Hub: over HTTP, on a stand-in."""
 
-import shutil
-
 import pytest
 import torch
 import yaml
@@ -82,17 +80,6 @@ def test_failed_push_loses_nothing_and_can_be_made_again(hub, api, run_folder, w
     assert hub.repositories[REPO].titles() == [f"Push {REPO}", "initial commit"]
 
 
-def test_dry_run_sends_nothing(hub, api, run_folder):
-    report = push_folder(run_folder, REPO, api=api, dry_run=True)
-    assert hub.requests == []
-    assert report.commit is None
-    text = report.text()
-    for file in report.publication.files:
-        assert f"{file.upload_info.size:,} bytes" in text
-        assert file.path_in_repo in text
-    assert f"nothing was sent; it would go to {hub.endpoint}/{REPO}, branch main (private if new)" in text
-
-
 def test_what_is_not_fit_is_refused_before_anything_is_sent(hub, api, run_folder):
     (run_folder / "model/model.safetensors").unlink()
     with pytest.raises(SViTError, match=r"there is no .*model\.safetensors"):
@@ -108,26 +95,7 @@ def test_branch_message_and_visibility_are_given(hub, api, run_folder):
     assert not repository.is_private
 
 
-def test_second_push_of_the_same_model_makes_no_commit(hub, api, run_folder):
-    first = push_folder(run_folder, REPO, api=api)
-    second = push_folder(run_folder, REPO, api=api)
-    assert (second.commit.oid, second.commit.is_new) == (first.commit.oid, False)
-    assert "nothing to push, all of it is there" in second.text()
-
-
 @pytest.mark.parametrize("repo_id", ["pets", "a/b/c", "some one/pets", ""])
 def test_impossible_names_are_refused(api, run_folder, repo_id):
     with pytest.raises(SViTError, match="`repo_id` is"):
         push_folder(run_folder, repo_id, api=api)
-
-
-def test_model_without_code_gets_it(hub, api, run_folder):
-    for path in (run_folder / "model").glob("*.py"):
-        path.unlink()
-    with_code = push_folder(run_folder, REPO, api=api, dry_run=True)
-    shutil.rmtree(run_folder / "checkpoints")
-    push_folder(run_folder, REPO, api=api)
-    contents = hub.repositories[REPO].contents()
-    for path in code_files():
-        assert contents[path.name] == path.read_bytes()
-    assert {file.path_in_repo for file in with_code.publication.files} == contents.keys() - {".gitattributes"}

@@ -76,8 +76,8 @@ def test_all_layers_of_one_part(model_dir, pictures, tmp_path, capsys):
         (["--point", "0.5", "2"], "`point` is (0.5, 2.0)"),
         (["--label", "cat"], "`label` is 'cat'"),
         (["--reliance-stage", "7"], "`reliance_stage` is 7"),
-        (["--output-dir", "{pictures}"], "which holds '<b>&.png'"),
-        (["--output-dir", "{pictures}/grey.png/x"], "which cannot be used"),
+        (["--output-dir", "{pictures}"], "which is in use"),
+        (["--output-dir", "{pictures}/grey.png/x"], "which cannot be written"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -21,7 +21,7 @@ from svit_hf.browser_demo.uploads import read_upload
 from svit_hf.browser_demo.viewer import Viewer
 from svit_hf.errors import SViTError
 from svit_hf.extras import EXTRAS
-from svit_hf.files import whole_folder
+from svit_hf.files import require_new_folder, whole_folder
 from svit_hf.hub.remote_code import save_with_code
 
 
@@ -58,11 +58,9 @@ def write_space(viewers: Sequence[Viewer], examples: Sequence[Path], folder: Pat
     Raises:
         SViTError: If the folder is in use or cannot be written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise SViTError(f"`space` is {str(folder)!r}, which is in use; name a new folder.")
+    require_new_folder(folder, "space")
     names = _different(viewer.name for viewer in viewers)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(folder) as temporary:
             for name, viewer in zip(names, viewers, strict=True):
                 model: Any = viewer.model

@@ -7,7 +7,6 @@ Source: format and key names of hhb072/STViT@c9ed9a4; see `key_mapping.py`.
 """
 
 import argparse
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import torch
 from svit_hf.convert.architecture import VariantName, find_variant, infer_config
 from svit_hf.convert.key_mapping import is_dropped, official_shape, to_official, to_ours
 from svit_hf.errors import ConversionError
+from svit_hf.files import files_into
 from svit_hf.hub.remote_code import default_image_processor
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
@@ -291,15 +291,8 @@ def _describe(value: torch.Tensor) -> str:
 
 def _write(model: SViTForImageClassification, output_dir: Path) -> None:
     try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as workspace:
-            complete = Path(workspace) / "complete"
-            model.save_pretrained(complete)
-            default_image_processor(model.config).save_pretrained(complete)
-            if output_dir.is_dir():
-                for file in complete.iterdir():
-                    file.replace(output_dir / file.name)
-            else:
-                complete.rename(output_dir)
+        with files_into(output_dir) as folder:
+            model.save_pretrained(folder)
+            default_image_processor(model.config).save_pretrained(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConversionError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error

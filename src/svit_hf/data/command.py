@@ -76,7 +76,7 @@ class ShardCommand(SourceArguments):
     """Write all splits as parquet shards that stream well: mixed, of equal size, with small row groups.
 
     Args:
-        output_dir: A folder that does not exist yet.
+        output_dir: A new or an empty folder.
         rows_per_shard: Images in a file; by default `mb` decides.
         mb: Size of a file, in MB of encoded images.
         row_group_size: Images in a row group. A stream opens these one by one, so there should be several for each

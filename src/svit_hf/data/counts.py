@@ -6,6 +6,7 @@ import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,17 @@ def read_footers(files: list[str]) -> list[Footer]:
 
 
 def read_footer(file: str) -> Footer:
-    """Return what the footer of a parquet file says, local or remote.
+    """Return what the footer of a parquet file says, local or remote; one of a local file is read again if it changes.
 
     Raises:
         DataError: If it is no parquet file, or is cut short; the message names it.
     """
+    found = None if "://" in file or not Path(file).is_file() else Path(file).stat()
+    return _read_footer(file, (found.st_size, found.st_mtime_ns) if found else None)
+
+
+@lru_cache(maxsize=4096)
+def _read_footer(file: str, size_and_time: tuple[int, int] | None) -> Footer:
     try:
         with fsspec.open(file, "rb") as opened:
             footer = pq.read_metadata(opened)
@@ -144,9 +151,8 @@ def read_footer(file: str) -> Footer:
     # of pyarrow for the file, of fsspec for the way to it, of datasets for what it wrote there
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as parquet: {type(error).__name__}: {error}") from error
-    num_bytes = 0 if "://" in file else Path(file).stat().st_size
     groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
-    return Footer(groups, num_bytes, features)
+    return Footer(groups, size_and_time[0] if size_and_time else 0, features)
 
 
 def count_tar(file: str) -> int:

@@ -2,9 +2,8 @@
 """What a source holds: every image is read once, decoded, counted, and named if it is broken."""
 
 import io
-import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import share
 from svit_hf.data.sources import explain_reading, stored_image
 from svit_hf.errors import DataError
+from svit_hf.progress import Progress
 
 
 READ_AT_A_TIME = 16
@@ -256,9 +256,8 @@ def _inspect_files(options: DataOptions, location: Location, split: str, executo
     count = -(-len(images.files) // FILES_AT_A_TIME)
     parts = [Files(root, images, share(len(images.files), number, count), options.limits) for number in range(count)]
     findings = Findings()
-    for number, found in enumerate(executor.map(read_files, parts), 1):
+    for found in _watched(executor.map(read_files, parts), count, split):
         findings.add(found)
-        _tell(split, number, count, findings)
     return SplitInspection({split: (findings.num_rows,)}, findings)
 
 
@@ -278,19 +277,20 @@ def _inspect_stream(options: DataOptions, location: Location, split: str, execut
     ]
     findings = Findings()
     num_rows: list[tuple[int, ...]] = []
-    for number, found in enumerate(executor.map(read_shard, shards), 1):
+    for found in _watched(executor.map(read_shard, shards), len(shards), split):
         findings.add(found)
         num_rows.append((found.num_rows,))
-        _tell(split, number, len(shards), findings)
     counts = num_rows
     if all(file.endswith(".parquet") for file in files):
         counts = [footer.rows for footer in read_footers(files)]
     return SplitInspection(dict(zip(names, counts, strict=True)), findings, columns)
 
 
-def _tell(split: str, number: int, count: int, findings: Findings) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{split}: {number} of {count} parts, {findings.num_rows} images ")
+def _watched(parts: Iterable[Findings], count: int, split: str) -> Iterator[Findings]:
+    with Progress(count, f"parts of {split}") as progress:
+        for found in parts:
+            progress.advance()
+            yield found
 
 
 def read_files(files: Files) -> Findings:

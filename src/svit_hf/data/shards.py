@@ -19,8 +19,8 @@ from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import MapPlan, StreamPlan
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
-from svit_hf.errors import DataError, SViTError
-from svit_hf.files import require_writable, whole_folder
+from svit_hf.errors import DataError
+from svit_hf.files import require_new_folder, whole_folder
 from svit_hf.option_fields import check_options, option
 
 
@@ -71,19 +71,17 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
 
     Args:
         source: What to read.
-        output_dir: A folder that does not exist yet.
+        output_dir: A new or an empty folder.
         options: What the shards look like.
 
     Returns:
         What was written of each split.
 
     Raises:
-        SViTError: If the folder exists, or the source cannot be read.
+        SViTError: If the folder is in use, or the source cannot be read.
         DataError: If what was written is not what was read.
     """
-    if output_dir.exists():
-        raise SViTError(f"`output_dir` is {str(output_dir)!r}, which exists; name a new folder.")
-    require_writable(output_dir, "output_dir")
+    require_new_folder(output_dir, "output_dir")
     written = {}
     with whole_folder(output_dir) as folder:
         for split in find_location(source).splits:

@@ -17,8 +17,7 @@ class QuickstartCommand:
     through a pipeline. The exit status is 1 if it gets less than 97 % of the held-out digits right.
 
     Args:
-        output_dir: The folder to write. An earlier quickstart in it is replaced; anything else is left alone, and an
-            error.
+        output_dir: The folder to write. It is new or empty, or holds an earlier quickstart, which is replaced.
         epochs: How often training goes through the digits.
         seed: Fixes the initial weights and the order of the digits.
     """

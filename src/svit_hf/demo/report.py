@@ -2,19 +2,18 @@
 """What a quickstart leaves behind: a folder with model, card, report and pictures, and a summary."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
-from svit_hf.errors import SViTError
-from svit_hf.files import whole_folder
+from svit_hf.files import files_into, require_new_folder
 from svit_hf.hub.model_card import CardText, Evaluation, build_model_card
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.visualization.sheet import Panel, PanelRow, draw_sheet
 
 
 MADE_BY = "svit-hf quickstart"
@@ -22,13 +21,9 @@ MODEL_FOLDER, IMAGE_FOLDER, PICTURE, REPORT = "model", "images", "predictions.pn
 GOOD_ACCURACY = 0.97
 NUM_SHOWN = 40
 DATA_NAME = "Optical Recognition of Handwritten Digits"
-# name of the folder inside the output folder in which a run writes, until it is complete
-WORK = "unfinished"
-
-# of the contact sheet, in pixels
-TILE, GAP, CAPTION_HEIGHT, HEADER_HEIGHT, FRAME, COLUMNS = 96, 16, 30, 84, 4, 10
-PAPER, INK, FAINT = "#fafaf7", "#1d2329", "#6b747d"
-RIGHT, WRONG = "#d5d9dc", "#c8321f"
+# of an enlarged digit, in pixels
+TILE = 128
+COLUMNS = 8
 
 
 class Prediction(NamedTuple):
@@ -117,33 +112,19 @@ Use the model from Python:
 
 @contextmanager
 def replace_own_output(output_dir: Path) -> Iterator[Path]:
-    """Yield an empty folder to write to; its content replaces that of `output_dir` if the block ends without an error.
-
-    The block writes a report with the names of its files, by which the folder is recognised later. A folder with any
-    other file in it is left alone.
+    """Yield a folder to write to, whose files replace those of an earlier quickstart if the block ends well.
 
     Args:
-        output_dir: Missing, empty, or written by an earlier quickstart.
+        output_dir: Missing, empty, or written by an earlier quickstart, which left a report there. Other files in it
+            are left alone.
 
     Raises:
         SViTError: If the folder holds something else, or cannot be written.
     """
-    _refuse_foreign_files(output_dir)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SViTError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error
-    # inside and not beside it: the folder may be a mount point
-    with whole_folder(output_dir / WORK) as folder:
+    if not _is_own(output_dir / REPORT):
+        require_new_folder(output_dir, "output_dir")
+    with files_into(output_dir) as folder:
         yield folder
-        # there was time to put something into the folder
-        _refuse_foreign_files(output_dir)
-    for old in _entries(output_dir):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
-    # the report last: without it, the folder would not be taken for a complete one
-    for entry in sorted((output_dir / WORK).iterdir(), key=lambda entry: entry.name == REPORT):
-        entry.rename(output_dir / entry.name)
-    (output_dir / WORK).rmdir()
 
 
 def write_report(
@@ -158,59 +139,34 @@ def write_report(
     command = f"{MADE_BY} --epochs {settings['epochs']} --seed {settings['seed']}"
     card = quickstart_card(report, command, settings, num_trained)
     build_model_card(model, card).save(folder / MODEL_FOLDER / "README.md")
-    draw_contact_sheet(predictions).save(folder / PICTURE)
+    num_right = sum(prediction.is_right for prediction in predictions)
+    title = f"{num_right} of {len(predictions)} held-out digits read correctly"
+    draw_sheet(rows_of_predictions(predictions), title).save(folder / PICTURE)
     (folder / IMAGE_FOLDER).mkdir()
     # the first digit of each class
     for prediction in reversed(predictions):
         prediction.image.save(folder / IMAGE_FOLDER / f"{prediction.truth}.png")
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    content = asdict(report) | {"output_dir": str(report.output_dir), "made_by": MADE_BY, "files": files}
+    content = asdict(report) | {"output_dir": str(report.output_dir), "made_by": MADE_BY}
     (folder / REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def draw_contact_sheet(predictions: Sequence[Prediction]) -> Image.Image:
-    """Draw the wrong predictions and then right ones, with label and probability under each; at most `NUM_SHOWN`.
-
-    Args:
-        predictions: At least one.
-
-    Returns:
-        An RGB image.
-    """
-    ordered = sorted(predictions, key=lambda prediction: prediction.is_right)
-    shown = ordered[:NUM_SHOWN]
-    num_right = sum(prediction.is_right for prediction in predictions)
-    right_shown = sum(prediction.is_right for prediction in shown)
-    rows = -(-len(shown) // COLUMNS)
-    size = (GAP + COLUMNS * (TILE + GAP), HEADER_HEIGHT + rows * (TILE + CAPTION_HEIGHT + GAP))
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    title = f"{num_right} of {len(predictions)} held-out digits read correctly"
-    subtitle = (
-        f"{len(shown) - right_shown} of {len(predictions) - num_right} wrong ones, {right_shown} of {num_right} right "
-        "ones; below each digit what the model reads, and its probability"
-    )
-    draw.text((GAP, 34), title, INK, ImageFont.load_default(24), anchor="ls")
-    draw.text((GAP, 60), subtitle, FAINT, ImageFont.load_default(15), anchor="ls")
-    for index, prediction in enumerate(shown):
-        row, column = divmod(index, COLUMNS)
-        corner = (GAP + column * (TILE + GAP), HEADER_HEIGHT + row * (TILE + CAPTION_HEIGHT + GAP))
-        _draw_tile(sheet, draw, corner, prediction)
-    return sheet
+def rows_of_predictions(predictions: Sequence[Prediction]) -> list[PanelRow]:
+    """Return what the picture shows: the wrong predictions and then right ones, at most `NUM_SHOWN` of them."""
+    wrong = [prediction for prediction in predictions if not prediction.is_right][:NUM_SHOWN]
+    right = [prediction for prediction in predictions if prediction.is_right][: NUM_SHOWN - len(wrong)]
+    return [
+        PanelRow(title, tuple(map(_panel, shown[start : start + COLUMNS])))
+        for title, shown in (("Wrong", wrong), ("Right", right))
+        for start in range(0, len(shown), COLUMNS)
+    ]
 
 
-def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], prediction: Prediction) -> None:
-    left, top = corner
-    frame, width = (RIGHT, 1) if prediction.is_right else (WRONG, FRAME)
+def _panel(prediction: Prediction) -> Panel:
     # ink reaches the edges of the digits, which would look cut off without a margin
     image = ImageOps.expand(prediction.image.convert("RGB"), border=1)
-    sheet.paste(image.resize((TILE, TILE), Image.Resampling.BICUBIC), corner)
-    draw.rectangle((left - width, top - width, left + TILE + width - 1, top + TILE + width - 1), None, frame, width)
-    baseline = top + TILE + CAPTION_HEIGHT - 8
-    label = prediction.label if prediction.is_right else f"{prediction.label}, not {prediction.truth}"
-    draw.text((left, baseline), label, INK if prediction.is_right else WRONG, ImageFont.load_default(18), anchor="ls")
-    score = f"{100 * prediction.score:.0f} %"
-    draw.text((left + TILE, baseline), score, FAINT, ImageFont.load_default(13), anchor="rs")
+    answer = prediction.label if prediction.is_right else f"{prediction.label}, not {prediction.truth}"
+    caption = f"{answer}: {prediction.score:.0%}"
+    return Panel(caption, image.resize((TILE, TILE), Image.Resampling.BICUBIC))
 
 
 def quickstart_card(
@@ -268,29 +224,10 @@ def quickstart_card(
     )
 
 
-def _entries(folder: Path) -> list[Path]:
-    # another run may be at work in it
-    return [entry for entry in folder.iterdir() if entry.name != WORK and not entry.name.startswith(f".{WORK}.")]
-
-
-def _refuse_foreign_files(output_dir: Path) -> None:
-    if output_dir.exists() and not output_dir.is_dir():
-        raise SViTError(f"`output_dir` is {str(output_dir)!r}, which is no folder; name a new or an empty one.")
-    entries = _entries(output_dir) if output_dir.exists() else []
-    paths = {path for entry in entries for path in [entry, *entry.rglob("*")] if not path.is_dir()}
-    own = {REPORT, *_files_written_before(output_dir / REPORT)}
-    if foreign := sorted({path.relative_to(output_dir).as_posix() for path in paths} - own):
-        raise SViTError(
-            f"`output_dir` is {str(output_dir)!r}, which holds {foreign[0]!r} and {len(foreign) - 1} more files that "
-            f"`{MADE_BY}` did not write. Name a new or an empty folder, or an earlier output, which is replaced."
-        )
-
-
-def _files_written_before(report: Path) -> set[str]:
+def _is_own(report: Path) -> bool:
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        # no report, or someone else's: then nothing here is ours
-        return set()
-    is_own = isinstance(content, dict) and content.get("made_by") == MADE_BY
-    return set(content["files"]) if is_own else set()
+        # no report, or someone else's
+        return False
+    return isinstance(content, dict) and content.get("made_by") == MADE_BY

@@ -27,7 +27,7 @@ from svit_hf.errors import SViTError
 from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, compare, smallest_size
 from svit_hf.export.loading import import_openvino, load_program
 from svit_hf.extras import require_extra
-from svit_hf.files import whole_folder
+from svit_hf.files import require_new_folder, whole_folder
 from svit_hf.inference import quantize_for_inference
 from svit_hf.inference.folding import fold_weights
 from svit_hf.model.configuration_svit import SViTConfig
@@ -217,10 +217,8 @@ def _prepare(model: SViTForImageClassification, options: ExportOptions) -> SViTF
 @contextmanager
 def _new_folder(output_dir: Path, num_bytes: int) -> Iterator[Path]:
     """Yield a folder to write to, which becomes `output_dir` if the block ends without an error."""
-    if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
-        raise ExportError(f"`output_dir` is {str(output_dir)!r}, which is in use; give a new or an empty folder.")
+    require_new_folder(output_dir, "output_dir")
     try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(output_dir.parent).free
         # asked before: PyTorch's writer ends the whole process where a disk is full
         if free < num_bytes:

@@ -3,18 +3,17 @@
 
 import html
 import json
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from importlib.metadata import version
 from string import Template
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.provenance import versions
 
 
 ARCHITECTURE_FIELDS = (
@@ -26,7 +25,6 @@ ARCHITECTURE_FIELDS = (
     "num_sampling_iterations",
     "projection_dim",
 )
-PACKAGES = ("svit-hf", "torch", "transformers")
 
 # names on the Hub for the metrics of svit_hf.evaluation; others go by their own name
 METRIC_TYPES = {"top5_accuracy": "accuracy", "micro_f1": "f1", "macro_f1": "f1"}
@@ -122,9 +120,6 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
         A card whose metadata hold the evaluations as `model-index`; `.save(path)` writes it.
     """
     config = model.config
-    versions = text.versions
-    if versions is None:
-        versions = {name: version(name) for name in PACKAGES} | {"Python": platform.python_version()}
     body = _template().substitute(
         name=escaped(text.name),
         use=Template(USE_WITH_CODE if text.has_code else USE_WITH_PACKAGE).substitute(location=text.location),
@@ -135,7 +130,7 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
         architecture=_table("field of `SViTConfig`", {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}),
         data=text.data,
         command=_fenced("bash", text.command),
-        settings=_table("setting", dict(text.settings) | dict(versions)),
+        settings=_table("setting", dict(text.settings) | dict(text.versions or versions())),
         recipe=_recipe(text.recipe),
         evaluation=_evaluation_table([*text.evaluations, *text.comparisons]),
         limits=text.limits,

@@ -4,7 +4,6 @@
 import copy
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from svit_hf.files import whole_folder
+from svit_hf.files import files_into
 from svit_hf.hub.probe import write_probe
 from svit_hf.model.configuration_svit import MODEL_AUTO_MAP, SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
@@ -59,20 +58,17 @@ def save_with_code(
     if not isinstance(model, SViTPreTrainedModel):
         raise TypeError(f"`model` is a {type(model).__name__}; expected is an SViT model.")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     processor: Any = copy.deepcopy(image_processor or default_image_processor(model.config))
     processor.auto_map = IMAGE_PROCESSOR_AUTO_MAP
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as workspace:
-        with whole_folder(Path(workspace) / "complete") as folder, _auto_map_of(model):
+    with files_into(directory) as folder:
+        with _auto_map_of(model):
             model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            write_probe(model, folder)
-        files = sorted((Path(workspace) / "complete").iterdir())
-        for file in files:
-            file.replace(directory / file.name)
-        # weights of an earlier model in more files, or in fewer, would be loaded instead
-        for stale in {*directory.glob("model*.safetensors*")} - {directory / file.name for file in files}:
-            stale.unlink()
+        processor.save_pretrained(folder)
+        write_probe(model, folder)
+        written = {directory / file.name for file in folder.iterdir()}
+    # weights of an earlier model in more files, or in fewer, would be loaded instead
+    for stale in {*directory.glob("model*.safetensors*")} - written:
+        stale.unlink()
 
 
 @contextmanager

@@ -25,7 +25,8 @@ CPU_ATTENTION = "svit_cpu"
 # stays in the cache of a core
 _FEWEST_WEIGHTS, _WEIGHTS_AT_ONCE = 2**14, 2**20
 
-_CONVOLUTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+# what mixes channels at every position, by owner; all are 1x1 convolutions
+PROJECTIONS: dict[type[nn.Module], tuple[str, ...]] = {
     SViTSelfAttention: ("qkv", "projection"),
     SViTConvFFN: ("fc1", "fc2"),
     SViTPooler: ("projection",),
@@ -35,7 +36,7 @@ _CONVOLUTIONS: dict[type[nn.Module], tuple[str, ...]] = {
 def use_cpu_forms(folded: SViTPreTrainedModel) -> None:
     """Let a folded model use what is in this file, in place."""
     for module in list(folded.modules()):
-        for name in _CONVOLUTIONS.get(type(module), ()):
+        for name in PROJECTIONS.get(type(module), ()):
             getattr(module, name).__class__ = PackedConvolution
         if type(module) is SViTConvFFN and type(module.activation) is GELUActivation:
             module.__class__ = FusedConvFFN

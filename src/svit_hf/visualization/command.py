@@ -9,8 +9,9 @@ from typing import Annotated
 import torch
 import tyro
 
-from svit_hf.errors import DataError, SViTError
+from svit_hf.errors import DataError
 from svit_hf.extras import require_extra
+from svit_hf.files import require_new_folder
 from svit_hf.visualization.options import DrawingOptions
 
 
@@ -52,7 +53,7 @@ class VisualizeCommand(DrawingOptions):
         from svit_hf.visualization.pictures import find_pictures, visualize_pictures
 
         files = find_pictures(self.images)
-        self._require_empty_folder()
+        require_new_folder(self.output_dir, "output_dir")
         location = find_model(self.model)
         logging.disable_progress_bar()
         model = load_classifier(location, torch.accelerator.current_accelerator() or "cpu")
@@ -65,13 +66,3 @@ class VisualizeCommand(DrawingOptions):
             raise DataError(f"none of {len(files)} pictures could be read.")
         print(f"{len(written.sheets)} sheets in {self.output_dir}; open {written.page}")  # noqa: T201 - the result
         return DataError.exit_code if written.broken else 0
-
-    def _require_empty_folder(self) -> None:
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            if others := sorted(entry.name for entry in self.output_dir.iterdir()):
-                raise SViTError(
-                    f"`output_dir` is {str(self.output_dir)!r}, which holds {others[0]!r}; name a new folder."
-                )
-        except OSError as error:
-            raise SViTError(f"`output_dir` is {str(self.output_dir)!r}, which cannot be used: {error}") from error

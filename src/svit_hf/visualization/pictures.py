@@ -2,12 +2,10 @@
 """Many pictures at once: a sheet of each, and one page of them all."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
 from transformers.modeling_utils import PreTrainedModel
 
 from svit_hf.data.decoding import DecodingError, decode_image
@@ -15,6 +13,7 @@ from svit_hf.data.folders import picture_files
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.files import whole_file, write_text
+from svit_hf.progress import Progress
 from svit_hf.visualization.options import DrawingOptions
 from svit_hf.visualization.page import page_of, section_of
 from svit_hf.visualization.recording import record
@@ -68,30 +67,32 @@ def visualize_pictures(
     broken: list[tuple[str, str]] = []
     # the page's name is taken, so that on a disk without capitals no picture's sheet replaces it
     taken = {Path(PAGE).stem}
-    for file in tqdm(files, unit=" pictures", file=sys.stderr, leave=False, disable=None):
-        try:
-            picture = decode_image(file)
-        except DecodingError as error:
-            broken.append((file, str(error)))
-            continue
-        pixel_values = preprocessing(picture)
-        recording = record(
-            model,
-            pixel_values,
-            preprocessing.processor,
-            reliance="classifier" in options.parts,
-            label=options.label,
-            reliance_stage=options.reliance_stage,
-        )
-        rows = draw_rows(recording, options.point, options.layers, options.parts, options.edge)
-        # a name in another encoding than that of the system has characters that cannot be written anywhere else
-        name = os.fsencode(file).decode(errors="replace")
-        sheet = output_dir / f"{_free_name(Path(file).stem[:LONGEST_NAME], taken)}.png"
-        with whole_file(sheet) as temporary:
-            draw_sheet(rows, Path(name).name).save(temporary, "PNG")
-        sheets.append(sheet)
-        if len(sections) < MOST_ON_PAGE:
-            sections.append(section_of(name, rows))
+    with Progress(len(files), "pictures") as progress:
+        for file in files:
+            progress.advance()
+            try:
+                picture = decode_image(file)
+            except DecodingError as error:
+                broken.append((file, str(error)))
+                continue
+            pixel_values = preprocessing(picture)
+            recording = record(
+                model,
+                pixel_values,
+                preprocessing.processor,
+                reliance="classifier" in options.parts,
+                label=options.label,
+                reliance_stage=options.reliance_stage,
+            )
+            rows = draw_rows(recording, options.point, options.layers, options.parts, options.edge)
+            # a name in another encoding than that of the system has characters that cannot be written anywhere else
+            name = os.fsencode(file).decode(errors="replace")
+            sheet = output_dir / f"{_free_name(Path(file).stem[:LONGEST_NAME], taken)}.png"
+            with whole_file(sheet) as temporary:
+                draw_sheet(rows, Path(name).name).save(temporary, "PNG")
+            sheets.append(sheet)
+            if len(sections) < MOST_ON_PAGE:
+                sections.append(section_of(name, rows))
     page = output_dir / PAGE if sections else None
     if page is not None:
         write_text(page, page_of(sections, "Super tokens", _about(len(sections), len(sheets), options.point)))

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_utils import PreTrainedModel
 
 from svit_hf.errors import SViTError
-from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.hub.remote_code import default_image_processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def record(
     """
     if getattr(model.config, "model_type", None) != "svit":
         raise SViTError(f"`model` is of the kind {model.config.model_type!r}; only SViT has super tokens.")
-    processor = processor or _default_processor(model.config.image_size)
+    processor = processor or default_image_processor(model.config)
     if isinstance(image, torch.Tensor):
         pixel_values = image
     else:
@@ -239,12 +239,6 @@ def _base(model: PreTrainedModel) -> Any:
 
 def _model_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
     return (layer for stage in _base(model).stages for layer in stage.layers)
-
-
-def _default_processor(image_size: int | list[int]) -> SViTImageProcessorPil:
-    if isinstance(image_size, int):
-        return SViTImageProcessorPil(size={"shortest_edge": image_size})
-    return SViTImageProcessorPil(size={"height": image_size[0], "width": image_size[1]})
 
 
 def _denormalize(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
