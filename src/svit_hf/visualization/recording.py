@@ -112,9 +112,10 @@ def record(
     Raises:
         SViTError: If the model is no SViT, or has no such class or stage.
     """
-    if getattr(model.config, "model_type", None) != "svit":
-        raise SViTError(f"`model` is of the kind {model.config.model_type!r}; only SViT has super tokens.")
-    processor = processor or default_image_processor(model.config)
+    config: Any = model.config
+    if getattr(config, "model_type", None) != "svit":
+        raise SViTError(f"`model` is of the kind {config.model_type!r}; only SViT has super tokens.")
+    processor = processor or default_image_processor(config)
     if isinstance(image, torch.Tensor):
         pixel_values = image
     else:
@@ -124,7 +125,7 @@ def record(
     if pixel_values.ndim != 4 or len(pixel_values) != 1:
         raise ValueError(f"`image` has the shape {tuple(pixel_values.shape)}; it has to be one picture.")
     pixel_values = pixel_values.to(model.device)
-    names: dict[Any, str] = model.config.id2label or {}
+    names: dict[Any, str] = config.id2label or {}
     labels = tuple(names[number] for number in sorted(names))
     if label is not None and label not in labels:
         raise SViTError(f"`label` is {label!r}; the classes are {', '.join(labels)}.")
