@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from svit_hf import SViTConfig
 from svit_hf.files import whole_file, write_text
-from svit_hf.tasks import TASKS, Task, task_class
+from svit_hf.tasks import TASKS, DenseTask, task_class
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import Rows, TrainingExamples
 
@@ -103,7 +103,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_task(options: argparse.Namespace, labels: Sequence[str]) -> Task:
+def make_task(options: argparse.Namespace, labels: Sequence[str]) -> DenseTask:
     """Make the task that the command line describes."""
     own: dict[str, Any] = {}
     if options.task == "semantic_segmentation":
@@ -151,7 +151,7 @@ def training_arguments(options: argparse.Namespace) -> TrainingArguments:
     )
 
 
-def draw_predictions(task: Task, model: torch.nn.Module, rows: Rows) -> Image.Image:
+def draw_predictions(task: DenseTask, model: torch.nn.Module, rows: Rows) -> Image.Image:
     """Draw the first pictures of a split: above what is annotated, below what the model says."""
     model.train(False)
     samples = [task.read(*rows[index]) for index in range(min(NUM_DRAWN, len(rows)))]

@@ -24,11 +24,12 @@ from transformers import AutoModelForImageClassification
 from svit_hf.data.opening import open_source
 from svit_hf.errors import DataError, DivergenceError, PushError, SViTError, TrainingInterruptedError
 from svit_hf.hub import background
+from svit_hf.tasks import classification
 from svit_hf.training import loop
-from svit_hf.training.assembly import count_classes
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.recipe_files import read_recipe, to_json
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
+from svit_hf.training.task_of_recipe import count_classes
 from svit_hf.training.train import train
 
 
@@ -97,7 +98,7 @@ def test_finished_run_is_not_trained_again(finished, toy_recipe):
 
 
 def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe, tmp_path, monkeypatch):
-    run_dir, evaluate = tmp_path / "stopped", loop.evaluate_batches
+    run_dir, evaluate = tmp_path / "stopped", classification.evaluate_batches
     updates = loop.Run._train_one_update
 
     def stop_at_four(self, batches):
@@ -115,10 +116,10 @@ def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe
         signal.raise_signal(signal.SIGINT)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate_batches", stop_and_evaluate)
+    monkeypatch.setattr(classification, "evaluate_batches", stop_and_evaluate)
     with pytest.raises(TrainingInterruptedError, match="after update 10 of 10"):
         train(toy_recipe, run_dir)
-    monkeypatch.setattr(loop, "evaluate_batches", evaluate)
+    monkeypatch.setattr(classification, "evaluate_batches", evaluate)
     train(toy_recipe, run_dir)
     assert_same_run(finished[0], run_dir)
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from svit_hf.errors import SViTError
 from svit_hf.evaluation import evaluate_model
+from svit_hf.tasks import classification
 from svit_hf.training import loop, outcome
 from svit_hf.training.checkpointing import checkpoint_folder, checkpoints_of
 from svit_hf.training.run_log import read_log
@@ -87,7 +88,7 @@ def test_uninterrupted_run(finished, recipe):
         (loop, "new_checkpoint", 4),
         (loop, "keep_as_best", 2),
         (loop.Run, "_draw", 2),
-        (loop, "evaluate_batches", 4),
+        (classification, "evaluate_batches", 4),
         (outcome, "save_with_code", 1),
         (outcome, "write_text", 1),
     ],

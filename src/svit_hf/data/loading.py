@@ -11,40 +11,27 @@ import signal
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits, decode_image
+from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import BalancedPlan, MapPlan, SampleKey, Segment, StreamPlan, segments, share
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
 
 
-class Batch(TypedDict):
-    """A batch of one rank.
-
-    Attributes:
-        pixel_values: `(B, 3, H, W)`, float32.
-        labels: Numbers of the classes, `(B,)`, int64; with several labels per image `(B, C)`, float32 of 0 and 1.
-        sample_ids: Places of the samples in the source, `(B,)`, int64.
-        bad_images: Images that could not be decoded.
-    """
-
-    pixel_values: torch.Tensor
-    labels: torch.Tensor
-    sample_ids: torch.Tensor
-    bad_images: list[BadImage]
-
-
-Transform = Callable[[Image.Image, SampleKey], torch.Tensor]
+# what a source makes of its examples; beside that `sample_ids`, the places of the samples in the source, int64 `(B,)`,
+# and `bad_images`, those that could not be decoded
+Batch = dict[str, Any]
+# of what the source decodes, a picture mostly
+Transform = Callable[[Any, SampleKey], Any]
 Item = TypeVar("Item")
 
 MAX_WORKERS = 8
@@ -104,7 +91,8 @@ class TrainingLoader:
 
     Args:
         source: The images.
-        transform: Makes a tensor `(3, H, W)` of a picture; every random choice in it has to follow from the key.
+        transform: Makes an example of what the source decodes, such as a tensor `(3, H, W)` of a picture; every random
+            choice in it has to follow from the key.
         batch_size: Images in a micro-batch.
         micro_batches: Micro-batches of an update, over all ranks; a multiple of `world_size`.
         rank: This rank, from 0.
@@ -198,15 +186,16 @@ class TrainingLoader:
 class EvaluationLoader:
     """Every sample of a source exactly once, over all ranks.
 
-    Which samples share a batch does not depend on the workers. `sample_ids` tell which is which; batches of a stream
-    do not come in the order of the source if there are several workers.
+    Which samples share a batch depends neither on the workers nor on the ranks: what a model computes of an image
+    depends on the size of its batch in the last digits. `sample_ids` tell which is which; batches do not come in the
+    order of the source if there are several workers.
 
     A rank may have more batches than another, and a batch may be smaller than others: broken images are left out and
     only named in `bad_images`. A batch whose images are all broken has no rows.
 
     Args:
         source: The images.
-        transform: Makes a tensor `(3, H, W)` of a picture.
+        transform: Makes an example of what the source decodes, such as a tensor `(3, H, W)` of a picture.
         batch_size: Images in a batch, broken ones included.
         rank: This rank, from 0.
         world_size: Number of ranks.
@@ -231,12 +220,12 @@ class EvaluationLoader:
         self.num_samples = source.num_samples
         self.maker = _BatchMaker(source, transform, limits)
         self.batch_size = batch_size
-        self.part = share(source.num_samples, rank, world_size)
+        self.batches = share(-(-source.num_samples // batch_size), rank, world_size)
         self.num_workers = num_workers
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches of this rank."""
-        return load(_EvaluationBatches(self.maker, self.part, self.batch_size), self.num_workers)
+        return load(_EvaluationBatches(self.maker, self.batches, self.batch_size), self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -248,52 +237,37 @@ class _BatchMaker:
     def training_batch(self, rows: list[tuple[Row, int]], seed: int, epoch: int) -> Batch:
         """Make a batch that has a row for each one given: the next good one takes the place of a broken image."""
         made, bad_images = self._make([(row, SampleKey(seed, epoch, row.sample_id, view)) for row, view in rows])
-        good = [index for index, pixels in enumerate(made) if pixels is not None]
+        good = [index for index, example in enumerate(made) if example is not None]
         if not good:
             raise DataError(
                 f"all {len(rows)} images of a batch are broken; the first is row {bad_images[0].row} of "
                 f"{bad_images[0].source}: {bad_images[0].reason}"
             )
         sources = [min((index for index in good if index >= place), default=good[0]) for place in range(len(rows))]
-        return _batch(self.source, [(rows[index][0], made[index]) for index in sources], bad_images)
+        return self._batch([(rows[index][0], made[index]) for index in sources], bad_images)
 
     def evaluation_batch(self, rows: list[Row]) -> Batch:
         """Make a batch of the images that are not broken."""
         made, bad_images = self._make([(row, SampleKey(0, 0, row.sample_id)) for row in rows])
-        good = [(row, pixels) for row, pixels in zip(rows, made, strict=True) if pixels is not None]
-        return _batch(self.source, good, bad_images)
+        good = [(row, example) for row, example in zip(rows, made, strict=True) if example is not None]
+        return self._batch(good, bad_images)
 
-    def _make(self, samples: list[tuple[Row, SampleKey]]) -> tuple[list[torch.Tensor | None], list[BadImage]]:
-        made: list[torch.Tensor | None] = []
+    def _make(self, samples: list[tuple[Row, SampleKey]]) -> tuple[list[Any], list[BadImage]]:
+        made: list[Any] = []
         bad_images = []
         for row, key in samples:
             try:
-                image = decode_image(row.image, self.limits)
+                decoded = self.source.decode(row, self.limits)
             except DecodingError as error:
                 bad_images.append(BadImage(row.sample_id, *self.source.locate(row.sample_id), str(error)))
                 made.append(None)
             else:
-                made.append(self.transform(image, key))
+                made.append(self.transform(decoded, key))
         return made, bad_images
 
-
-def _labels(source: ImageSource, labels: list[Any]) -> torch.Tensor:
-    if not source.is_multi_label:
-        return torch.tensor(labels, dtype=torch.int64)
-    several = torch.zeros(len(labels), len(source.label_names))
-    for row, ids in enumerate(labels):
-        several[row, list(ids)] = 1
-    return several
-
-
-def _batch(source: ImageSource, samples: list[tuple[Row, Any]], bad_images: list[BadImage]) -> Batch:
-    pixels = [pixels for _, pixels in samples]
-    return {
-        "pixel_values": torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0),
-        "labels": _labels(source, [row.label for row, _ in samples]),
-        "sample_ids": torch.tensor([row.sample_id for row, _ in samples], dtype=torch.int64),
-        "bad_images": bad_images,
-    }
+    def _batch(self, samples: list[tuple[Row, Any]], bad_images: list[BadImage]) -> Batch:
+        sample_ids = torch.tensor([row.sample_id for row, _ in samples], dtype=torch.int64)
+        return {**self.source.batch(samples), "sample_ids": sample_ids, "bad_images": bad_images}
 
 
 @dataclass(frozen=True)
@@ -372,16 +346,15 @@ class _StreamedBatches(_Batches, IterableDataset[Batch]):
 @dataclass(frozen=True)
 class _EvaluationBatches(IterableDataset[Batch]):
     maker: _BatchMaker
-    part: range
+    batches: range
     batch_size: int
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        # whole batches: what a model computes of an image depends on the size of the batch in its last digits
-        num_batches = -(-len(self.part) // self.batch_size)
-        batches = share(num_batches, worker.id, worker.num_workers) if worker else range(num_batches)
-        part = self.part[batches.start * self.batch_size : batches.stop * self.batch_size]
+        own = share(len(self.batches), worker.id, worker.num_workers) if worker else range(len(self.batches))
+        batches = self.batches[own.start : own.stop]
         source = self.maker.source
+        part = range(source.num_samples)[batches.start * self.batch_size : batches.stop * self.batch_size]
         order = list(range(len(source.shard_sizes)))
         rows = read_rows(source, segments(source.shard_sizes, order, part.start, len(part)))
         while batch := list(islice(rows, self.batch_size)):
@@ -484,14 +457,22 @@ def _in_shared_memory(item: Any) -> Any:
     """
     if get_worker_info() is None:
         return item
-    values = item.values() if isinstance(item, dict) else vars(item).values()
     try:
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                value.share_memory_()
+        for tensor in _tensors_in(item):
+            tensor.share_memory_()
     except RuntimeError as error:
         raise DataError(_explanation_of_killed_worker(error)) from error
     return item
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(part)
+    elif is_dataclass(value):
+        yield from _tensors_in(vars(value))
 
 
 def _kill_workers(iterator: Any) -> None:

@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+from PIL import Image
 
 from svit_hf.data.columns import LabelIds, field_of, top_columns
 from svit_hf.data.counts import FileCounts
+from svit_hf.data.decoding import ImageLimits, decode_image
 from svit_hf.data.folders import FolderSplit, listed
 from svit_hf.errors import DataError, SViTError
 from svit_hf.urls import without_credentials
@@ -101,6 +104,31 @@ class ImageSource(ABC):
     @abstractmethod
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield rows of a shard, from `first` up to and without `stop`."""
+
+    def decode(self, row: Row, limits: ImageLimits) -> Any:
+        """Return what examples are made of: the picture.
+
+        Raises:
+            DecodingError: If it is broken.
+        """
+        picture: Image.Image = decode_image(row.image, limits)
+        return picture
+
+    def batch(self, samples: Sequence[tuple[Row, Any]]) -> dict[str, Any]:
+        """Return a batch of rows and what a transform made of each.
+
+        Returns:
+            `pixel_values` `(B, 3, H, W)`, and `labels`: numbers of the classes, `(B,)`, int64; with several labels per
+            image `(B, C)`, float32 of 0 and 1.
+        """
+        pixels, labels = [pixels for _, pixels in samples], [row.label for row, _ in samples]
+        batch = {"pixel_values": torch.stack(pixels) if pixels else torch.empty(0, 3, 0, 0)}
+        if not self.is_multi_label:
+            return batch | {"labels": torch.tensor(labels, dtype=torch.int64)}
+        several = torch.zeros(len(labels), len(self.label_names))
+        for place, ids in enumerate(labels):
+            several[place, list(ids)] = 1  # type: ignore[arg-type]
+        return batch | {"labels": several}
 
     def image_names(self) -> list[str]:
         """Return the names of the image files, empty where they are not known."""

@@ -132,7 +132,7 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
         limits=options.limits,
     )
     tally = BadImageTally(options.max_bad_share)
-    # shares differ by one image at most
+    # shares differ by one batch at most
     total = -(-loader.num_samples // state.num_processes)
     with Progress(total, "images", is_shown=state.is_main_process) as progress:
 

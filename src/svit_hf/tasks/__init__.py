@@ -9,10 +9,10 @@ from importlib import import_module
 
 from svit_hf.errors import SViTError
 from svit_hf.tasks.models import build_model, load_backbone
-from svit_hf.tasks.task import Task
+from svit_hf.tasks.task import DenseTask
 
 
-__all__ = ["TASKS", "Task", "build_model", "load_backbone", "task_class"]
+__all__ = ["TASKS", "DenseTask", "build_model", "load_backbone", "task_class"]
 
 # name of the task: its file, and its class there
 TASKS = {
@@ -22,7 +22,7 @@ TASKS = {
 }
 
 
-def task_class(name: str) -> type[Task]:
+def task_class(name: str) -> type[DenseTask]:
     """Return the class of a task, by name.
 
     Raises:
@@ -30,5 +30,5 @@ def task_class(name: str) -> type[Task]:
     """
     if name not in TASKS:
         raise SViTError(f"`task` is {name!r}; allowed are {list(TASKS)}.")
-    found: type[Task] = getattr(import_module(f"svit_hf.tasks.{name}"), TASKS[name])
+    found: type[DenseTask] = getattr(import_module(f"svit_hf.tasks.{name}"), TASKS[name])
     return found

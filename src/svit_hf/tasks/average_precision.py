@@ -10,7 +10,7 @@ from svit_hf.errors import SViTError
 from svit_hf.extras import install_hint
 from svit_hf.tasks.coco import encode_run_lengths
 from svit_hf.tasks.objects import Objects
-from svit_hf.tasks.task import Metric, Sample
+from svit_hf.tasks.task import Metric, Sample, Truth
 
 
 # places in COCO's list of twelve numbers
@@ -29,11 +29,13 @@ class AveragePrecision(Metric):
         of_masks: Whether masks overlap, or boxes.
     """
 
+    log_fields = ("map", "map_50", "map_75")
+
     def __init__(self, labels: Sequence[str], of_masks: bool):
         self.labels, self.of_masks = list(labels), of_masks
         self.pictures: dict[int, dict[str, Any]] = {}
 
-    def update(self, index: int, prediction: Objects, sample: Sample) -> None:
+    def update(self, index: int, prediction: Objects, sample: Sample | Truth) -> None:
         """Keep the objects of a picture, true and predicted; of the latter the 100 with the highest scores."""
         assert prediction.scores is not None
         best = np.argsort(-prediction.scores, kind="stable")[:MAX_DETECTIONS]

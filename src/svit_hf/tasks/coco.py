@@ -81,7 +81,7 @@ def read_coco(file: Path, folder: Path) -> Rows:
 
     # COCO numbers its categories with gaps: the order of the numbers is that of the classes
     labels = [categories[number] for number in sorted(categories)]
-    return Rows([Origin(file.name, names[image["id"]]) for image in images], load, labels)
+    return Rows([Origin(file.name, names[image["id"]]) for image in images], load, labels, [file])
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int], origin: Origin) -> np.ndarray:

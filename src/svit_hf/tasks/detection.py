@@ -8,7 +8,7 @@ Columns: `image`, and `objects`, as data sets on the Hub have it: lists `bbox` a
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from svit_hf.tasks.coco import coco_rows
 from svit_hf.tasks.objects import CATEGORY_FIELDS, Objects, category_field, class_indices, corner_boxes, object_fields
 from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_picture
 from svit_hf.tasks.rows import CLASS_NAMES, no_rows, parquet_rows
-from svit_hf.tasks.task import Rows, Sample, Task
+from svit_hf.tasks.task import DenseTask, Rows, Sample
 from svit_hf.tasks.yolo import yolo_rows
 
 
@@ -30,21 +30,21 @@ BOX_FORMATS = ("xywh", "xyxy")
 DRAWN_SCORE = 0.5
 
 
-class Detection(Task):
+class Detection(DenseTask):
     """A box and a class for every object; targets and predictions are `Objects`.
 
     Args:
-        labels: As in `Task`.
-        image_size: As in `Task`.
+        labels: As in `DenseTask`.
+        image_size: As in `DenseTask`.
         head: As in `build_model`.
-        augmentation: As in `Task`.
+        augmentation: As in `DenseTask`.
         box_format: What `bbox` is: "xywh" (left, top, width, height, as in COCO) or "xyxy" (two corners); in pixels.
         clip_boxes: Whether boxes may reach out of their image, and be empty: they are cut, and dropped.
     """
 
-    name: ClassVar[str] = "detection"
-    pipeline_tag: ClassVar[str] = "object-detection"
-    best_metric: ClassVar[str] = "map"
+    name = "detection"
+    pipeline_tag = "object-detection"
+    best_metric = "map"
 
     def __init__(
         self,

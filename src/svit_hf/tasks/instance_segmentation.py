@@ -9,7 +9,7 @@ parquet files.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +23,15 @@ from svit_hf.tasks.detection import DRAWN_SCORE, check_stated_size
 from svit_hf.tasks.objects import Objects, boxes_of_masks, category_field, class_indices, object_fields
 from svit_hf.tasks.pictures import Origin, View, decode_mask, decode_picture
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
-from svit_hf.tasks.task import Rows, Sample, Task
+from svit_hf.tasks.task import DenseTask, Rows, Sample
 
 
-class InstanceSegmentation(Task):
+class InstanceSegmentation(DenseTask):
     """A mask and a class for every object; targets and predictions are `Objects` with masks."""
 
-    name: ClassVar[str] = "instance_segmentation"
-    pipeline_tag: ClassVar[str] = "image-segmentation"
-    best_metric: ClassVar[str] = "map"
+    name = "instance_segmentation"
+    pipeline_tag = "image-segmentation"
+    best_metric = "map"
 
     @classmethod
     def find_rows(cls, path: Path, split: str) -> Rows:

@@ -6,7 +6,7 @@ from inspect import signature
 from typing import Any, Literal
 
 from svit_hf.errors import SViTError
-from svit_hf.tasks.task import Task
+from svit_hf.tasks.task import DenseTask
 
 
 TaskName = Literal["semantic_segmentation", "instance_segmentation", "detection"]
@@ -30,7 +30,7 @@ class AnnotationOptions:
     box_format: Literal["xywh", "xyxy"] = "xywh"
     clip_boxes: bool = False
 
-    def of(self, task: type[Task]) -> dict[str, Any]:
+    def of(self, task: type[DenseTask]) -> dict[str, Any]:
         """Return those that a task takes, as its keyword arguments.
 
         Raises:

@@ -104,9 +104,9 @@ class View:
 
     @classmethod
     def random(
-        cls, picture_size: tuple[int, int], size: tuple[int, int], options: Augmentation, key: tuple[int, int, int]
+        cls, picture_size: tuple[int, int], size: tuple[int, int], options: Augmentation, key: tuple[int, ...]
     ) -> "View":
-        """Draw a view: a pure function of its arguments; `key` is seed, epoch and sample."""
+        """Draw a view: a pure function of its arguments; `key` is seed, epoch, sample and view."""
         random = np.random.default_rng([number % 2**64 for number in key])
         mirrored, upside_down = random.random() < options.horizontal_flip, random.random() < options.vertical_flip
         height, width = picture_size

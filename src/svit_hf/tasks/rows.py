@@ -80,7 +80,7 @@ def parquet_rows(path: Path, split: str, label_columns: Sequence[Sequence[str]] 
         loaded: dict[str, Any] = tables[number].slice(row, 1).to_pylist()[0]
         return loaded if labels is None else loaded | {CLASS_NAMES: labels}
 
-    return Rows(origins, load, labels)
+    return Rows(origins, load, labels, files)
 
 
 def folder_pairs(path: Path, split: str, annotations: str) -> tuple[Path, Path] | None:

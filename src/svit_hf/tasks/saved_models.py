@@ -14,7 +14,7 @@ from svit_hf.tasks import task_class
 from svit_hf.tasks.heads import HEADS, IMAGENET_MEAN, IMAGENET_STD, Head
 from svit_hf.tasks.models import TASK_FIELD, check_image_size
 from svit_hf.tasks.options import AnnotationOptions
-from svit_hf.tasks.task import Task
+from svit_hf.tasks.task import DenseTask
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TaskModel:
         location: Where it was loaded from.
     """
 
-    task: Task
+    task: DenseTask
     model: PreTrainedModel
     location: str
 

@@ -8,7 +8,7 @@ files.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +19,24 @@ from svit_hf.tasks import drawing
 from svit_hf.tasks.heads import IGNORED
 from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_mask, decode_picture
 from svit_hf.tasks.rows import folder_pairs, no_rows, parquet_rows, pictures_in
-from svit_hf.tasks.task import Metric, Rows, Sample, Task
+from svit_hf.tasks.task import DenseTask, Metric, Rows, Sample, Truth
 
 
-class SemanticSegmentation(Task):
+class SemanticSegmentation(DenseTask):
     """A class for every pixel; targets and predictions are int64 `(H, W)`.
 
     Args:
-        labels: As in `Task`.
-        image_size: As in `Task`.
+        labels: As in `DenseTask`.
+        image_size: As in `DenseTask`.
         head: As in `build_model`.
-        augmentation: As in `Task`.
+        augmentation: As in `DenseTask`.
         is_binary: Whether every value of a mask but 0 is class 1, as in masks of 0 and 255 and in masks of instances.
         reduce_labels: Whether 0 in a mask is no class but ignored, and class 0 is stored as 1, as in ADE20K.
     """
 
-    name: ClassVar[str] = "semantic_segmentation"
-    pipeline_tag: ClassVar[str] = "image-segmentation"
-    best_metric: ClassVar[str] = "mean_iou"
+    name = "semantic_segmentation"
+    pipeline_tag = "image-segmentation"
+    best_metric = "mean_iou"
 
     def __init__(
         self,
@@ -78,7 +78,8 @@ class SemanticSegmentation(Task):
         def load(index: int) -> Mapping[str, Any]:
             return {"image": pictures[index], "mask": masks[pictures[index].stem]}
 
-        return Rows([Origin(masks[picture.stem].name, "the whole mask") for picture in pictures], load)
+        files = [masks[picture.stem] for picture in pictures]
+        return Rows([Origin(file.name, "the whole mask") for file in files], load, files=files)
 
     def read(self, row: Mapping[str, Any], origin: Origin) -> Sample:
         """Decode a row, and check that the mask has the picture's size and the classes' values."""
@@ -145,12 +146,14 @@ class ConfusionMatrix(Metric):
     A class that neither the masks nor the predictions have is left out of means.
     """
 
+    log_fields = ("mean_iou", "mean_dice", "pixel_accuracy")
+
     def __init__(self, labels: Sequence[str]):
         self.labels = list(labels)
         # row: true class, column: predicted class
         self.counts = np.zeros((len(self.labels), len(self.labels)), dtype=np.int64)
 
-    def update(self, index: int, prediction: np.ndarray, sample: Sample) -> None:
+    def update(self, index: int, prediction: np.ndarray, sample: Sample | Truth) -> None:
         """Count the pixels of a picture that are not ignored."""
         counted = sample.target != IGNORED
         pairs = sample.target[counted] * len(self.labels) + prediction[counted]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a task has to answer: its columns, augmentation, batches, models, loss, metric, predictions, pictures of them.
 
-A training loop needs nothing else. To add a task, write one file with a subclass of `Task` and name it in
-`svit_hf.tasks.TASKS`.
+`Task` is what the training loop asks, and all that it knows. To add a task of dense predictions, write one file with a
+subclass of `DenseTask` and name it in `svit_hf.tasks.TASKS`.
 """
 
 import os
@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from PIL import Image
@@ -18,10 +18,17 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from svit_hf.data.sharding import SampleKey
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.tasks.heads import find_head
 from svit_hf.tasks.models import build_model, check_image_size, check_labels
 from svit_hf.tasks.pictures import Augmentation, Origin, View
+
+
+if TYPE_CHECKING:
+    # these need the packages of svit-hf[train], models do not
+    from svit_hf.data.loading import Batch, EvaluationLoader
+    from svit_hf.tasks.measuring import DenseReport
 
 
 @dataclass
@@ -44,6 +51,27 @@ class Sample:
         return self.picture.height, self.picture.width
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What is annotated of a picture.
+
+    Attributes:
+        target: What the task's `read` makes of the annotation.
+        size: Height and width of the picture, in pixels.
+    """
+
+    target: Any
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture as a model takes it, `(3, height, width)`, and what is annotated of it."""
+
+    pixel_values: torch.Tensor
+    truth: Truth
+
+
 @dataclass
 class Rows:
     """The rows of a split, all in the columns that the task reads.
@@ -52,11 +80,13 @@ class Rows:
         origins: Where each row is from.
         load: Function of a position to the row.
         labels: Names of the classes, where the data state them.
+        files: Files with the annotations: their names and sizes tell these data from others.
     """
 
     origins: Sequence[Origin]
     load: Callable[[int], Mapping[str, Any]]
     labels: list[str] | None = None
+    files: Sequence[Path] = ()
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -69,10 +99,15 @@ class Metric(ABC):
     """A number for a whole split, from parts that can be computed anywhere and added in any order.
 
     Shares of a split, whose states are merged, give the same as the whole, to the last digit.
+
+    Attributes:
+        log_fields: Names of the most important numbers, the best first.
     """
 
+    log_fields: ClassVar[tuple[str, ...]]
+
     @abstractmethod
-    def update(self, index: int, prediction: Any, sample: Sample) -> None:
+    def update(self, index: int, prediction: Any, sample: Sample | Truth) -> None:
         """Count one picture; `index` is its place in the split."""
 
     @abstractmethod
@@ -88,8 +123,100 @@ class Metric(ABC):
         """Return the numbers, by name."""
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share an evaluation.
+
+    Attributes:
+        device: Where the model of this one is.
+        autocast_dtype: Precision of the forward pass; that of the model if `None`.
+        reduce: Adds up a float64 tensor over all processes, and gives everybody the sum.
+        gather: Gives everybody what each process has, in their order.
+        should_stop: Asked before each batch, about this process. If it says yes anywhere, nobody gets a report.
+    """
+
+    device: torch.device | str = "cpu"
+    autocast_dtype: torch.dtype | None = None
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    should_stop: Callable[[], bool] = lambda: False
+
+
+class Report(Protocol):
+    """Numbers of an evaluation, over all processes.
+
+    Attributes:
+        log_fields: Names of the numbers that the log of a run has.
+        num_images: Images that count.
+        seconds: Duration.
+    """
+
+    @property
+    def log_fields(self) -> tuple[str, ...]: ...  # noqa: D102 - above
+
+    @property
+    def num_images(self) -> int: ...  # noqa: D102
+
+    @property
+    def seconds(self) -> float: ...  # noqa: D102
+
+    def line(self) -> str:
+        """Return the most important numbers in a line."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers as plain values; those that are not finite become `None`."""
+        ...
+
+
 class Task(ABC):
-    """The answers of a task.
+    """What the training loop asks of a task.
+
+    Attributes:
+        name: As in `build_model`, or "classification".
+        pipeline_tag: Name of the pipeline in Transformers, for model cards.
+        best_metric: Name of the number that says which of two models is better.
+        labels: Names of the classes, in order.
+        processor: What prepares images for the trained model; saved beside its weights.
+    """
+
+    name: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    best_metric: str
+    labels: list[str]
+    processor: BaseImageProcessor
+
+    @abstractmethod
+    def training_example(self, decoded: Any, key: SampleKey) -> Any:
+        """Return what a batch is made of, from what the source decodes: a pure function of its arguments."""
+
+    @abstractmethod
+    def evaluation_example(self, decoded: Any, key: SampleKey) -> Any:
+        """Return what a batch of an evaluation is made of; nothing in it is random."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: "Batch", seed: int, update: int) -> torch.Tensor:
+        """Return the mean loss of a training batch, which is on the model's device.
+
+        Args:
+            model: Maps pixel values, and whatever else the task gives it, to outputs.
+            batch: What the source has made of training examples.
+            seed: What is random in the loss follows from it, and from torch's generator, which is seeded by it.
+            update: Number of the update.
+        """
+
+    @abstractmethod
+    def measure(self, model: torch.nn.Module, loader: "EvaluationLoader", ranks: Ranks | None = None) -> Report:
+        """Evaluate a model on this process's share of the images, and report on all of them.
+
+        Raises:
+            EvaluationError: If images were not counted exactly once, or none could be read.
+            EvaluationInterruptedError: If `ranks.should_stop` said yes on some process.
+        """
+
+
+class DenseTask(Task):
+    """The answers of a task of dense predictions.
 
     Args:
         labels: Names of the classes, one per class index of the data.
@@ -98,14 +225,8 @@ class Task(ABC):
         augmentation: Random changes of training samples.
 
     Attributes:
-        name: As in `build_model`.
-        pipeline_tag: Name of the pipeline in Transformers, for model cards.
-        best_metric: Name of the number that says which of two models is better.
+        size: Height and width that the model takes.
     """
-
-    name: ClassVar[str]
-    pipeline_tag: ClassVar[str]
-    best_metric: ClassVar[str]
 
     def __init__(
         self,
@@ -143,10 +264,19 @@ class Task(ABC):
             DataError: If it cannot be used; the message names file and row.
         """
 
-    def augment(self, sample: Sample, seed: int, epoch: int, index: int) -> dict[str, Any]:
+    def augment(self, sample: Sample, seed: int, epoch: int, index: int, view: int = 0) -> dict[str, Any]:
         """Return an example for training: a pure function of its arguments."""
         size = self.augmentation.size or self.size
-        return self.example(sample, View.random(sample.size, size, self.augmentation, (seed, epoch, index)))
+        return self.example(sample, View.random(sample.size, size, self.augmentation, (seed, epoch, index, view)))
+
+    def training_example(self, decoded: Sample, key: SampleKey) -> dict[str, Any]:
+        """Augment a sample."""
+        return self.augment(decoded, *key)
+
+    def evaluation_example(self, decoded: Sample, key: SampleKey) -> "Prepared":
+        """Return the whole picture, resized, with what is annotated of it."""
+        pixels = View.whole(decoded.size, self.size).of_picture(decoded.picture)
+        return Prepared(pixels, Truth(decoded.target, decoded.size))
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
         """Return an example for evaluation: the whole picture, resized."""
@@ -160,9 +290,16 @@ class Task(ABC):
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return a batch: the keyword arguments of the model."""
 
-    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the head's own loss, a mean over the batch."""
-        return model(**batch).loss
+    def loss(self, model: torch.nn.Module, batch: "Batch", seed: int = 0, update: int = 0) -> torch.Tensor:
+        """Return the head's own loss, a mean over the batch, which may have more in it than the model takes."""
+        inputs = {name: value for name, value in batch.items() if name not in ("sample_ids", "bad_images")}
+        return model(**inputs).loss
+
+    def measure(self, model: torch.nn.Module, loader: "EvaluationLoader", ranks: Ranks | None = None) -> "DenseReport":
+        """Count what a model says of every picture that `loader` gives, over all processes."""
+        from svit_hf.tasks.measuring import measure
+
+        return measure(self, model, loader, ranks or Ranks())
 
     @abstractmethod
     def metric(self) -> Metric:
@@ -212,7 +349,7 @@ class TrainingExamples(Dataset[dict[str, Any]]):
         epoch: Of the augmentation, from 0; `set_epoch` changes it, and reaches workers that start afterwards.
     """
 
-    def __init__(self, task: Task, rows: Rows, seed: int = 0):
+    def __init__(self, task: DenseTask, rows: Rows, seed: int = 0):
         self.task, self.rows, self.seed, self.epoch = task, rows, seed, 0
 
     def set_epoch(self, epoch: int) -> None:

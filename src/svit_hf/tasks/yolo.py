@@ -37,7 +37,8 @@ def yolo_rows(path: Path, split: str) -> Rows | None:
         return {"image": picture, "objects": objects, CLASS_NAMES: labels}
 
     labels = _read_labels(path)
-    return Rows([Origin(file.name, "the whole picture") for file in files], load, labels)
+    boxes = [file for file in (folders[1] / f"{picture.stem}.txt" for picture in files) if file.is_file()]
+    return Rows([Origin(file.name, "the whole picture") for file in files], load, labels, boxes)
 
 
 def _read_boxes(file: Path, picture: Image.Image) -> dict[str, list[Any]]:

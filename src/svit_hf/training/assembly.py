@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe to the things that train: accelerator, data, model, optimizer."""
+"""From a recipe to the things that train: accelerator, micro-batches, loaders."""
 
 import os
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,32 +12,15 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
-from svit_hf.data.augmentation import TrainingTransform
-from svit_hf.data.evaluation_transform import EvaluationTransform
-from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
-from svit_hf.data.opening import labels_of, open_source
-from svit_hf.data.sources import ImageSource, IndexedSource
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader
+from svit_hf.data.opening import labels_of
 from svit_hf.errors import SViTError
 from svit_hf.files import is_disk_full
-from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.training.options import OptimizationOptions, RunOptions, TrainingRecipe
+from svit_hf.training.task_of_recipe import Data, require_indexed
 
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Data:
-    """Images of a run."""
-
-    train: ImageSource
-    evaluation: ImageSource | None
-    num_workers: int
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, in order."""
-        return self.train.label_names
 
 
 def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
@@ -85,59 +66,6 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(accelerator))
 
 
-def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
-    """Open the images; rank 0 first, so that what is counted or downloaded is there for the others.
-
-    Raises:
-        SViTError: If there are no such images, or the two splits have other classes.
-    """
-    with accelerator.main_process_first():
-        train = open_source(recipe.data, "train")
-        evaluation = open_source(recipe.data, "eval") if recipe.run.evaluate_every_epochs else None
-    if evaluation is not None and evaluation.label_names != train.label_names:
-        raise SViTError(
-            f"the training split has the classes {list(train.label_names)}, the evaluation split "
-            f"{list(evaluation.label_names)}; they have to be the same."
-        )
-    return Data(train, evaluation, workers_per_rank(recipe.data))
-
-
-def count_classes(source: ImageSource) -> list[int]:
-    """Return the number of images of each class.
-
-    Raises:
-        SViTError: If the labels of the source cannot be read without its images.
-    """
-    counts = Counter(labels_of(_require_indexed(source, "optimization.class_weights")))
-    return [counts[index] for index in range(len(source.label_names))]
-
-
-def require_multi_label(recipe: TrainingRecipe) -> None:
-    """Refuse what makes no sense where an image has any number of labels.
-
-    Raises:
-        SViTError: If the recipe asks for it.
-    """
-    options = recipe.optimization
-    needed = {
-        "optimization.loss": (options.loss, "binary_cross_entropy"),
-        "optimization.class_weights": (options.class_weights, "none"),
-        "distillation.teacher": (recipe.distillation.teacher, ""),
-    }
-    for name, (value, allowed) in needed.items():
-        if value != allowed:
-            raise SViTError(f"`{name}` is {value!r}; with `data.multi_label` it has to be {allowed!r}.")
-
-
-def _require_indexed(source: ImageSource, argument: str) -> IndexedSource:
-    if not isinstance(source, IndexedSource):
-        raise SViTError(
-            f"`{argument}` is 'balanced', but the classes of a stream are not counted. Leave it out, or set "
-            "`data.streaming` to False."
-        )
-    return source
-
-
 def micro_batches_of(options: OptimizationOptions, world_size: int) -> int:
     """Return into how many micro-batches an update is divided: as few as the devices can hold, if none are named.
 
@@ -166,7 +94,6 @@ def micro_batches_of(options: OptimizationOptions, world_size: int) -> int:
 def training_loader(
     recipe: TrainingRecipe,
     data: Data,
-    processor: SViTImageProcessorPil,
     accelerator: Accelerator,
     micro_batches: int,
     num_ranges: int | None = None,
@@ -178,14 +105,10 @@ def training_loader(
     """
     labels = None
     if recipe.data.sampling == "balanced":
-        labels = cast(list[int], labels_of(_require_indexed(data.train, "data.sampling")))
-    size = recipe.model.image_size
-    transform = TrainingTransform(
-        (size, size), tuple(processor.image_mean), tuple(processor.image_std), recipe.augmentation
-    )
+        labels = cast(list[int], labels_of(require_indexed(data.train, "data.sampling")))
     return TrainingLoader(
         data.train,
-        transform,
+        data.task.training_example,
         batch_size=recipe.optimization.batch_size // micro_batches,
         micro_batches=micro_batches,
         rank=accelerator.process_index,
@@ -200,15 +123,13 @@ def training_loader(
     )
 
 
-def evaluation_loader(
-    recipe: TrainingRecipe, data: Data, processor: SViTImageProcessorPil, accelerator: Accelerator
-) -> EvaluationLoader | None:
+def evaluation_loader(recipe: TrainingRecipe, data: Data, accelerator: Accelerator) -> EvaluationLoader | None:
     """Return the loader of this rank's share of the evaluation; none if there is no evaluation."""
     if data.evaluation is None:
         return None
     return EvaluationLoader(
         data.evaluation,
-        EvaluationTransform(processor),
+        data.task.evaluation_example,
         batch_size=recipe.run.evaluation_batch_size or recipe.optimization.device_batch_size,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,

@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from svit_hf.data.decoding import BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
-from svit_hf.data.mixing import mix_batch
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
-from svit_hf.evaluation.classification import ClassificationReport, EvaluationInterruptedError, evaluate_batches
-from svit_hf.evaluation.multi_label import MultiLabelReport, evaluate_multi_label
+from svit_hf.evaluation.classification import EvaluationInterruptedError
+from svit_hf.tasks.task import Ranks, Task
 from svit_hf.training.agreement import Agreement, DelayedSignals
 from svit_hf.training.assembly import autocast_dtype, on_rank_zero
 from svit_hf.training.checkpointing import (
@@ -43,7 +43,6 @@ from svit_hf.training.checkpointing import (
 )
 from svit_hf.training.console import Console, Stopwatch
 from svit_hf.training.fully_sharded import accumulating, whole
-from svit_hf.training.losses import Criterion, Teacher
 from svit_hf.training.optimization import learning_rate, set_learning_rate
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.ordered_sums import OrderedSums
@@ -67,10 +66,9 @@ class Run:
         accelerator: Device, precision, ranks.
         model: The model as `Accelerator.prepare` returned it.
         weights: Its weights, optimizer and moving average, as they are saved.
+        task: What examples, loss and metric are.
         loader: Training batches of this rank.
         evaluation: This rank's share of the evaluation, if there is one.
-        criterion: Loss of logits and targets.
-        teacher: What else to learn from, if anything.
         progress: Where to start.
         setting: What fixes the sequence of updates besides the recipe.
         log: The log, on rank 0.
@@ -84,10 +82,9 @@ class Run:
     accelerator: Accelerator
     model: nn.Module
     weights: TrainedWeights
+    task: Task
     loader: TrainingLoader
     evaluation: EvaluationLoader | None
-    criterion: Criterion
-    teacher: Teacher | None
     progress: Progress
     setting: Setting
     log: RunLog | None
@@ -96,9 +93,6 @@ class Run:
     on_new_best: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        source = self.loader.maker.source
-        self.num_labels = len(source.label_names)
-        self.best_metric = (MultiLabelReport if source.is_multi_label else ClassificationReport).best_metric
         self.num_updates = self.recipe.optimization.epochs * self.setting.updates_per_epoch
         micro_batches = self.setting.micro_batches
         self.world_size = self.accelerator.num_processes
@@ -170,7 +164,7 @@ class Run:
             batch = self._next(batches)
             self.tally.note(batch["bad_images"])
             num_bad_images += len(batch["bad_images"])
-            num_images += len(batch["labels"])
+            num_images += len(batch["sample_ids"])
             seed = self._seed_of(update, micro_batch)
             torch.manual_seed(seed)
             self.agreement.start_micro_batch()
@@ -181,8 +175,8 @@ class Run:
                 self.accelerator.backward(step_loss if self.sums else step_loss / self.steps_per_update)
             statistics = self.agreement.end_micro_batch()
             if self.sums is not None:
-                self.sums.add(step_loss.detach() * len(batch["labels"]), statistics)
-            loss += step_loss.detach() * len(batch["labels"])
+                self.sums.add(step_loss.detach() * len(batch["sample_ids"]), statistics)
+            loss += step_loss.detach() * len(batch["sample_ids"])
         total_statistics = None
         if self.sums is not None:
             loss, total_statistics = self.sums.finish(len(statistics))
@@ -205,22 +199,9 @@ class Run:
             self._absorb(previous, update)
 
     def _loss(self, batch: Batch, seed: int) -> torch.Tensor:
-        device, mixing = self.accelerator.device, self.recipe.mixing
-        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-        targets = batch["labels"].to(device, non_blocking=True)
-        if mixing.is_on:
-            pixel_values, targets = mix_batch(
-                pixel_values, targets, mixing, self.num_labels, seed, self.progress.update
-            )
+        inputs = send_to_device(batch, self.accelerator.device, non_blocking=True)
         with self.accelerator.autocast():
-            output = self.model(pixel_values)
-        logits = getattr(output, "logits", output)
-        loss = self.criterion(logits, targets)
-        if self.teacher is not None:
-            with self.accelerator.autocast():
-                answers = self.teacher.answer(pixel_values)
-            loss = self.teacher.mix(loss, logits, answers)
-        return loss
+            return self.task.loss(self.model, inputs, seed, self.progress.update)
 
     def _next(self, batches: Iterator[Batch]) -> Batch:
         began = time.perf_counter()
@@ -377,9 +358,9 @@ class Run:
             self._leave()
         self.progress.evaluated_update = self.progress.update
         # of equals, the average
-        chosen = max(metrics, key=lambda name: (metrics[name][self.best_metric], name == "ema"))
+        chosen = max(metrics, key=lambda name: (self._score_of(metrics[name]), name == "ema"))
         best = self.progress.best
-        if best is None or metrics[chosen][self.best_metric] > best["metrics"][best["chosen"]][self.best_metric]:
+        if best is None or self._score_of(metrics[chosen]) > self._score_of(best["metrics"][best["chosen"]]):
             self.progress.best = {
                 "update": self.progress.update,
                 "epoch": self.progress.update // self.setting.updates_per_epoch,
@@ -391,6 +372,11 @@ class Run:
                 self.on_new_best()
         on_rank_zero(self._draw, self.accelerator)
 
+    def _score_of(self, metrics: dict[str, Any]) -> float:
+        # average precision without any object, say
+        value: float | None = metrics[self.task.best_metric]
+        return float("-inf") if value is None else value
+
     def _keep_as_best(self) -> dict[str, str]:
         return keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
 
@@ -400,19 +386,14 @@ class Run:
 
     def _evaluate_once(self, name: str) -> dict[str, Any]:
         assert self.evaluation is not None
-        source = self.evaluation.maker.source
-        report: ClassificationReport | MultiLabelReport = (
-            evaluate_multi_label if source.is_multi_label else evaluate_batches
-        )(
-            self.weights.model,
-            self.evaluation,
-            num_expected=self.evaluation.num_samples,
-            reduce=lambda counts: self.accelerator.reduce(counts, "sum"),
+        ranks = Ranks(
             device=self.accelerator.device,
             autocast_dtype=autocast_dtype(self.accelerator),
+            reduce=lambda counts: self.accelerator.reduce(counts, "sum"),
+            gather=lambda value: gather_object([value]),
             should_stop=lambda: self.stop.is_set,
-            num_classes=self.num_labels,
         )
+        report = self.task.measure(self.weights.model, self.evaluation, ranks)
         metrics = {key: value for key, value in report.to_json().items() if key != "classes"}
         epoch = self.progress.update // self.setting.updates_per_epoch
         row = {
@@ -424,7 +405,7 @@ class Run:
         }
         if self.log is not None:
             self.log.add(EVALUATION, **row)
-        measured = {f"evaluation/{name}/{report.best_metric}": metrics[report.best_metric]}
-        self.accelerator.log(measured, self.progress.update)
+        measured = self._score_of(metrics)
+        self.accelerator.log({f"evaluation/{name}/{self.task.best_metric}": measured}, self.progress.update)
         self.console.say(f"epoch {epoch:>4}  {name:<3}  {report.line()}  {report.num_images} images")
         return metrics

@@ -11,10 +11,10 @@ from svit_hf.training.options import DistillationOptions, OptimizationOptions
 
 
 # logits (B, num_labels) and targets, (B,) indices or (B, num_labels) probabilities, to a mean over the images
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LabelLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_criterion(options: OptimizationOptions, class_weights: torch.Tensor | None = None) -> Criterion:
+def make_criterion(options: OptimizationOptions, class_weights: torch.Tensor | None = None) -> LabelLoss:
     """Return the loss of a recipe: of logits `(B, num_labels)` and targets `(B,)` or `(B, num_labels)`.
 
     Smoothing spreads a share of every target evenly over all classes, whether it is an index or already soft: mixed

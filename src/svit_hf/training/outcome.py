@@ -12,10 +12,10 @@ from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.provenance import commit_of_source, device_name, versions
-from svit_hf.training.assembly import Data
 from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder, digests_of, replaced_folder
 from svit_hf.training.loop import Run
 from svit_hf.training.recipe_files import to_json
+from svit_hf.training.task_of_recipe import Data
 
 
 MODEL, CARD, REPORT = "model", "README.md", "report.json"
@@ -78,7 +78,7 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
             "eval_split": evaluation.split if evaluation is not None else None,
             "num_train": data.train.num_samples,
             "num_eval": evaluation.num_samples if evaluation is not None else 0,
-            "label_names": list(data.label_names),
+            "label_names": list(data.task.labels),
         },
         "metrics": best["metrics"] if best else {},
         "chosen": best["chosen"] if best else EMA if run.weights.average is not None else RAW,

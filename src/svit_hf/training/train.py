@@ -20,20 +20,16 @@ from svit_hf.files import is_disk_full, write_text
 from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.kernels import use_kernels
-from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.provenance import device_name
+from svit_hf.tasks.task import Task
 from svit_hf.training.assembly import (
-    Data,
-    count_classes,
     disk_full_error,
     evaluation_loader,
     make_accelerator,
     micro_batches_of,
     on_rank_zero,
-    open_data,
     precision_of,
-    require_multi_label,
     training_loader,
     with_sync_batch_norm,
 )
@@ -49,7 +45,6 @@ from svit_hf.training.console import Console, duration
 from svit_hf.training.ending import ending_together
 from svit_hf.training.fully_sharded import shard
 from svit_hf.training.loop import Run
-from svit_hf.training.losses import balanced_class_weights, make_criterion
 from svit_hf.training.optimization import make_optimizer
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import MODEL, REPORT, report_of, write_outcome
@@ -60,11 +55,10 @@ from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import (
     count_multiply_adds,
     freeze,
-    make_image_processor,
     make_model,
-    make_teacher,
     require_batch_for_norms,
 )
+from svit_hf.training.task_of_recipe import Data, open_data
 from svit_hf.training.weights import LAYOUT, TrainedWeights, WeightAverage
 
 
@@ -133,11 +127,10 @@ def train(
         found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
         # nothing is written before everything is known to go together
         data = open_data(recipe, accelerator)
-        processor = make_image_processor(recipe.model)
-        start = _find_start(recipe, data, processor, accelerator, found, resume_changed)
+        start = _find_start(recipe, data, accelerator, found, resume_changed)
         if model is None:
-            model = make_model(recipe.model, data.label_names, recipe.run.seed)
-        run, facts = _make_run(recipe, output_dir, accelerator, data, processor, start, model)
+            model = make_model(recipe.model, data.task.labels, recipe.run.seed)
+        run, facts = _make_run(recipe, output_dir, accelerator, data, start, model)
         for tracker in accelerator.trackers:
             stack.callback(tracker.finish)
         stack.callback(run.close)
@@ -161,7 +154,6 @@ def _make_run(
     output_dir: Path,
     accelerator: Accelerator,
     data: Data,
-    processor: SViTImageProcessorPil,
     start: _Start,
     model: nn.Module,
 ) -> tuple[Run, dict[str, object]]:
@@ -171,8 +163,6 @@ def _make_run(
         The run, and what the start block says.
     """
     options, setting = recipe.optimization, start.setting
-    if data.train.is_multi_label:
-        require_multi_label(recipe)
     use_kernels(model, "auto")
     if isinstance(model, SViTPreTrainedModel):
         # what pipelines and the model's own loss go by
@@ -182,14 +172,9 @@ def _make_run(
     freeze(model, recipe.model)
     rank_batch = options.batch_size // setting.micro_batches
     require_batch_for_norms(model, rank_batch, recipe.model.image_size, accelerator.device)
-    wrapped, weights = _prepare(model, recipe, processor, accelerator)
+    wrapped, weights = _prepare(model, recipe, data.task, accelerator)
     if start.checkpoint is not None:
         weights.load(start.checkpoint)
-    teacher = class_weights = None
-    if recipe.distillation.teacher:
-        teacher = make_teacher(recipe.distillation, data.label_names, processor, accelerator.device)
-    if options.class_weights == "balanced":
-        class_weights = balanced_class_weights(count_classes(data.train)).to(accelerator.device)
     if not on_rank_zero(lambda: _take_over(recipe, output_dir, start), accelerator):
         start.progress.best = None
         start.notes.append("the best weights so far are not there any more; the best is looked for anew")
@@ -204,10 +189,9 @@ def _make_run(
         accelerator=accelerator,
         model=wrapped,
         weights=weights,
+        task=data.task,
         loader=start.loader,
-        evaluation=evaluation_loader(recipe, data, processor, accelerator),
-        criterion=make_criterion(options, class_weights),
-        teacher=teacher,
+        evaluation=evaluation_loader(recipe, data, accelerator),
         progress=start.progress,
         setting=setting,
         log=log,
@@ -228,7 +212,7 @@ def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) 
 
 
 def _prepare(
-    model: nn.Module, recipe: TrainingRecipe, processor: SViTImageProcessorPil, accelerator: Accelerator
+    model: nn.Module, recipe: TrainingRecipe, task: Task, accelerator: Accelerator
 ) -> tuple[nn.Module, TrainedWeights]:
     """Wrap a model for its ranks, and give it an optimizer and an average."""
     options = recipe.optimization
@@ -246,7 +230,7 @@ def _prepare(
     if isinstance(wrapped, DistributedDataParallel):
         _settle_gradient_buckets(wrapped, recipe.model.image_size)
     average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
-    return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, processor)
+    return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, task.processor)
 
 
 def _settle_gradient_buckets(model: DistributedDataParallel, image_size: int) -> None:
@@ -280,7 +264,6 @@ def _take_over(recipe: TrainingRecipe, output_dir: Path, start: _Start) -> bool:
 def _find_start(
     recipe: TrainingRecipe,
     data: Data,
-    processor: SViTImageProcessorPil,
     accelerator: Accelerator,
     found: FoundCheckpoint,
     resume_changed: bool,
@@ -300,7 +283,7 @@ def _find_start(
             )
     else:
         micro_batches = micro_batches_of(recipe.optimization, world_size)
-    loader = training_loader(recipe, data, processor, accelerator, micro_batches, num_ranges or None)
+    loader = training_loader(recipe, data, accelerator, micro_batches, num_ranges or None)
     sources = {"training": data.train, "evaluation": data.evaluation}
     setting = Setting(
         micro_batches,

@@ -12,10 +12,10 @@ from safetensors.torch import load_model, save_file
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.tensor import DTensor
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_utils import PreTrainedModel
 
 from svit_hf.errors import SViTError
-from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.training.checkpointing import EMA, OPTIMIZER, RAW, WEIGHTS
 from svit_hf.training.fully_sharded import (
@@ -48,7 +48,7 @@ class TrainedWeights:
     optimizer: torch.optim.Optimizer
     average: "WeightAverage | None"
     scaler: GradScaler | None
-    processor: SViTImageProcessorPil
+    processor: BaseImageProcessor
 
     def step(self, is_finite: torch.Tensor, update: int) -> None:
         """Make an update with the gradients that are there, and forget them.
@@ -181,7 +181,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def save_model_folder(
-    model: nn.Module, folder: Path, processor: SViTImageProcessorPil, weights: dict[str, torch.Tensor]
+    model: nn.Module, folder: Path, processor: BaseImageProcessor, weights: dict[str, torch.Tensor]
 ) -> None:
     """Save weights with what belongs to them; of a model that is not Transformers' the weights alone.
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classification: one class, or any number of labels, for every image.
+
+Data are what `svit_hf.data.opening` opens, in passing or indexed. The other tasks read their own columns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from svit_hf.data.augmentation import TrainingTransform
+from svit_hf.data.evaluation_transform import EvaluationTransform
+from svit_hf.data.loading import Batch, EvaluationLoader
+from svit_hf.data.mixing import mix_batch
+from svit_hf.data.options import AugmentationOptions, MixingOptions
+from svit_hf.data.sharding import SampleKey
+from svit_hf.data.sources import ImageSource
+from svit_hf.evaluation.classification import evaluate_batches
+from svit_hf.evaluation.multi_label import MultiLabelReport, evaluate_multi_label
+from svit_hf.evaluation.report import ClassificationReport
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.tasks.task import Ranks, Task
+
+
+# logits (B, num_labels), targets, (B,) or (B, num_labels), and pixel values (B, 3, H, W), to a mean over the images
+Criterion = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Classification(Task):
+    """One class, or any number of labels, for every image.
+
+    Args:
+        source: The training images.
+        processor: What prepares images for the trained model.
+        image_size: Edge of the training images, in pixels.
+        augmentation: What happens to each of them.
+        mixing: How the images of a batch are mixed.
+        criterion: The loss.
+    """
+
+    name = "classification"
+    pipeline_tag = "image-classification"
+
+    def __init__(
+        self,
+        source: ImageSource,
+        processor: SViTImageProcessorPil,
+        image_size: int,
+        augmentation: AugmentationOptions,
+        mixing: MixingOptions,
+        criterion: Criterion,
+    ):
+        self.labels, self.is_multi_label = list(source.label_names), source.is_multi_label
+        self.processor, self.mixing, self.criterion = processor, mixing, criterion
+        self.best_metric = (MultiLabelReport if self.is_multi_label else ClassificationReport).best_metric
+        mean, std = tuple(processor.image_mean), tuple(processor.image_std)
+        self.augmented = TrainingTransform((image_size, image_size), mean, std, augmentation)
+        self.prepared = EvaluationTransform(processor)
+
+    def training_example(self, decoded: Image.Image, key: SampleKey) -> torch.Tensor:
+        """Return `(3, H, W)`, float32."""
+        return self.augmented(decoded, key)
+
+    def evaluation_example(self, decoded: Image.Image, key: SampleKey) -> torch.Tensor:
+        """Return `(3, H, W)`, float32."""
+        return self.prepared(decoded, key)
+
+    def loss(self, model: torch.nn.Module, batch: Batch, seed: int, update: int) -> torch.Tensor:
+        """Mix the images, and judge what the model says of them."""
+        pixel_values, targets = batch["pixel_values"], batch["labels"]
+        if self.mixing.is_on:
+            pixel_values, targets = mix_batch(pixel_values, targets, self.mixing, len(self.labels), seed, update)
+        output = model(pixel_values)
+        return self.criterion(getattr(output, "logits", output), targets, pixel_values)
+
+    def measure(
+        self, model: torch.nn.Module, loader: EvaluationLoader, ranks: Ranks | None = None
+    ) -> ClassificationReport | MultiLabelReport:
+        """Count what a model says of every image."""
+        ranks = ranks or Ranks()
+        arguments: dict[str, Any] = {
+            "num_expected": loader.num_samples,
+            "num_classes": len(self.labels),
+            "reduce": ranks.reduce,
+            "device": ranks.device,
+            "autocast_dtype": ranks.autocast_dtype,
+            "should_stop": ranks.should_stop,
+        }
+        evaluate = evaluate_multi_label if self.is_multi_label else evaluate_batches
+        return evaluate(model, loader, **arguments)

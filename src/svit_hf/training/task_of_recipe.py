@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to its task, which knows examples, loss and metric, and to the data of the task."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from svit_hf.data.loading import workers_per_rank
+from svit_hf.data.opening import labels_of, open_source
+from svit_hf.data.sources import ImageSource, IndexedSource
+from svit_hf.errors import SViTError
+from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.tasks.classification import Classification, Criterion
+from svit_hf.tasks.task import Task
+from svit_hf.training.losses import balanced_class_weights, make_criterion
+from svit_hf.training.options import TrainingRecipe
+from svit_hf.training.recipe_files import flatten, to_json
+from svit_hf.training.starting_model import make_image_processor, make_teacher
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images of a run, and what is learnt from them."""
+
+    task: Task
+    train: ImageSource
+    evaluation: ImageSource | None
+    num_workers: int
+
+
+def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
+    """Open the images; rank 0 first, so that what is counted or downloaded is there for the others.
+
+    Raises:
+        SViTError: If there are no such images, the two splits have other classes, or options do not go together.
+    """
+    with accelerator.main_process_first():
+        train = open_source(recipe.data, "train")
+        evaluation = open_source(recipe.data, "eval") if recipe.run.evaluate_every_epochs else None
+    if evaluation is not None and evaluation.label_names != train.label_names:
+        raise SViTError(
+            f"the training split has the classes {list(train.label_names)}, the evaluation split "
+            f"{list(evaluation.label_names)}; they have to be the same."
+        )
+    return Data(_classification(recipe, train, accelerator), train, evaluation, workers_per_rank(recipe.data))
+
+
+def _classification(recipe: TrainingRecipe, train: ImageSource, accelerator: Accelerator) -> Classification:
+    if train.is_multi_label:
+        # what makes no sense where an image has any number of labels
+        needed = {"loss": "binary_cross_entropy", "class_weights": "none"}
+        needed = {f"optimization.{name}": value for name, value in needed.items()} | {"distillation.teacher": ""}
+        _require(recipe, needed, "`data.multi_label`")
+    processor = make_image_processor(recipe.model)
+    criterion = _criterion(recipe, train, processor, accelerator)
+    size, mixing = recipe.model.image_size, recipe.mixing
+    return Classification(train, processor, size, recipe.augmentation, mixing, criterion)
+
+
+def _criterion(
+    recipe: TrainingRecipe, train: ImageSource, processor: SViTImageProcessorPil, accelerator: Accelerator
+) -> Criterion:
+    class_weights = None
+    if recipe.optimization.class_weights == "balanced":
+        class_weights = balanced_class_weights(count_classes(train)).to(accelerator.device)
+    label_loss = make_criterion(recipe.optimization, class_weights)
+    if not recipe.distillation.teacher:
+        return lambda logits, targets, pixel_values: label_loss(logits, targets)
+    teacher = make_teacher(recipe.distillation, train.label_names, processor, accelerator.device)
+    return lambda logits, targets, pixel_values: teacher.mix(
+        label_loss(logits, targets), logits, teacher.answer(pixel_values)
+    )
+
+
+def count_classes(source: ImageSource) -> list[int]:
+    """Return the number of images of each class.
+
+    Raises:
+        SViTError: If the labels of the source cannot be read without its images.
+    """
+    counts = Counter(labels_of(require_indexed(source, "optimization.class_weights")))
+    return [counts[index] for index in range(len(source.label_names))]
+
+
+def require_indexed(source: ImageSource, argument: str) -> IndexedSource:
+    """Return a source whose labels can be read before its images.
+
+    Raises:
+        SViTError: If it is a stream.
+    """
+    if not isinstance(source, IndexedSource):
+        raise SViTError(
+            f"`{argument}` is 'balanced', but the classes of a stream are not counted. Leave it out, or set "
+            "`data.streaming` to False."
+        )
+    return source
+
+
+def _require(recipe: TrainingRecipe, needed: Mapping[str, object], reason: str) -> None:
+    """Refuse a recipe in which an option is not what `reason` needs."""
+    values = flatten(to_json(recipe))
+    for name, allowed in needed.items():
+        if values[name] != allowed:
+            raise SViTError(f"`{name}` is {values[name]!r}; with {reason} it has to be {allowed!r}.")
