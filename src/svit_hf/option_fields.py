@@ -5,11 +5,14 @@ Both are metadata of the field, stated where the field is. Values are checked wh
 come from: Python, the command line, a file.
 """
 
+import json
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from svit_hf.errors import SViTError
 
@@ -21,6 +24,17 @@ _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "below": operator.lt,
 }
 _CHANGES_FREELY = "changes_freely"
+# one JSON object on the command line
+JsonObject = Annotated[
+    Mapping[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: json.loads(words[0]),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda value: [json.dumps(dict(value))],
+    ),
+]
 
 
 def option(

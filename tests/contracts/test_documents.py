@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from square_pictures import write_squares
 from tiny import tiny_config
 
 import svit_hf
 from svit_hf.convert.key_mapping import to_official
+from svit_hf.tasks.heads import find_head
 
 
 ROOT = Path(__file__).parents[2]
@@ -74,8 +76,17 @@ def make_divided_folder(name):
                 make_picture(folder / f"{index}.jpg")
 
 
+def make_segmenter(name):
+    size, names = 64, ["background", "cell"]
+    model = svit_hf.build_model("semantic_segmentation", tiny_config(), names, size, width=32)
+    model.save_pretrained(name)
+    find_head("semantic_segmentation", None).make_processor((size, size)).save_pretrained(name)
+    write_squares(Path("cells"), {"test": 1})
+
+
 # what the reader of a snippet has by then: the words in which the snippet uses it, how to make it, and its name
 GIVEN = [
+    ('"runs/cells/model"', make_segmenter, "runs/cells/model"),
     ('="svit-small-224"', make_model_folder, "svit-small-224"),
     ('from_pretrained("svit-small-224"', make_model_folder, "svit-small-224"),
     ('checkpoint("svit_small.pth"', make_official_checkpoint, "svit_small.pth"),

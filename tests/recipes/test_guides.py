@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of the guides to training, and of the recipes' docstrings, on a model and pictures of test size."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,14 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from square_pictures import write_squares
 from tiny import tiny_config
 
 from svit_hf import SViTConfig, SViTForImageClassification, SViTImageProcessorPil, cli
 from svit_hf.recipes import RECIPES
+from svit_hf.recipes.command import find_recipe
 
 
 GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 LABELS = ("cat", "dog")
+SIZES = ("hidden_sizes", "depths", "num_attention_heads", "super_token_sizes")
+# what makes the heads of segmentation and detection tiny
+SMALL_TRANSFORMER = {"num_queries": 6, "encoder_layers": 1, "decoder_layers": 2}
+SMALL_HEADS = {
+    "semantic_segmentation": {"pool_scales": [1, 2]},
+    "instance_segmentation": SMALL_TRANSFORMER | {"num_attention_heads": 2, "train_num_points": 64},
+    "detection": SMALL_TRANSFORMER | {"encoder_attention_heads": 2, "decoder_attention_heads": 2},
+}
 # the images of an update are fewer here, and so are epochs; nothing else is changed
 TEST_SIZE = {
     "optimization.epochs": 1,
@@ -36,7 +47,7 @@ def commands_of(text):
 
 GUIDE_COMMANDS = [
     pytest.param(arguments, id=f"{name}-{number}")
-    for name in ("pretrain.md", "finetune.md")
+    for name in ("pretrain.md", "finetune.md", "segment_and_detect.md")
     for number, arguments in enumerate(commands_of((GUIDES / name).read_text(encoding="utf-8")))
 ]
 RECIPE_COMMANDS = [
@@ -56,6 +67,8 @@ def given(tmp_path_factory):
             file = folder / "pictures" / split / LABELS[number % 2] / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
+    for name in ("cells", "boxes", "ade20k", "coco"):
+        write_squares(folder / name, {"train": 5, "test": 2})
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     for name in ("svit-small-224", "svit-base-224", "svit-large-224", "runs/pictures/model"):
         SViTForImageClassification(tiny_config(num_labels=len(LABELS), **names)).save_pretrained(folder / name)
@@ -64,7 +77,7 @@ def given(tmp_path_factory):
 
 
 def test_commands_are_found():
-    assert len(GUIDE_COMMANDS) == 6
+    assert len(GUIDE_COMMANDS) == 9
     assert len(RECIPE_COMMANDS) >= len(RECIPES)
 
 
@@ -77,8 +90,23 @@ def test_command_runs(arguments, given, tmp_path, monkeypatch):
     monkeypatch.chdir(given)
     arguments = list(arguments)
     arguments[arguments.index("--output-dir") + 1] = str(tmp_path / "run")
-    values = {"data.path": "pictures", **TEST_SIZE}
+    recipe = find_recipe(arguments[arguments.index("--recipe") + 1])
+    values = dict(TEST_SIZE)
+    if recipe.task.name == "classification":
+        values["data.path"] = "pictures"
+    else:
+        values |= {
+            "task.width": 32,
+            "task.crop_size": 0,
+            "task.head_options": json.dumps(SMALL_HEADS[recipe.task.name]),
+        }
+        if recipe.task.name == "instance_segmentation":
+            # masks without a class for each number
+            values["task.labels"] = "square"
+        if not recipe.model.name_or_path and "--model.name-or-path" not in arguments:
+            values["model.config"] = json.dumps({name: getattr(tiny_config(), name) for name in SIZES})
     for name, value in values.items():
         arguments += [f"--{name}", str(value)]
     assert cli.main(["train", *arguments]) == 0
-    assert (tmp_path / "run" / "model" / "README.md").is_file()
+    assert (tmp_path / "run" / "model" / "README.md").is_file() or recipe.task.name != "classification"
+    assert (tmp_path / "run" / "report.json").is_file()

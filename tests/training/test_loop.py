@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+from svit_hf.data.decoding import DecodingError
 from svit_hf.data.opening import open_source
 from svit_hf.errors import DataError, DivergenceError, PushError, SViTError, TrainingInterruptedError
 from svit_hf.hub import background
@@ -383,16 +384,16 @@ def test_class_weights_come_from_the_training_images(finished, toy_recipe, tmp_p
 
 
 def test_broken_images_are_counted_and_too_many_end_the_run(toy_recipe, tmp_path, monkeypatch):
-    from svit_hf.data import loading
+    from svit_hf.data import sources
 
-    decode = loading.decode_image
+    decode = sources.decode_image
 
     def fail_for_every_fifth(stored, limits):
         if hash(stored) % 5 == 0:
-            raise loading.DecodingError("broken")
+            raise DecodingError("broken")
         return decode(stored, limits)
 
-    monkeypatch.setattr(loading, "decode_image", fail_for_every_fifth)
+    monkeypatch.setattr(sources, "decode_image", fail_for_every_fifth)
     with pytest.raises(DataError, match="could not be decoded") as error:
         train(toy_recipe, tmp_path / "strict")
     assert error.value.exit_code == 3

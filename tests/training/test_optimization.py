@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_config
 
-from svit_hf import SViTForImageClassification
+from svit_hf import SViTForImageClassification, build_model
 from svit_hf.errors import SViTError
 from svit_hf.training.optimization import (
     layer_of,
@@ -16,7 +16,8 @@ from svit_hf.training.optimization import (
     parameter_groups,
     set_learning_rate,
 )
-from svit_hf.training.options import OptimizationOptions
+from svit_hf.training.options import ModelOptions, OptimizationOptions
+from svit_hf.training.starting_model import freeze
 
 
 OFFICIAL = OptimizationOptions()
@@ -37,6 +38,11 @@ def test_official_learning_rates():
 def test_constant_schedule_and_no_scaling():
     options = replace(OFFICIAL, schedule="constant", base_batch_size=0, warmup_epochs=0, learning_rate=5e-6)
     assert {learning_rate(options, update, 7) for update in (0, 1, 2099)} == {5e-6}
+
+
+def test_linear_schedule():
+    options = replace(OFFICIAL, schedule="linear", warmup_epochs=0, epochs=10, final_learning_rate=0.0)
+    assert [learning_rate(options, update, 1) for update in (0, 5, 9)] == pytest.approx([1e-3, 5e-4, 1e-4])
 
 
 def test_learning_rate_follows_the_batch():
@@ -103,6 +109,22 @@ def test_layer_decay_scales_the_learning_rate():
     assert rates["svit.embeddings.layers.0.convolution.weight"] == pytest.approx(0.1 * 0.5**6)
     with pytest.raises(SViTError, match="layer_decay"):
         make_optimizer(torch.nn.Linear(2, 2), replace(OFFICIAL, layer_decay=0.5))
+
+
+def test_head_of_a_dense_task_is_the_last_layer_and_its_backbone_may_be_frozen():
+    model = build_model("detection", tiny_config(), ["cat"], 64, width=32)
+    found = names_by_decay(model, layer_decay=0.5)
+    # D-FINE has two numbers among its parameters that never train
+    assert found.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    scales = {name: scale for name, (_, scale) in found.items()}
+    backbone = {name for name in scales if name.startswith("model.backbone.model.svit.")}
+    assert {scales[name] for name in scales.keys() - backbone} == {1.0}
+    assert scales["model.backbone.model.svit.stages.1.layers.1.mlp.fc1.weight"] == 0.5**3
+    assert scales["model.backbone.model.svit.embeddings.layers.0.convolution.weight"] == 0.5**6
+    freeze(model, ModelOptions(freeze_backbone=True, freeze_batch_norm=True))
+    assert names_by_decay(model).keys() == scales.keys() - backbone
+    norms = {name: norm.training for name, norm in model.named_modules() if isinstance(norm, torch.nn.BatchNorm2d)}
+    assert {name for name in norms if not norms[name]} == {name for name in norms if ".backbone." in name}
 
 
 def test_first_step_is_that_of_adamw():

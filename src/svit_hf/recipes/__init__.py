@@ -6,6 +6,14 @@ To add one, write the function and name it in `RECIPES`.
 
 from collections.abc import Callable
 
+from svit_hf.recipes.dense import (
+    ade20k_upernet,
+    coco_detect,
+    coco_instance,
+    detect,
+    segment_instance,
+    segment_semantic,
+)
 from svit_hf.recipes.finetune import distill, finetune, linear_probe
 from svit_hf.recipes.imagenet1k_224 import imagenet_base_224, imagenet_large_224, imagenet_small_224
 from svit_hf.recipes.imagenet1k_384 import imagenet_base_384, imagenet_large_384, imagenet_small_384
@@ -26,5 +34,11 @@ RECIPES: dict[str, Callable[[], TrainingRecipe]] = {
         linear_probe,
         distill,
         smoke,
+        segment_semantic,
+        segment_instance,
+        detect,
+        ade20k_upernet,
+        coco_instance,
+        coco_detect,
     )
 }

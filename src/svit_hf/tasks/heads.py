@@ -5,7 +5,8 @@ Source: where a value is not a default of Transformers, UperNet's are those that
 head on stage 3, 512 and 256 channels), which the group of the paper's authors uses in later work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.loss import loss_for_object_detection
+from transformers.models.mask2former import modeling_mask2former
+from transformers.models.maskformer import modeling_maskformer
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
@@ -186,6 +190,24 @@ HEADS: dict[str, Head] = {
         Head("detr", (_DETECTION,), _LAST, 256, _transformer, "DetrImageProcessor", {"do_pad": False}, "always"),
     )
 }
+
+
+@contextmanager
+def counting_own_objects() -> Iterator[None]:
+    """Have losses of Transformers divide by the objects of a batch, and not by what ranks have on average.
+
+    What an update computes would otherwise depend on which micro-batches meet on different ranks; and the average is
+    too small by the number of ranks, since it is divided by that twice.
+    """
+    modules: tuple[Any, ...] = (loss_for_object_detection, modeling_mask2former, modeling_maskformer)
+    before = [module.is_accelerate_available for module in modules]
+    for module in modules:
+        module.is_accelerate_available = lambda: False
+    try:
+        yield
+    finally:
+        for module, function in zip(modules, before, strict=True):
+            module.is_accelerate_available = function
 
 
 def find_head(task: str, name: str | None) -> Head:

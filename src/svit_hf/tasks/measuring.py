@@ -3,19 +3,26 @@
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
-from svit_hf.data.loading import EvaluationLoader
+from svit_hf.data.decoding import DecodingError
+from svit_hf.data.loading import EvaluationLoader, read_rows
+from svit_hf.data.sharding import segments
 from svit_hf.errors import EvaluationError
 from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluating
 from svit_hf.tasks.task import Ranks
 
 
 if TYPE_CHECKING:
-    from svit_hf.tasks.task import DenseTask
+    from svit_hf.tasks.task import DenseTask, Sample
+
+# pictures of a contact sheet, and their edge in pixels
+NUM_DRAWN, TILE = 4, 256
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,27 @@ class DenseReport:
             "seconds": self.seconds,
             "images_per_second": self.num_images / self.seconds,
         }
+
+
+def contact_sheet(task: "DenseTask", model: torch.nn.Module, loader: EvaluationLoader) -> Image.Image:
+    """Draw the first pictures of a split: above what is annotated, below what the model says."""
+    source, limits = loader.maker.source, loader.maker.limits
+    samples: list[Sample] = []
+    for row in read_rows(source, segments(source.shard_sizes, [0], 0, source.num_samples)):
+        if len(samples) == NUM_DRAWN:
+            break
+        # the evaluation has counted those that are broken
+        with suppress(DecodingError):
+            samples.append(source.decode(row, limits))
+    with evaluating(model):
+        predictions = task.predict(model, [sample.picture for sample in samples])
+    rows = [[task.draw(sample.picture, sample.target) for sample in samples]]
+    rows.append([task.draw(sample.picture, said) for sample, said in zip(samples, predictions, strict=True)])
+    sheet = Image.new("RGB", (TILE * len(samples), TILE * len(rows)))
+    for place, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture.resize((TILE, TILE)), (column * TILE, place * TILE))
+    return sheet
 
 
 def measure(task: "DenseTask", model: torch.nn.Module, loader: EvaluationLoader, ranks: Ranks) -> DenseReport:

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be said about annotations, because files do not say it themselves."""
+"""How annotations are to be read, which files do not say themselves, and what a recipe says of its task."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from inspect import signature
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from svit_hf.errors import SViTError
-from svit_hf.tasks.task import DenseTask
+from svit_hf.option_fields import JsonObject, check_options, option
+
+
+if TYPE_CHECKING:
+    from svit_hf.tasks.task import DenseTask
 
 
 TaskName = Literal["semantic_segmentation", "instance_segmentation", "detection"]
@@ -30,14 +35,50 @@ class AnnotationOptions:
     box_format: Literal["xywh", "xyxy"] = "xywh"
     clip_boxes: bool = False
 
-    def of(self, task: type[DenseTask]) -> dict[str, Any]:
+    def of(self, task: "type[DenseTask]") -> dict[str, Any]:
         """Return those that a task takes, as its keyword arguments.
 
         Raises:
             SViTError: If another one is not its default.
         """
         taken = signature(task).parameters
-        for field in fields(self):
-            if field.name not in taken and (value := getattr(self, field.name)) != field.default:
-                raise SViTError(f"`{field.name}` is {value!r}; the task {task.name!r} does not know it.")
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name in taken}
+        for item in fields(self):
+            if item.name not in taken and (value := getattr(self, item.name)) != item.default:
+                raise SViTError(f"`{item.name}` is {value!r}; the task {task.name!r} does not know it.")
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name in taken}
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What is predicted. All but `name` is for segmentation and detection.
+
+    Args:
+        name: Classification of images, or a task that puts a head on the model.
+        head: The head, by name; empty for the one that is usual for the task.
+        width: Channels of the head, a multiple of 32; 0 for as many as the head was published with.
+        head_options: More fields of the head's config, such as `num_queries`.
+        labels: Names of the classes, in the order of their numbers; empty for those that the data name.
+        annotations: How annotations are to be read.
+        crop_size: Edge of the training examples in pixels, where it is smaller than `model.image_size`; 0 if not.
+        vertical_flip: Probability of a training example upside down.
+        min_visible: Objects of which a smaller share is inside of a random crop are not there.
+    """
+
+    name: Literal["classification", TaskName] = "classification"
+    head: str = ""
+    width: int = option(0, at_least=0)
+    head_options: JsonObject = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    annotations: AnnotationOptions = field(default_factory=AnnotationOptions)
+    crop_size: int = option(0, at_least=0)
+    vertical_flip: float = option(0.0, at_least=0, at_most=1)
+    min_visible: float = option(0.3, at_least=0, at_most=1)
+
+    def __post_init__(self) -> None:
+        check_options(self, "task")
+
+    def changed(self) -> Mapping[str, Any]:
+        """Return the options that are not what they are by default, without the name."""
+        default = TaskOptions()
+        values = {name: value for name, value in vars(self).items() if name != "name"}
+        return {name: value for name, value in values.items() if value != getattr(default, name)}

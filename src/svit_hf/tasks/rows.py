@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from svit_hf.errors import DataError
 from svit_hf.tasks.pictures import Origin
 from svit_hf.tasks.task import Rows
@@ -22,15 +24,19 @@ CLASS_NAMES = "svit_class_names"
 SPLIT_WORDS = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
 
 
+class MissingSplitError(DataError):
+    """Error about a folder that has no split of a name; it may have others."""
+
+
 def split_names(split: str) -> list[str]:
     """Return a split's name, and the other words for it."""
     return [split, *SPLIT_WORDS.get(split, ())]
 
 
-def no_rows(path: Path, split: str, layouts: str) -> DataError:
+def no_rows(path: Path, split: str, layouts: str) -> MissingSplitError:
     """Return the error for a folder without a split."""
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    return DataError(f"{str(path)!r} has no split {split!r}: it holds {found[:20]}; expected is {layouts}.")
+    return MissingSplitError(f"{str(path)!r} has no split {split!r}: it holds {found[:20]}; expected is {layouts}.")
 
 
 def parquet_rows(path: Path, split: str, label_columns: Sequence[Sequence[str]] = ()) -> Rows | None:
@@ -123,6 +129,26 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: the file cannot be read as JSON: {error}") from error
+
+
+def read_labels(path: Path) -> list[str] | None:
+    """Return the names of the classes from `classes.txt` (one per line) or `data.yaml`; None if there is neither.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    classes = path / "classes.txt"
+    if classes.is_file():
+        return [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for file in (path / "data.yaml", path / "data.yml"):
+        if not file.is_file():
+            continue
+        try:
+            names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
+            return [str(names[number]) for number in range(len(names))]
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise DataError(f"{file}: the file has no list `names` of classes: {error!r}") from error
+    return None
 
 
 def _label_names(metadata: Mapping[bytes, bytes], column: Sequence[str]) -> list[str] | None:

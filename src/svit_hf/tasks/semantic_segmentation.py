@@ -18,7 +18,7 @@ from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import drawing
 from svit_hf.tasks.heads import IGNORED
 from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_mask, decode_picture
-from svit_hf.tasks.rows import folder_pairs, no_rows, parquet_rows, pictures_in
+from svit_hf.tasks.rows import folder_pairs, no_rows, parquet_rows, pictures_in, read_labels
 from svit_hf.tasks.task import DenseTask, Metric, Rows, Sample, Truth
 
 
@@ -79,7 +79,7 @@ class SemanticSegmentation(DenseTask):
             return {"image": pictures[index], "mask": masks[pictures[index].stem]}
 
         files = [masks[picture.stem] for picture in pictures]
-        return Rows([Origin(file.name, "the whole mask") for file in files], load, files=files)
+        return Rows([Origin(file.name, "the whole mask") for file in files], load, read_labels(path), files)
 
     def read(self, row: Mapping[str, Any], origin: Origin) -> Sample:
         """Decode a row, and check that the mask has the picture's size and the classes' values."""

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.data.sharding import SampleKey
+from svit_hf.files import whole_file
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.tasks.heads import find_head
+from svit_hf.tasks.heads import counting_own_objects, find_head
 from svit_hf.tasks.models import build_model, check_image_size, check_labels
 from svit_hf.tasks.pictures import Augmentation, Origin, View
 
@@ -214,6 +215,9 @@ class Task(ABC):
             EvaluationInterruptedError: If `ranks.should_stop` said yes on some process.
         """
 
+    def write_contact_sheet(self, model: torch.nn.Module, loader: "EvaluationLoader", file: Path) -> None:  # noqa: B027
+        """Draw what a model says of some pictures into a PNG file, if the task has anything to draw."""
+
 
 class DenseTask(Task):
     """The answers of a task of dense predictions.
@@ -293,13 +297,21 @@ class DenseTask(Task):
     def loss(self, model: torch.nn.Module, batch: "Batch", seed: int = 0, update: int = 0) -> torch.Tensor:
         """Return the head's own loss, a mean over the batch, which may have more in it than the model takes."""
         inputs = {name: value for name, value in batch.items() if name not in ("sample_ids", "bad_images")}
-        return model(**inputs).loss
+        with counting_own_objects():
+            return model(**inputs).loss
 
     def measure(self, model: torch.nn.Module, loader: "EvaluationLoader", ranks: Ranks | None = None) -> "DenseReport":
         """Count what a model says of every picture that `loader` gives, over all processes."""
         from svit_hf.tasks.measuring import measure
 
         return measure(self, model, loader, ranks or Ranks())
+
+    def write_contact_sheet(self, model: torch.nn.Module, loader: "EvaluationLoader", file: Path) -> None:
+        """Draw the first pictures: above what is annotated, below what the model says."""
+        from svit_hf.tasks.measuring import contact_sheet
+
+        with whole_file(file) as unfinished:
+            contact_sheet(self, model, loader).save(unfinished, "PNG")
 
     @abstractmethod
     def metric(self) -> Metric:

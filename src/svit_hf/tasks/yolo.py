@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 from svit_hf.errors import DataError
 from svit_hf.tasks.pictures import Origin, decode_picture
-from svit_hf.tasks.rows import CLASS_NAMES, folder_pairs, pictures_in
+from svit_hf.tasks.rows import CLASS_NAMES, folder_pairs, pictures_in, read_labels
 from svit_hf.tasks.task import Rows
 
 
@@ -36,7 +35,7 @@ def yolo_rows(path: Path, split: str) -> Rows | None:
         objects = _read_boxes(folders[1] / f"{files[index].stem}.txt", picture)
         return {"image": picture, "objects": objects, CLASS_NAMES: labels}
 
-    labels = _read_labels(path)
+    labels = read_labels(path)
     boxes = [file for file in (folders[1] / f"{picture.stem}.txt" for picture in files) if file.is_file()]
     return Rows([Origin(file.name, "the whole picture") for file in files], load, labels, boxes)
 
@@ -63,18 +62,3 @@ def _read_boxes(file: Path, picture: Image.Image) -> dict[str, list[Any]]:
         corner = [(x - width / 2) * picture.width, (y - height / 2) * picture.height]
         boxes.append([*corner, width * picture.width, height * picture.height])
     return {"bbox": boxes, "category": categories}
-
-
-def _read_labels(path: Path) -> list[str] | None:
-    classes = path / "classes.txt"
-    if classes.is_file():
-        return [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
-    for file in (path / "data.yaml", path / "data.yml"):
-        if not file.is_file():
-            continue
-        try:
-            names = yaml.safe_load(file.read_text(encoding="utf-8"))["names"]
-            return [str(names[number]) for number in range(len(names))]
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise DataError(f"{file}: the file has no list `names` of classes: {error!r}") from error
-    return None

@@ -16,19 +16,20 @@ from svit_hf.data.loading import EvaluationLoader, TrainingLoader
 from svit_hf.data.opening import labels_of
 from svit_hf.errors import SViTError
 from svit_hf.files import is_disk_full
-from svit_hf.training.options import OptimizationOptions, RunOptions, TrainingRecipe
+from svit_hf.training.options import OptimizationOptions, TrainingRecipe
 from svit_hf.training.task_of_recipe import Data, require_indexed
 
 
 Result = TypeVar("Result")
 
 
-def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
+def make_accelerator(recipe: TrainingRecipe, output_dir: Path) -> Accelerator:
     """Return the accelerator of a run.
 
     Raises:
         SViTError: If a tracker is not installed, or the precision or the way of dividing the model does not work here.
     """
+    options = recipe.run
     installed = {str(tracker.value) for tracker in get_available_trackers()}
     if missing := [tracker for tracker in options.trackers if tracker not in installed]:
         raise SViTError(
@@ -49,8 +50,15 @@ def make_accelerator(options: RunOptions, output_dir: Path) -> Accelerator:
         raise SViTError("`run.precision` is 'fp16', whose loss scale was not tried with fsdp2; use bf16, fp32 or ddp.")
     return Accelerator(
         mixed_precision="no" if precision == "fp32" else precision,
-        # batch norm statistics are averaged by `Agreement`
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                # batch norm statistics are averaged by `Agreement`
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                # where there are no objects, parts of a head have no gradient
+                find_unused_parameters=recipe.task.name != "classification",
+            )
+        ],
         log_with=list(options.trackers) or None,
         project_dir=str(output_dir),
     )

@@ -54,6 +54,7 @@ from svit_hf.training.weights import TrainedWeights, as_others_load_it
 
 
 SECONDS_PER_MINUTE = 60
+CONTACT_SHEET = "predictions.png"
 
 
 @dataclass
@@ -394,6 +395,8 @@ class Run:
             should_stop=lambda: self.stop.is_set,
         )
         report = self.task.measure(self.weights.model, self.evaluation, ranks)
+        if self.log is not None:
+            self.task.write_contact_sheet(self.weights.model, self.evaluation, self.run_dir / CONTACT_SHEET)
         metrics = {key: value for key, value in report.to_json().items() if key != "classes"}
         epoch = self.progress.update // self.setting.updates_per_epoch
         row = {

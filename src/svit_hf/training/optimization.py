@@ -10,7 +10,7 @@ from torch import nn
 
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.modeling_svit import SViTLayerScale
+from svit_hf.model.modeling_svit import SViTLayerScale, SViTPreTrainedModel
 from svit_hf.training.options import OptimizationOptions
 
 
@@ -35,7 +35,8 @@ def learning_rate(options: OptimizationOptions, update: int, updates_per_epoch: 
     if options.schedule == "constant":
         return peak
     progress = (update - warmup) / (total - warmup)
-    return options.final_learning_rate + (peak - options.final_learning_rate) * (1 + math.cos(math.pi * progress)) / 2
+    left = 1 - progress if options.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return options.final_learning_rate + (peak - options.final_learning_rate) * left
 
 
 def make_optimizer(model: nn.Module, options: OptimizationOptions) -> torch.optim.AdamW:
@@ -61,7 +62,7 @@ def parameter_groups(model: nn.Module, options: OptimizationOptions) -> list[dic
 
     Parameters with one dimension (biases, norms) do not decay; layer scales do where `decay_layer_scale` says so, as
     in the official code, where their shape is `(1, C, 1, 1)`. With layer decay, the learning rate of layer `i` of `n`
-    is `layer_decay ** (n - i)` of that of the classifier; `lr_scale` holds the factor.
+    is `layer_decay ** (n - i)` of that of the classifier or the head; `lr_scale` holds the factor.
 
     Returns:
         Groups for an optimizer, with the keys `params`, `names`, `weight_decay` and `lr_scale`.
@@ -70,8 +71,12 @@ def parameter_groups(model: nn.Module, options: OptimizationOptions) -> list[dic
         SViTError: If no parameter trains, or layer decay is asked of a model that is no SViT.
     """
     scales = {f"{name}.scale" for name, module in model.named_modules() if isinstance(module, SViTLayerScale)}
-    config = getattr(model, "config", None)
-    if options.layer_decay < 1 and not isinstance(config, SViTConfig):
+    # the model itself, or the backbone of a head
+    prefix, config = next(
+        ((name, module.config) for name, module in model.named_modules() if isinstance(module, SViTPreTrainedModel)),
+        ("", None),
+    )
+    if options.layer_decay < 1 and config is None:
         raise SViTError(
             f"`optimization.layer_decay` is {options.layer_decay}, but the layers of a {type(model).__name__} are not "
             "known; it has to be 1."
@@ -84,8 +89,9 @@ def parameter_groups(model: nn.Module, options: OptimizationOptions) -> list[dic
         weight_decay = options.weight_decay if decays else 0.0
         lr_scale = 1.0
         if options.layer_decay < 1:
-            assert isinstance(config, SViTConfig)
-            lr_scale = options.layer_decay ** (num_layers(config) - 1 - layer_of(name, config))
+            assert config is not None
+            layer = layer_of(name, config) if name.startswith(prefix) else num_layers(config) - 1
+            lr_scale = options.layer_decay ** (num_layers(config) - 1 - layer)
         group = groups.setdefault(
             (lr_scale, weight_decay),
             {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": lr_scale},

@@ -5,36 +5,22 @@ Recipes (`svit_hf.recipes`) are functions that return one, `recipe_files.py` rea
 `svit-hf train` makes every field an option of the command line.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
-
-from tyro.constructors import PrimitiveConstructorSpec
+from typing import Literal
 
 from svit_hf.data.options import AugmentationOptions, DataOptions, MixingOptions
-from svit_hf.option_fields import check_options, option, require
+from svit_hf.option_fields import JsonObject, check_options, option, require
+from svit_hf.tasks.options import TaskOptions
 
 
-Layout = Literal["small", "base", "large"]
-Schedule = Literal["cosine", "constant"]
+Layout = Literal["tiny", "small", "base", "large"]
+Schedule = Literal["cosine", "linear", "constant"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
 DistillationKind = Literal["soft", "hard"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Parallelism = Literal["ddp", "fsdp2"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
 ClassWeights = Literal["none", "balanced"]
-# one JSON object on the command line; the command takes single fields apart before
-ConfigFields = Annotated[
-    Mapping[str, Any],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=lambda words: json.loads(words[0]),
-        is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda value: [json.dumps(dict(value))],
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -43,7 +29,7 @@ class ModelOptions:
 
     Args:
         name_or_path: Folder or Hub id of the weights to start from; empty for random ones.
-        layout: The published layout to make, where the weights are random.
+        layout: The published layout to make, where the weights are random, or a tiny one of 1.5 M parameters.
         config: Fields of `SViTConfig` that win over those of the layout or of the folder. A single one is given as
             `--model.config.FIELD VALUE`.
         image_size: Edge of the training images in pixels; the model is evaluated at it, too.
@@ -60,7 +46,7 @@ class ModelOptions:
 
     name_or_path: str = ""
     layout: Layout = "small"
-    config: ConfigFields = field(default_factory=dict)
+    config: JsonObject = field(default_factory=dict)
     image_size: int = option(224, at_least=1)
     crop_pct: float | None = option(None, above=0, at_most=1)
     drop_path_schedule: tuple[tuple[int, float], ...] = option((), at_least=0)
@@ -94,10 +80,10 @@ class OptimizationOptions:
             can go on with any number of ranks that divides them. Batch norms see the images of one.
         learning_rate: Peak learning rate at `base_batch_size`; it grows in proportion to `batch_size`.
         base_batch_size: See `learning_rate`; 0 means that the learning rate is taken as it is.
-        schedule: Cosine from the peak to `final_learning_rate`, or constant after the warm-up.
+        schedule: Cosine or linear from the peak to `final_learning_rate`, or constant after the warm-up.
         warmup_epochs: Epochs of linear growth from `warmup_learning_rate`; may be a fraction.
         warmup_learning_rate: Learning rate of the first update, where there is a warm-up.
-        final_learning_rate: Learning rate at the end of the cosine.
+        final_learning_rate: Learning rate at the end of the cosine or the line.
         weight_decay: AdamW's; biases and norms are exempt.
         decay_layer_scale: Whether layer scales decay, as in the official code, or are exempt.
         layer_decay: Factor of the learning rate from each layer to the one before it; 1 for none.
@@ -238,6 +224,7 @@ class TrainingRecipe:
     Args:
         name: What to call it.
         model: The model.
+        task: What is predicted.
         data: The images.
         augmentation: What happens to each image.
         mixing: How the images of a batch are mixed.
@@ -248,6 +235,7 @@ class TrainingRecipe:
 
     name: str = option("custom", changes_freely=True)
     model: ModelOptions = field(default_factory=ModelOptions)
+    task: TaskOptions = field(default_factory=TaskOptions)
     data: DataOptions = field(default_factory=DataOptions)
     augmentation: AugmentationOptions = field(default_factory=AugmentationOptions)
     mixing: MixingOptions = field(default_factory=MixingOptions)

@@ -72,7 +72,8 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
         if len(kinds) == len(value):
             return tuple(_convert(item, item_kind, name) for item, item_kind in zip(value, kinds, strict=True))
     if origin is not None and issubclass(dict, origin if isinstance(origin, type) else ()) and isinstance(value, dict):
-        require_config_fields(value, name)
+        if name == "model.config":
+            require_config_fields(value, name)
         return value
     # a bool is an int to Python, and an int may stand for a float
     if kind is float and type(value) is int:

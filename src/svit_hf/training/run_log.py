@@ -25,7 +25,7 @@ LOG, METRICS, CURVES = "log.jsonl", "metrics.csv", "curves.png"
 TIMING_FIELDS = frozenset({"time_seconds", "images_per_second", "data_wait_share", "memory_gib", "evaluation_seconds"})
 UPDATE, EVALUATION = "update", "evaluation"
 # what the curve of evaluations shows, the first that there is
-CURVE_METRICS = ("accuracy", "mean_average_precision")
+CURVE_METRICS = ("accuracy", "mean_average_precision", "mean_iou", "map")
 
 
 class RunLog:
@@ -143,7 +143,8 @@ def draw_curves(rows: list[dict[str, Any]]) -> "Figure":
         chosen = [row for row in rows if row["kind"] == EVALUATION and row["weights"] == weights]
         if chosen:
             name = next(name for name in CURVE_METRICS if name in chosen[0])
-            accuracies = [100 * row[name] for row in chosen]
+            # without any object there is no average precision
+            accuracies = [float("nan") if row[name] is None else 100 * row[name] for row in chosen]
             accuracy_axes.plot(
                 [row["epoch"] for row in chosen],
                 accuracies,

@@ -14,10 +14,19 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
-from svit_hf.model.modeling_svit import SViTDropPath, SViTForImageClassification
+from svit_hf.model.modeling_svit import SViTBackbone, SViTDropPath, SViTForImageClassification
 from svit_hf.training.losses import Teacher
 from svit_hf.training.options import DistillationOptions, ModelOptions
 from svit_hf.training.recomputation import selective_checkpointing
+
+
+TINY: dict[str, Any] = {
+    "hidden_sizes": [32, 64, 128, 192],
+    "depths": [1, 2, 3, 1],
+    "num_attention_heads": [1, 2, 4, 6],
+    "super_token_sizes": [8, 4, 1, 1],
+    "projection_dim": 384,
+}
 
 
 def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> SViTForImageClassification:
@@ -34,14 +43,9 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
     torch.manual_seed(seed)
     fields = {"image_size": options.image_size, **options.config}
     if not options.name_or_path:
-        labels = {
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {name: i for i, name in enumerate(label_names)},
-        }
-        try:
-            return SViTForImageClassification(getattr(SViTConfig, options.layout)(**fields, **labels))
-        except (ValueError, StrictDataclassError) as error:
-            raise SViTError(f"`model.config` does not describe a model: {error}") from error
+        names = {name: index for index, name in enumerate(label_names)}
+        config = make_config(options, id2label=dict(enumerate(label_names)), label2id=names)
+        return SViTForImageClassification(config)
     try:
         model: Any = AutoModelForImageClassification.from_pretrained(
             options.name_or_path, dtype=torch.float32, **fields
@@ -61,6 +65,22 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
     except ValueError as error:
         raise SViTError(f"the labels of the data do not make a classifier: {error}") from error
     return model
+
+
+def make_config(options: ModelOptions, **labels: Any) -> SViTConfig:
+    """Return the architecture of a recipe that starts from random weights.
+
+    Raises:
+        SViTError: If the fields do not go together.
+    """
+    try:
+        fields = {"image_size": options.image_size, **options.config, **labels}
+        if options.layout == "tiny":
+            return SViTConfig(**TINY | fields)
+        config: SViTConfig = getattr(SViTConfig, options.layout)(**fields)
+    except (ValueError, StrictDataclassError) as error:
+        raise SViTError(f"`model.config` does not describe a model: {error}") from error
+    return config
 
 
 def make_image_processor(options: ModelOptions) -> SViTImageProcessorPil:
@@ -87,19 +107,22 @@ def freeze(model: nn.Module, options: ModelOptions) -> None:
         SViTError: If the model is no SViT and has to be frozen in part.
     """
     if options.freeze_backbone or options.freeze_batch_norm or options.gradient_checkpointing != "off":
-        if not isinstance(model, SViTForImageClassification):
+        # the model itself, or the backbone of a head
+        found = [m for m in model.modules() if isinstance(m, (SViTForImageClassification, SViTBackbone))]
+        if not found:
             raise SViTError(
                 "`model.freeze_backbone`, `model.freeze_batch_norm` and `model.gradient_checkpointing` are for SViT "
-                f"classifiers; this is a {type(model).__name__}."
+                f"classifiers and heads on an SViT; this is a {type(model).__name__}."
             )
-        if options.freeze_backbone:
-            model.svit.requires_grad_(False)
         if options.freeze_batch_norm:
-            model.freeze_batch_norm()
+            found[0].freeze_batch_norm()
+        if options.freeze_backbone:
+            # afterwards: freezing the statistics of a norm lets its weights train
+            found[0].svit.requires_grad_(False)
         if options.gradient_checkpointing != "off":
             is_selective = options.gradient_checkpointing == "selective"
             kwargs = selective_checkpointing() if is_selective else None
-            model.gradient_checkpointing_enable(kwargs)  # type: ignore[no-untyped-call]
+            found[0].gradient_checkpointing_enable(kwargs)  # type: ignore[no-untyped-call]
     model.train(not options.eval_mode)
 
 

@@ -4,20 +4,42 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
+from svit_hf.data.decoding import DEFAULT_LIMITS
 from svit_hf.data.loading import workers_per_rank
 from svit_hf.data.opening import labels_of, open_source
 from svit_hf.data.sources import ImageSource, IndexedSource
 from svit_hf.errors import SViTError
+from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
+from svit_hf.tasks import task_class
 from svit_hf.tasks.classification import Classification, Criterion
-from svit_hf.tasks.task import Task
+from svit_hf.tasks.pictures import Augmentation
+from svit_hf.tasks.rows import MissingSplitError
+from svit_hf.tasks.rows_source import RowsSource
+from svit_hf.tasks.task import DenseTask, Rows, Task
 from svit_hf.training.losses import balanced_class_weights, make_criterion
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import flatten, to_json
-from svit_hf.training.starting_model import make_image_processor, make_teacher
+from svit_hf.training.starting_model import make_config, make_image_processor, make_model, make_teacher
+
+
+# what is for classification, and does nothing in other tasks
+NEEDED_BY_DENSE_TASKS = {
+    **dict.fromkeys(("data.config_name", "data.image_column", "data.label_column", "data.index"), None),
+    **{"data.format": "auto", "data.multi_label": False, "data.sampling": "uniform", "data.validation_share": 0.0},
+    **dict.fromkeys(("augmentation.color_jitter", "augmentation.random_erasing"), 0.0),
+    **{"augmentation.randaugment": "", "augmentation.interpolation": "bilinear"},
+    **dict.fromkeys(("mixing.mixup_alpha", "mixing.cutmix_alpha", "optimization.label_smoothing"), 0.0),
+    **{"optimization.loss": "cross_entropy", "optimization.class_weights": "none", "distillation.teacher": ""},
+    **{"model.crop_pct": None, "model.eval_mode": False, "run.parallelism": "ddp", "run.push_to": ""},
+    **{"data.max_image_pixels": DEFAULT_LIMITS.max_pixels, "data.max_image_bytes": DEFAULT_LIMITS.max_bytes},
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,11 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     Raises:
         SViTError: If there are no such images, the two splits have other classes, or options do not go together.
     """
+    if recipe.task.name != "classification":
+        return _open_dense(recipe, accelerator)
+    if changed := recipe.task.changed():
+        name, value = next(iter(changed.items()))
+        raise SViTError(f"`task.{name}` is {value!r}, which says nothing about `task.name` 'classification'.")
     with accelerator.main_process_first():
         train = open_source(recipe.data, "train")
         evaluation = open_source(recipe.data, "eval") if recipe.run.evaluate_every_epochs else None
@@ -45,6 +72,91 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
             f"{list(evaluation.label_names)}; they have to be the same."
         )
     return Data(_classification(recipe, train, accelerator), train, evaluation, workers_per_rank(recipe.data))
+
+
+def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
+    options, path = recipe.task, Path(recipe.data.path)
+    kind = task_class(options.name)
+    _require(recipe, NEEDED_BY_DENSE_TASKS, f"`task.name` {options.name!r}")
+    if recipe.data.streaming:
+        raise SViTError(
+            f"`data.streaming` is True; with `task.name` {options.name!r} pictures and annotations are read at random "
+            "from a folder. Leave it out."
+        )
+    if not path.is_dir():
+        raise SViTError(
+            f"`data.path` is {recipe.data.path!r}; with `task.name` {options.name!r} it has to be a folder on this "
+            "machine with the splits in it (docs/guides/segment_and_detect.md)."
+        )
+    own = options.annotations.of(kind)
+    with accelerator.main_process_first():
+        rows = {"train": kind.find_rows(path, recipe.data.train_split)}
+        if recipe.run.evaluate_every_epochs:
+            split, found = _find_evaluation(kind, path, recipe.data.eval_split)
+            rows[split] = found
+    labels = options.labels or rows["train"].labels
+    if not labels:
+        raise SViTError(
+            f"`task.labels` is empty, and {recipe.data.path!r} does not name its classes; name them, in the order of "
+            "their numbers."
+        )
+    changed = recipe.augmentation
+    crop = (options.crop_size, options.crop_size) if options.crop_size else None
+    augmentation = Augmentation(
+        changed.horizontal_flip, options.vertical_flip, changed.scale, changed.ratio, options.min_visible, crop
+    )
+    task = kind(
+        labels,
+        recipe.model.image_size,
+        options.head or None,
+        augmentation,
+        **own,
+    )
+    sources = []
+    for split, found in rows.items():
+        if found.labels and list(found.labels) != task.labels and not options.labels:
+            raise SViTError(f"the split {split!r} has the classes {found.labels}, the training split {task.labels}.")
+        source = RowsSource(found, task, f"{recipe.data.path}, split {split}")
+        source.split = split
+        sources.append(source)
+    return Data(task, sources[0], sources[1] if len(sources) > 1 else None, workers_per_rank(recipe.data))
+
+
+def _find_evaluation(kind: type[DenseTask], path: Path, split: str | None) -> tuple[str, Rows]:
+    """Return the split that is named, or the first of validation and test that there is."""
+    for name in (split,) if split else ("validation", "test"):
+        try:
+            return name, kind.find_rows(path, name)
+        except MissingSplitError:
+            if split or name == "test":
+                raise
+    raise AssertionError("one is found or missing")
+
+
+def model_of(recipe: TrainingRecipe, task: Task) -> PreTrainedModel:
+    """Return the model that training starts from.
+
+    Raises:
+        SViTError: If weights cannot be loaded, or fields do not fit.
+    """
+    options = recipe.model
+    if not isinstance(task, DenseTask):
+        return make_model(options, task.labels, recipe.run.seed)
+    torch.manual_seed(recipe.run.seed)
+    backbone: str | SViTConfig = options.name_or_path
+    if not options.name_or_path:
+        backbone = make_config(options)
+    elif other := [name for name in options.config if name != "drop_path_rate"]:
+        raise SViTError(
+            f"`model.config.{other[0]}` is {options.config[other[0]]!r}; of a backbone with weights, only "
+            "`model.config.drop_path_rate` can be changed."
+        )
+    return task.build_model(
+        backbone,
+        width=recipe.task.width or None,
+        drop_path_rate=options.config.get("drop_path_rate"),
+        head_options=dict(recipe.task.head_options),
+    )
 
 
 def _classification(recipe: TrainingRecipe, train: ImageSource, accelerator: Accelerator) -> Classification:

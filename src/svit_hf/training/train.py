@@ -55,10 +55,9 @@ from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import (
     count_multiply_adds,
     freeze,
-    make_model,
     require_batch_for_norms,
 )
-from svit_hf.training.task_of_recipe import Data, open_data
+from svit_hf.training.task_of_recipe import Data, model_of, open_data
 from svit_hf.training.weights import LAYOUT, TrainedWeights, WeightAverage
 
 
@@ -122,14 +121,14 @@ def train(
             a push has failed, after everything is saved.
     """
     output_dir = Path(output_dir)
-    accelerator = make_accelerator(recipe.run, output_dir)
+    accelerator = make_accelerator(recipe, output_dir)
     with ending_together(), explaining_killed_workers(), _explaining_full_disk(), ExitStack() as stack:
         found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
         # nothing is written before everything is known to go together
         data = open_data(recipe, accelerator)
         start = _find_start(recipe, data, accelerator, found, resume_changed)
         if model is None:
-            model = make_model(recipe.model, data.task.labels, recipe.run.seed)
+            model = model_of(recipe, data.task)
         run, facts = _make_run(recipe, output_dir, accelerator, data, start, model)
         for tracker in accelerator.trackers:
             stack.callback(tracker.finish)
@@ -141,7 +140,7 @@ def train(
             with _without_bars_of_libraries(), _pushing(run, data, command):
                 run.run()
                 report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
-                run.console.block("done", _summary(report, output_dir))
+                run.console.block("done", _summary(report, data.task.best_metric, output_dir))
         except (TrainingInterruptedError, DivergenceError):
             # every rank is here
             accelerator.wait_for_everyone()
@@ -227,7 +226,8 @@ def _prepare(
     else:
         wrapped, prepared = accelerator.prepare(model, make_optimizer(model, options))
         optimizer = prepared.optimizer
-    if isinstance(wrapped, DistributedDataParallel):
+    # with it, they stay as they are
+    if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters:
         _settle_gradient_buckets(wrapped, recipe.model.image_size)
     average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
     return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, task.processor)
@@ -386,17 +386,17 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
     }
 
 
-def _summary(report: Mapping[str, Any], output_dir: Path) -> dict[str, object]:
+def _summary(report: Mapping[str, Any], best_metric: str, output_dir: Path) -> dict[str, object]:
     """Return what the last block says."""
     lines: dict[str, object] = {}
     for weights, metrics in report["metrics"].items():
         taken = ", taken" if weights == report["chosen"] else ""
-        if "accuracy" in metrics:
+        value = "none" if metrics[best_metric] is None else f"{metrics[best_metric]:.2%}"
+        if "accuracy_interval" in metrics:
             low, high = metrics["accuracy_interval"]
-            name, value = "top-1", f"{metrics['accuracy']:.2%} ({low:.2%} to {high:.2%})"
-        else:
-            name, value = "mAP", f"{metrics['mean_average_precision']:.2%}"
-        lines[f"{weights} {name}"] = f"{value} in epoch {report['epoch']}{taken}"
+            value += f" ({low:.2%} to {high:.2%})"
+        title = {"accuracy": "top-1", "mean_iou": "mean IoU"}.get(best_metric, "mAP")
+        lines[f"{weights} {title}"] = f"{value} in epoch {report['epoch']}{taken}"
     bad = f", {report['bad_images']} of them broken" if report["bad_images"] else ""
     skipped = f"; {report['skipped_updates']} updates skipped" if report["skipped_updates"] else ""
     return lines | {
