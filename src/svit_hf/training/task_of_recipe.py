@@ -103,7 +103,12 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     changed = recipe.augmentation
     crop = (options.crop_size, options.crop_size) if options.crop_size else None
     augmentation = Augmentation(
-        changed.horizontal_flip, options.vertical_flip, changed.scale, changed.ratio, options.min_visible, crop
+        horizontal_flip=changed.horizontal_flip,
+        vertical_flip=options.vertical_flip,
+        scale=changed.scale,
+        ratio=changed.ratio,
+        min_visible=options.min_visible,
+        size=crop,
     )
     task = kind(
         labels,
