@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo in a real browser: upload, answer, sliders, a click, bad files, and what a stranger must not reach.
-
-Screenshots of it are kept in the folder that SVIT_TEST_SCREENSHOTS names, or in the test's own.
-"""
+"""The demo in a real browser: upload, answer, sliders, a click, bad files, and what a stranger must not reach."""
 
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,18 +12,13 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from browser import NEEDS_CHROMIUM, keep_screenshot, open_page
 from PIL import Image
 
 
 pytest.importorskip("gradio", reason="gradio is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.process,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt-get install chromium)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.process, *NEEDS_CHROMIUM]
 
 
 @pytest.fixture
@@ -60,23 +51,8 @@ def serve(tmp_path):
 
 @pytest.fixture
 def page():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1400, "height": 900})
-        page.set_default_timeout(60_000)
-        page.foreign = []
-        page.on("request", lambda request: is_own(request.url) or page.foreign.append(request.url))
+    with open_page() as page:
         yield page
-        browser.close()
-
-
-def is_own(url):
-    return url.startswith(("http://127.0.0.1:", "data:", "blob:"))
-
-
-def keep_screenshot(page, tmp_path, name):
-    folder = Path(os.environ.get("SVIT_TEST_SCREENSHOTS", tmp_path / "screenshots"))
-    page.screenshot(path=folder / f"{name}.png", full_page=True)
 
 
 def source_of(page, drawing):

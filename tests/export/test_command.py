@@ -28,7 +28,7 @@ def exported(monkeypatch):
     """Replace the export itself, which is tested elsewhere; return the list of what it was called with."""
     calls = []
 
-    def export(model, output_dir, options, *, images, image_processor):
+    def export(model, output_dir, options, *, images, image_processor, runtime):
         calls.append((model, options, images, image_processor))
         sizes = Comparison([[2, 3, 64, 69]], 2, 3e-7, 1e-7, 4.0, 2.0, 1.0)
         pictures = None if images is None else Comparison([[2, 3, 64, 64]], 2, 0.5, 0.02, 4.0, 2.0, 0.5)
@@ -50,7 +50,9 @@ def test_command_exports_and_says_what_it_found(model_dir, tmp_path, exported, c
     assert (options.format, options.quantize, options.opset, options.fold) == ("onnx", "none", 18, False)
     assert images is None
     assert processor.size == {"shortest_edge": 64}
-    lines = dict(line.split("  ", maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    summary, _, next_steps = capsys.readouterr().out.partition("\n\n")
+    assert f'onnxruntime.InferenceSession("{tmp_path / "out"}/model.onnx")' in next_steps
+    lines = dict(line.split("  ", maxsplit=1) for line in summary.splitlines())
     assert {name: text.strip() for name, text in lines.items() if name != "written to"} == {
         "program": "onnx, float32, 1.25 MB",
         "compared on": "batches of 2x64x69 pixels",

@@ -19,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
 from svit_hf.evaluation.preprocessing import Preprocessing
-from svit_hf.model.cells_svit import count_cells
+from svit_hf.model.cells_svit import count_cells, token_grids
 from svit_hf.visualization import (
     Recording,
     draw_mean_colours,
@@ -113,9 +113,7 @@ class Viewer:
     @cached_property
     def grids(self) -> tuple[tuple[int, int], ...]:
         """`(H, W)` of the tokens of each stage."""
-        # each stage halves what the stem has quartered, rounded up
-        size = self.preprocessing.shape[1:]
-        return tuple((-(-size[0] // 2**halved), -(-size[1] // 2**halved)) for halved in range(2, 2 + len(self.depths)))
+        return tuple(token_grids(self.preprocessing.shape[1:], len(self.depths)))
 
     @property
     def first_choice(self) -> Choice:

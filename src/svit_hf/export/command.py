@@ -25,16 +25,17 @@ from svit_hf.model.modeling_svit import SViTForImageClassification
 
 @dataclass
 class ExportCommand:
-    """Export a classifier to ONNX, OpenVINO or PyTorch's own format, for any number of images of any size.
+    """Export a classifier to ONNX, OpenVINO or PyTorch's own format, or as a page that runs it in the browser.
 
-    The program is loaded again and compared with the model on batches of several lengths and image sizes. If it
-    differs by more than the tolerance, nothing is written and the exit status is not 0. Exporting SViT-S takes a few
-    minutes.
+    A program takes any number of images of any size. It is loaded again and compared with the model on batches of
+    several lengths and image sizes. If it differs by more than the tolerance, nothing is written and the exit status
+    is not 0. Exporting SViT-S takes a few minutes.
 
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
         output_dir: The folder to write; new or empty.
-        format: onnx for ONNX Runtime, openvino for OpenVINO, pt2 for torch.export.load.
+        format: onnx for ONNX Runtime, openvino for OpenVINO, pt2 for torch.export.load, web for a static page: a
+            picture in, classes and super tokens out, in the visitor's browser.
         quantize: int8 rounds weights and activations to 8 bits; only with --calibration.
         calibration: A folder of pictures like those that the model is for. In ONNX, every second one calibrates int8,
             and the others tell what it changes; in pt2, which needs no calibration, all of them do that.
@@ -42,6 +43,8 @@ class ExportCommand:
         fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
         image_size: Height and width, in pixels, around which the program is compared; by default the model's own.
         opset: Version of the ONNX operators; by default the exporter's choice.
+        runtime: For a page: folder of the npm package onnxruntime-web, or the archive that `npm pack` writes. Without
+            it, npm fetches the package.
         tolerance: Largest difference of logits, absolute and relative to the largest; by default 1e-4. For int8 the
             mean difference on the pictures, relative to the mean logit; by default 0.25.
     """
@@ -55,6 +58,7 @@ class ExportCommand:
     fold: bool = True
     image_size: int | None = None
     opset: int | None = None
+    runtime: Path | None = None
     tolerance: float | None = None
 
     def run(self) -> int:
@@ -68,6 +72,8 @@ class ExportCommand:
                 f"`quantize` is {self.quantize!r} and `calibration` is {str(self.calibration)!r}; int8 needs a folder "
                 "of pictures to be calibrated with and compared on, and nothing else does."
             )
+        if self.runtime is not None and self.format != "web":
+            raise ExportError(f"`runtime` is {str(self.runtime)!r}; with `format` {self.format!r} there is none.")
         options = ExportOptions(self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance)
         location = find_model(self.model)
         model, processor = _load_model(location), _load_image_processor(location)
@@ -76,8 +82,10 @@ class ExportCommand:
             if processor is None:
                 raise ExportError(f"`model` is {self.model!r}, which has no image processor to prepare pictures with.")
             images = read_pictures(self.calibration, processor, self.num_pictures)
-        report = export_classifier(model, self.output_dir, options, images=images, image_processor=processor)
-        print(_summary(report))  # noqa: T201 - a program's result
+        report = export_classifier(
+            model, self.output_dir, options, images=images, image_processor=processor, runtime=self.runtime
+        )
+        print(f"{_summary(report)}\n\n{_what_next(report)}")  # noqa: T201 - a program's result
         return 0
 
 
@@ -124,3 +132,22 @@ def _summary(report: ExportFolder) -> str:
         "time": f"{report.seconds:.0f} s",
     }
     return "\n".join(f"{name:<22} {value}" for name, value in lines.items())
+
+
+def _what_next(report: ExportFolder) -> str:
+    folder = report.output_dir
+    loading = {
+        "onnx": f'onnxruntime.InferenceSession("{folder}/model.onnx")',
+        "openvino": f'openvino.compile_model("{folder}/model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})',
+        "pt2": f'torch.export.load("{folder}/model.pt2").module()  # after `import svit_hf`',
+    }
+    if (line := loading.get(report.options.format)) is not None:
+        return f"It takes pixel_values, and gives logits. In Python, this loads it:\n\n    {line}"
+    return f"""Look at the page at http://localhost:8000, while this runs:
+
+    python -m http.server -d {folder}
+
+Any web server can serve the folder; so can the Hub, after you have stated the licence of the model in its README.md:
+
+    hf repos create USER/NAME --repo-type space --space-sdk static
+    hf upload USER/NAME {folder} . --repo-type space"""

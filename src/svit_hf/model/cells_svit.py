@@ -16,6 +16,12 @@ def count_cells(size: Sequence[int], cell_size: Sequence[int]) -> tuple[int, int
     return (size[0] + cell_size[0] - 1) // cell_size[0], (size[1] + cell_size[1] - 1) // cell_size[1]
 
 
+def token_grids(size: Sequence[int], num_stages: int) -> list[tuple[int, int]]:
+    """Return `(H, W)` of the tokens of every stage, for images of a height and width in pixels."""
+    # the stem halves twice and each later stage once, rounded up
+    return [(-(-size[0] // 2**halved), -(-size[1] // 2**halved)) for halved in range(2, 2 + num_stages)]
+
+
 def split_into_cells(hidden_states: torch.Tensor, cell_size: tuple[int, int]) -> torch.Tensor:
     """Bring `(B, C, H, W)` into whole cells, `(B, G, P, C)`, with zeros added on the right and at the bottom."""
     tokens = hidden_states.permute(0, 2, 3, 1)

@@ -155,9 +155,8 @@ class SViTImageProcessing(BaseImageProcessor):
             raise ValueError("`images` must hold at least one image, got none.")
         if kwargs["do_resize"]:
             height, width = size_in_pixels(kwargs["size"])
-            if crop_pct is None:
-                crop_pct = CROP_PCT_WITH_MARGIN if min(height, width) <= LARGEST_SIZE_WITH_MARGIN else 1.0
-            kwargs["size"] = SizeDict(height=int(height / crop_pct), width=int(width / crop_pct))
+            covered = covered_area((height, width), crop_pct)
+            kwargs["size"] = SizeDict(height=covered[0], width=covered[1])
             if not kwargs["do_center_crop"]:
                 kwargs.update(do_center_crop=True, crop_size=SizeDict(height=height, width=width))
         return super()._preprocess(images, *args, **kwargs)
@@ -190,6 +189,13 @@ def size_in_pixels(size: SizeDict) -> tuple[int, int]:
     assert height is not None
     assert width is not None
     return height, width
+
+
+def covered_area(size: tuple[int, int], crop_pct: float | None) -> tuple[int, int]:
+    """Return the area that a resized picture covers before `size` is cut from it; both `(height, width)` in pixels."""
+    if crop_pct is None:
+        crop_pct = CROP_PCT_WITH_MARGIN if min(size) <= LARGEST_SIZE_WITH_MARGIN else 1.0
+    return int(size[0] / crop_pct), int(size[1] / crop_pct)
 
 
 def covering_size(image_size: tuple[int, int], area: tuple[int, int]) -> tuple[int, int]:
