@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 
-SAMPLERS = ("soft", "soft_masked", "grid", "hard", "position", "differentiable", "cosine")
+SAMPLERS = ("soft", "soft_masked", "grid", "hard", "position", "differentiable", "random", "cosine")
 # gradients flow through the association
 DIFFERENTIABLE = ("differentiable", "cosine")
 
@@ -27,6 +27,13 @@ def affinity_of(
         return 10 * torch.dot(token, super_token) / lengths
     affinity = torch.dot(token, super_token) / len(token) ** 0.5
     return affinity - 2 * (place - middle).square().sum() if sampler == "position" else affinity
+
+
+def draw(number: int) -> float:
+    """Return what stands for chance at a place: an integer hash, between 0 and 8."""
+    for _ in range(2):
+        number = ((number >> 16) ^ number) * 0x45D9F3B % 2**32
+    return 8 * (((number >> 16) ^ number) % 2**16) / (2**16 - 1)
 
 
 def shares_of(affinities: torch.Tensor, own: int, sampler: str) -> torch.Tensor:
@@ -52,18 +59,22 @@ def associate(
         for x in range(width):
             candidates, affinities = [], []
             place = torch.tensor([(y + 0.5) / cell_size[0], (x + 0.5) / cell_size[1]], dtype=tokens.dtype)
+            cell = y // cell_size[0] * columns + x // cell_size[1]
+            # the neighbours of all tokens of all cells, counted from 1
+            number = 9 * (cell * cell_size[0] * cell_size[1] + y % cell_size[0] * cell_size[1] + x % cell_size[1])
             for row in range(y // cell_size[0] - 1, y // cell_size[0] + 2):
                 for column in range(x // cell_size[1] - 1, x // cell_size[1] + 2):
+                    number += 1
                     inside = 0 <= row < rows and 0 <= column < columns
                     if inside:
                         middle = torch.tensor([row + 0.5, column + 0.5], dtype=tokens.dtype)
-                        affinities.append(affinity_of(tokens[y, x], super_tokens[row, column], place, middle, sampler))
+                        affinity = affinity_of(tokens[y, x], super_tokens[row, column], place, middle, sampler)
+                        affinities.append(tokens.new_tensor(draw(number)) if sampler == "random" else affinity)
                         candidates.append(row * columns + column)
                     elif sampler == "soft":
                         affinities.append(torch.zeros((), dtype=tokens.dtype))
                         candidates.append(None)
-            own = candidates.index(y // cell_size[0] * columns + x // cell_size[1])
-            shares = shares_of(torch.stack(affinities), own, sampler)
+            shares = shares_of(torch.stack(affinities), candidates.index(cell), sampler)
             for candidate, share in zip(candidates, shares, strict=True):
                 if candidate is not None:
                     association[y * width + x, candidate] = share

@@ -3,6 +3,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -10,7 +11,10 @@ import pytest
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 
+from svit_hf.ablation.processes import train_in_processes
 from svit_hf.cli import main
+from svit_hf.errors import SViTError
+from svit_hf.recipes import smoke
 
 
 LAYOUT = {
@@ -90,10 +94,33 @@ def test_runs_are_compared_and_not_repeated(pictures, capsys):
     assert [len(outcome["scores"]) for outcome in again["outcomes"]] == [2, 2]
 
 
+@pytest.mark.campaign
+def test_runs_beside_each_other_give_the_same(pictures, capsys):
+    over = ["--over", "qkv_bias=true,false", "--seeds", "1"]
+    assert ablate(pictures, *over, "--jobs", "2") == 0
+    runs = pictures.parent / "runs"
+    together = json.loads((runs / "ablation.json").read_text())["outcomes"]
+    assert (runs / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert "report.json" in (runs / "qkv_bias=true/seed-0.txt").read_text()
+    (runs / "qkv_bias=true/seed-0/report.json").unlink()
+    assert ablate(pictures, *over) == 0
+    alone = json.loads((runs / "ablation.json").read_text())["outcomes"]
+    assert [outcome["scores"] for outcome in alone] == [outcome["scores"] for outcome in together]
+
+
+@pytest.mark.slow
+def test_process_that_fails_is_named(pictures, tmp_path):
+    recipe = replace(smoke(), data=replace(smoke().data, path=str(tmp_path / "nothing")))
+    with pytest.raises(SViTError, match=r"ended with status 2; see '.*seed-0.txt'"):
+        train_in_processes([(tmp_path / "seed-0", recipe)], 2, lambda line: None)
+    assert "nothing" in (tmp_path / "seed-0.txt").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--seeds", "0"], "`seeds` is 0"),
+        (["--jobs", "0"], "`jobs` is 0"),
         (["--over", "super_token_sampler=softer"], "`model.config` does not describe a model"),
         (["--over", "qkv_bias=true,true"], "`over` names a value twice"),
         (["--run.evaluate-every-epochs", "0"], "`run.evaluate_every_epochs` is 0"),

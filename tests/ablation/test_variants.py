@@ -13,11 +13,21 @@ from svit_hf.recipes import RECIPES
 
 class TestFinding:
     def test_every_combination_the_first_values_first(self):
-        assert find_variants(["super-token-sampler=soft,grid", "optimization.epochs=2,3"]) == [
-            {"model.config.super_token_sampler": sampler, "optimization.epochs": epochs}
-            for sampler in ("soft", "grid")
+        assert find_variants(["qkv-bias=true,false", "optimization.epochs=2,3"]) == [
+            {"model.config.qkv_bias": has_bias, "optimization.epochs": epochs}
+            for has_bias in (True, False)
             for epochs in (2, 3)
         ]
+
+    def test_samplers_and_mixers_have_their_controls(self):
+        sampler, mixer = "model.config.super_token_sampler", "model.config.super_token_mixer"
+        assert find_variants(["super_token_sampler=soft,grid"]) == [
+            {sampler: "soft"},
+            {sampler: "grid"},
+            {sampler: "random"},
+            {sampler: "soft", mixer: "none"},
+        ]
+        assert find_variants(["super_token_mixer=attention,none"])[2:] == [{mixer: "attention", sampler: "random"}]
 
     def test_values_are_json_or_text(self):
         variants = find_variants(["super_token_sizes=[2,2,1,1],[[4,2],1,1,1]", "qkv_bias=true,false"])

@@ -95,7 +95,7 @@ class TestModels:
 
     def test_functions_add_no_weights(self):
         published = SViTForImageClassification(tiny_config()).state_dict()
-        for name in ("soft_masked", "grid", "hard", "position", "differentiable"):
+        for name in ("soft_masked", "grid", "hard", "position", "differentiable", "random"):
             assert SViTForImageClassification(tiny_config(super_token_sampler=name)).state_dict().keys() == (
                 published.keys()
             )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from svit_hf.ablation.processes import train_in_processes
 from svit_hf.ablation.table import Outcome
 from svit_hf.ablation.variants import change_recipe, folder_of, name_of
 from svit_hf.errors import SViTError
@@ -25,6 +26,7 @@ def run_variants(
     num_seeds: int,
     output_dir: Path,
     say: Callable[[str], None],
+    jobs: int = 1,
     **options: Any,
 ) -> tuple[list[Outcome], str]:
     """Train variants of a recipe, the same seeds for each.
@@ -35,6 +37,7 @@ def run_variants(
         num_seeds: Runs of each variant.
         output_dir: Gets a folder for each variant, and in it the folder of a run for each seed.
         say: Called with a line before each run.
+        jobs: Runs at the same time; more than one are processes of their own.
         options: More arguments of `train`.
 
     Returns:
@@ -42,6 +45,8 @@ def run_variants(
 
     Raises:
         SViTError: If a variant is impossible, or nothing is evaluated; before the first run, where it can be known.
+            Or if a process failed.
+        TrainingInterruptedError: After SIGTERM or SIGINT, when everything is saved.
     """
     if recipe.run.evaluate_every_epochs == 0:
         raise SViTError("`run.evaluate_every_epochs` is 0; without evaluations there is nothing to compare.")
@@ -52,17 +57,22 @@ def run_variants(
         raise SViTError("`over` names a value twice.")
     for changed in recipes:
         make_model(changed[0].model, ["one", "other"], 0)
-    reports: list[list[dict[str, Any]]] = [[] for _ in variants]
     # one seed of all variants after the other: what is there after a while can be compared
-    for number, seed in enumerate(seeds):
-        for index, folder in enumerate(folders):
-            run_dir = folder / f"seed-{seed}"
-            report = _finished(run_dir, recipes[index][number])
-            if report is None:
-                say(f"{name_of(variants[index]) or 'as it is'}, seed {seed}: {run_dir}")
-                run_dir.parent.mkdir(parents=True, exist_ok=True)
-                report = train(recipes[index][number], run_dir, **options)
-            reports[index].append(report)
+    runs = [
+        (folder / f"seed-{seed}", of_variant[number])
+        for number, seed in enumerate(seeds)
+        for folder, of_variant in zip(folders, recipes, strict=True)
+    ]
+    missing = [(run_dir, of_run) for run_dir, of_run in runs if finished_report(run_dir, of_run) is None]
+    for run_dir, _ in missing:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+    if jobs > 1:
+        train_in_processes(missing, jobs, say, **options)
+    else:
+        for run_dir, of_run in missing:
+            say(str(run_dir))
+            train(of_run, run_dir, **options)
+    reports = [[_read_report(folder / f"seed-{seed}") for seed in seeds] for folder in folders]
     metric = next((name for name in CURVE_METRICS if name in _best(reports[0][0])), None)
     if metric is None:
         raise SViTError(f"`data.eval_split` is {recipe.data.eval_split!r}, which was not evaluated.")
@@ -72,13 +82,18 @@ def run_variants(
     ], metric
 
 
-def _finished(run_dir: Path, recipe: TrainingRecipe) -> dict[str, Any] | None:
+def finished_report(run_dir: Path, recipe: TrainingRecipe) -> dict[str, Any] | None:
     """Return the report of a run that is over, if it was this one."""
     try:
-        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        report = _read_report(run_dir)
         return report if report["recipe"] == to_json(recipe) else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def _read_report(run_dir: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+    return report
 
 
 def _best(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,17 @@ from svit_hf.training.recipe_files import from_json, require_config_fields, to_j
 
 # of values: not those inside of brackets
 _COMMA = re.compile(r",(?![^\[]*\])")
+# what every comparison of one of these is to be seen beside: chance, and nothing
+CONTROLS = {"model.config.super_token_sampler": "random", "model.config.super_token_mixer": "none"}
 # what no name of a folder should have
 _AWKWARD = re.compile(r"[^\w.=,+-]+")
 
 
 def find_variants(over: Sequence[str]) -> list[dict[str, Any]]:
-    """Return every combination of the values of `FIELD=a,b,c`, the first values first.
+    """Return every combination of the values of `FIELD=a,b,c`, the first values first, and after them the controls.
+
+    Where samplers or mixers of super tokens are compared, the first combination is there with a random association and
+    with nothing among super tokens, too.
 
     Args:
         over: Fields of a recipe, such as `optimization.learning_rate=1e-3,2e-3`, each with its values; a name without
@@ -38,7 +43,11 @@ def find_variants(over: Sequence[str]) -> list[dict[str, Any]]:
         values[field] = [_value_of(value) for value in _COMMA.split(listed)]
     config = [field.removeprefix("model.config.") for field in values if field.startswith("model.config.")]
     require_config_fields(dict.fromkeys(config), "model.config")
-    return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
+    variants = [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
+    if values.keys() & CONTROLS.keys():
+        missing = [field for field, value in CONTROLS.items() if value not in values.get(field, ())]
+        variants += [{**variants[0], field: CONTROLS[field]} for field in missing]
+    return variants
 
 
 def name_of(variant: Mapping[str, Any]) -> str:

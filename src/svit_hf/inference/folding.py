@@ -24,6 +24,7 @@ from svit_hf.model.modeling_svit import (
     SViTLayerScale,
     SViTPooler,
     SViTPreTrainedModel,
+    SViTSelfAttention,
 )
 
 
@@ -90,21 +91,25 @@ def fold_weights(model: Model) -> Model:
 
 
 def _fold_layer(layer: SViTLayer) -> None:
-    attention, mlp = layer.attention.self_attention, layer.mlp
+    attention, mlp = getattr(layer.attention, "self_attention", None), layer.mlp
     _take_shortcut_in(layer.position_embedding)
     _take_shortcut_in(mlp.depthwise)
     _scale_inputs(plain_convolution(mlp, "fc1"), *_scale_and_shift(layer.mlp_norm))
     layer.register_module("mlp_norm", nn.Identity())
-    # upsampling mixes positions, the scale channels: in which order does not matter
-    if isinstance(layer.layer_scale1, SViTLayerScale):
+    # upsampling mixes positions, the scale channels: in which order does not matter; without attention there is no
+    # projection to fold into
+    if isinstance(layer.layer_scale1, SViTLayerScale) and isinstance(attention, SViTSelfAttention):
         _scale_outputs(plain_convolution(attention, "projection"), layer.layer_scale1.scale)
+        layer.layer_scale1 = nn.Identity()
     if isinstance(layer.layer_scale2, SViTLayerScale):
         _scale_outputs(plain_convolution(mlp, "fc2"), layer.layer_scale2.scale)
-    layer.layer_scale1 = layer.layer_scale2 = nn.Identity()
+        layer.layer_scale2 = nn.Identity()
 
 
 def _take_shortcut_in(residual: nn.Module) -> None:
-    """Turn `x + convolution(x)` into one convolution."""
+    """Turn `x + convolution(x)` into one convolution, where there is one."""
+    if isinstance(residual, nn.Identity):
+        return
     if not isinstance(residual, SViTDepthwiseResidual) or not residual.has_shortcut:
         raise SViTError(
             f"`model` has a {type(residual).__name__} without a shortcut where a residual depthwise convolution "

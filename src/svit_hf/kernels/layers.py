@@ -147,7 +147,8 @@ def _resolve(kernels: str, device: torch.device, dtype: torch.dtype, sampler: st
 
 
 def _operators_for_depthwise(module: Any, hidden_states: torch.Tensor) -> Any | None:
-    convolution = module.convolution
+    # a feed-forward may be without one
+    convolution = getattr(module, "convolution", None)
     if type(convolution) is not nn.Conv2d or not _is_bare(convolution):
         return None
     return _operators(module, hidden_states)

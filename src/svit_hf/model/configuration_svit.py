@@ -57,6 +57,14 @@ _RANGES: list[tuple[tuple[str, ...], Callable[[float], bool], str]] = [
     (("drop_path_rate",), lambda value: 0 <= value < 1, "at least 0 and below 1"),
 ]
 
+# fields that name one of several parts, the published one first
+_CHOICES = {
+    "super_token_mixer": ("attention", "convolution", "none"),
+    "feed_forward_kind": ("convolutional", "plain"),
+    "stem_kind": ("convolutions", "patches"),
+}
+_ATTENTION_KINDS = ("super_tokens", "global", "window", "pooled_keys", "none")
+
 logger = logging.get_logger(__name__)
 
 
@@ -82,6 +90,14 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         super_token_sampler: How super tokens are sampled, a name in `SUPER_TOKEN_SAMPLERS`. The published weights need
             `"soft"`; `"soft_masked"` leaves cells outside of the grid out of the association. A sampler that learns
             something, as `"cosine"` does, adds weights to every layer whose cell is larger than 1.
+        super_token_mixer: What happens among super tokens: `"attention"`, or for ablations `"convolution"` or
+            `"none"`. Where the cell is 1 there is attention in any case.
+        attention_kinds: What attends to what, one for all stages or a list: `"super_tokens"` as published, and for
+            ablations `"global"` (all tokens to all, as with a cell of 1), `"window"` (within each cell),
+            `"pooled_keys"` (all tokens to the means of cells) and `"none"`.
+        use_position_embedding: Whether layers start with the convolutional position embedding.
+        feed_forward_kind: `"convolutional"`, or `"plain"` without the depthwise convolution.
+        stem_kind: `"convolutions"`, or `"patches"`: one convolution of 4x4 pixels.
         mlp_ratio: Hidden channels of the convolutional feed-forward, as a multiple of the stage's channels.
         qkv_bias: Whether queries, keys and values have a bias.
         hidden_act: Activation of the stem and of the feed-forward.
@@ -127,6 +143,11 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
     )
     num_sampling_iterations: list[int] | tuple[int, ...] = (1, 1, 1, 1)
     super_token_sampler: str = "soft"
+    super_token_mixer: str = "attention"
+    attention_kinds: str | list[str] | tuple[str, ...] = "super_tokens"
+    use_position_embedding: bool = True
+    feed_forward_kind: str = "convolutional"
+    stem_kind: str = "convolutions"
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     hidden_act: str = "gelu"
@@ -151,6 +172,9 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
             setattr(self, name, list(getattr(self, name)))
         self.super_token_sizes = [cell if isinstance(cell, int) else list(cell) for cell in self.super_token_sizes]
         self.image_size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+        self.attention_kinds = (
+            self.attention_kinds if isinstance(self.attention_kinds, str) else list(self.attention_kinds)
+        )
 
         self.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, len(self.hidden_sizes) + 1))]
         self.set_output_features_output_indices(
@@ -207,8 +231,18 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def cell_sizes(self) -> list[tuple[int, int]]:
-        """`super_token_sizes` as `(height, width)` pairs, in tokens."""
-        return [(cell, cell) if isinstance(cell, int) else (cell[0], cell[1]) for cell in self.super_token_sizes]
+        """`super_token_sizes` as `(height, width)` pairs, in tokens; 1 where attention is global."""
+        pairs = [(cell, cell) if isinstance(cell, int) else (cell[0], cell[1]) for cell in self.super_token_sizes]
+        if self.attention_kinds == "super_tokens":
+            return pairs
+        kinds = self.stage_attention_kinds
+        return [(1, 1) if kind == "global" else pair for kind, pair in zip(kinds, pairs, strict=True)]
+
+    @property
+    def stage_attention_kinds(self) -> list[str]:
+        """`attention_kinds` of each stage."""
+        kinds = self.attention_kinds
+        return [kinds] * self.num_stages if isinstance(kinds, str) else list(kinds)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the JSON file; a config that was loaded beside its code is written with the code beside it."""
@@ -219,6 +253,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse values, and combinations of values, that make no model; called at creation and by every model."""
         self._check_stages()
+        self._check_parts()
         self._check_super_tokens()
         self._check_ranges()
 
@@ -247,6 +282,17 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"channels (`hidden_sizes`={self.hidden_sizes})."
                 )
 
+    def _check_parts(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed are {list(allowed)}.")
+        kinds = self.stage_attention_kinds
+        if len(kinds) != self.num_stages or not set(kinds) <= set(_ATTENTION_KINDS):
+            raise ValueError(
+                f"`attention_kinds` is {self.attention_kinds!r}; allowed is one of {list(_ATTENTION_KINDS)}, or a "
+                f"list with one of them for each of the {self.num_stages} stages."
+            )
+
     def _check_super_tokens(self) -> None:
         for stage, cell in enumerate(self.super_token_sizes, 1):
             pair = (cell, cell) if isinstance(cell, int) else cell
@@ -254,6 +300,12 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"`super_token_sizes` has {cell} for stage {stage}; allowed is one int or a (height, width) pair, "
                     "at least 1 token each."
+                )
+        for stage, (kind, cell) in enumerate(zip(self.stage_attention_kinds, self.cell_sizes, strict=True), 1):
+            if kind in ("window", "pooled_keys") and cell == (1, 1):
+                raise ValueError(
+                    f"`attention_kinds` has {kind!r} for stage {stage}, which needs a cell larger than 1; "
+                    f"`super_token_sizes` is {self.super_token_sizes}."
                 )
         for stage, (cell, rounds) in enumerate(zip(self.cell_sizes, self.num_sampling_iterations, strict=True), 1):
             if cell != (1, 1) and rounds < 1:

@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
 
 # Transformers 5.5 fetches the files that this one imports, and not those that they import
+from .ablations_svit import swap_parts  # noqa: F401
 from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
 from .modeling_svit import SViTBackbone

@@ -30,6 +30,8 @@ from transformers.utils import TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .ablations_svit import swap_parts
+
 # Transformers before 5.23 copies what a file imports, but not what that imports: it is named here too
 from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
@@ -561,6 +563,7 @@ class SViTModel(SViTPreTrainedModel):
             [SViTStage(config, stage, list(islice(rates, depth))) for stage, depth in enumerate(config.depths)]
         )
         self.pooler = SViTPooler(config) if add_pooling_layer else None
+        swap_parts(self, config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -75,6 +75,14 @@ def sample_differentiably(
     return sample_by(hidden_states, cell_size, num_iterations, _similar, differentiable=True)
 
 
+def sample_at_random(hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int = 1) -> SuperTokens:
+    """Associate by chance: a control that tells what clustering that looks at nothing is worth.
+
+    Which tokens go where depends on their places alone, and is the same in every call.
+    """
+    return sample_by(hidden_states, cell_size, num_iterations, _by_chance)
+
+
 class CosineSampler(nn.Module):
     """Sampler by cosine, with a temperature that each layer learns: the length of a token does not count.
 
@@ -127,6 +135,17 @@ def _similar_and_near(tokens: torch.Tensor, super_tokens: torch.Tensor, cell_siz
     return _softmax_inside(affinity, super_tokens)
 
 
+def _by_chance(tokens: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
+    _, num_cells, num_tokens, _ = tokens.shape
+    number = torch.arange(1, num_cells * num_tokens * 9 + 1, device=tokens.device)
+    # a function of the place instead of a generator: what is compiled, exported or resumed draws the same
+    for _ in range(2):
+        number = ((number >> 16) ^ number) * 0x45D9F3B & 0xFFFFFFFF
+    draws = ((number >> 16) ^ number) & 0xFFFF
+    affinity = 8 * draws.view(1, num_cells, num_tokens, 9).to(tokens.dtype) / 0xFFFF
+    return _softmax_inside(affinity.expand(tokens.shape[0], -1, -1, -1), super_tokens)
+
+
 def _squared_distances(length: int, like: torch.Tensor) -> torch.Tensor:
     """Return the squared distances, in cells, of a cell's tokens to three cells along one axis, `(length, 3)`."""
     places = (torch.arange(length, dtype=like.dtype, device=like.device) + 0.5) / length
@@ -146,6 +165,7 @@ register_super_token_sampler("grid", sample_grid_means)
 register_super_token_sampler("hard", sample_hard)
 register_super_token_sampler("position", sample_by_position)
 register_super_token_sampler("differentiable", sample_differentiably)
+register_super_token_sampler("random", sample_at_random)
 register_super_token_sampler("cosine", CosineSampler)
 
 __all__ = ["SUPER_TOKEN_SAMPLERS", "CosineSampler"]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from svit_hf.errors import SViTError
-from svit_hf.model.super_tokens_svit import SUPER_TOKEN_SAMPLERS, SuperTokens, make_learned_sampler, sample_by
+from svit_hf.model.super_tokens_svit import SUPER_TOKEN_SAMPLERS, make_learned_sampler
 from svit_hf.other_models import apply_super_tokens
 from svit_hf.samplers.measures import (
     achievable_accuracy,
@@ -28,7 +28,7 @@ from svit_hf.tasks.pictures import decode_mask, decode_picture
 from svit_hf.tasks.task import Rows
 
 
-# a control: what clustering that looks at nothing is worth
+# a control, which is always there
 RANDOM = "random"
 # tokens of the first stage of the published models at 224 pixels, and their cell
 _TIMED_TOKENS, _TIMED_CELL = (1, 64, 56, 56), (8, 8)
@@ -133,19 +133,7 @@ def _cell(values: Sequence[float]) -> str:
 
 
 def _sampler(name: str, channels: int) -> Any:
-    if name == RANDOM:
-        return _sample_at_random
     return make_learned_sampler(name, channels, (2, 2)) or SUPER_TOKEN_SAMPLERS[name]
-
-
-def _sample_at_random(hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int = 1) -> SuperTokens:
-    return sample_by(hidden_states, cell_size, num_iterations, _draw)
-
-
-def _draw(tokens: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
-    # the same in every run
-    generator = torch.Generator().manual_seed(tokens.shape[1])
-    return (2 * torch.randn(*tokens.shape[:3], 9, generator=generator)).softmax(dim=-1).to(tokens.dtype)
 
 
 @torch.no_grad()

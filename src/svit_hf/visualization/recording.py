@@ -115,6 +115,11 @@ def record(
     config: Any = model.config
     if getattr(config, "model_type", None) != "svit":
         raise SViTError(f"`model` is of the kind {config.model_type!r}; only SViT has super tokens.")
+    if set(config.stage_attention_kinds) - {"super_tokens", "global"} or config.super_token_mixer != "attention":
+        raise SViTError(
+            f"`model` has `attention_kinds`={config.attention_kinds} and `super_token_mixer`="
+            f"{config.super_token_mixer!r}; only super tokens that attend to each other can be looked at."
+        )
     processor = processor or default_image_processor(config)
     if isinstance(image, torch.Tensor):
         pixel_values = image
