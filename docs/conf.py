@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation site: `scripts/docs.sh` builds it, without a network and with warnings as errors."""
 
+import json
 import re
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
+from docutils import nodes
+from myst_parser.parsers.sphinx_ import MystParser
 from sphinx.application import Sphinx
 
 
@@ -17,7 +20,7 @@ copyright = f"2026, {author}"
 version = release = installed_version("svit-hf")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "markdown", ".ipynb": "notebook"}
 # in docstrings, single backticks are code as in Markdown
 default_role = "code"
 
@@ -48,8 +51,26 @@ html_theme_options = {
 }
 
 
+class NotebookParser(MystParser):
+    """Notebooks as the Markdown and the code that is in their cells; they hold no outputs, which tests run for."""
+
+    supported = ("notebook",)
+
+    def parse(self, inputstring: str, document: nodes.document) -> None:
+        """Parse the cells, below a link to the file itself."""
+        texts = []
+        for cell in json.loads(inputstring)["cells"]:
+            text = "".join(cell["source"])
+            texts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
+        name = Path(document["source"]).name
+        title, *others = texts
+        link = f"{{download}}`Download the notebook <{name}>`, and open it in Jupyter or Colab."
+        super().parse("\n\n".join([*title.split("\n\n", 1)[:1], link, *title.split("\n\n", 1)[1:], *others]), document)
+
+
 def setup(app: Sphinx) -> None:
-    """Let links to Markdown outside of this folder, which is no page of the site, lead to the file."""
+    """Read notebooks; let links to Markdown outside of this folder, which is no page of the site, lead to the file."""
+    app.add_source_parser(NotebookParser)
     app.connect("source-read", _download_what_is_outside)
 
 
