@@ -37,7 +37,9 @@ def test_command_converts_and_says_what_it_took(tmp_path, convert, capsys):
         for key, shape in official_weights.LAYOUTS["tiny"]["state_dict"].items()
         if not key.endswith(("running_mean", "running_var", "num_batches_tracked", "fold.weights"))
     )
-    lines = dict(line.strip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    summary, _, next_step = capsys.readouterr().out.partition("\n\n")
+    assert f"svit-hf predict {tmp_path / 'converted'} " in next_step
+    lines = dict(line.strip().split(maxsplit=1) for line in summary.splitlines())
     assert lines["architecture"] == "SViT, none of the published models"
     assert lines["hidden_sizes"] == "[16, 24, 32, 48]"
     assert lines["num_sampling_iterations"] == "[1, 1, 1, 1]"

@@ -160,6 +160,15 @@ def test_command_refuses_what_cannot_be_meant_and_writes_nothing(arguments, mess
     assert not (tmp_path / "run").exists()
 
 
+def test_first_process_says_what_comes_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("svit_hf.training.train.train", lambda *arguments, **options: {})
+    run = str(tmp_path / "run")
+    for rank, num_times in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "--recipe", "smoke", "--output-dir", run]) == 0
+        assert capsys.readouterr().out.count(f"svit-hf predict {run} ") == num_times
+
+
 def test_help_shows_the_values_of_the_recipe(capsys):
     for arguments, default in (([], "5"), (["--recipe", "finetune"], "1")):
         with pytest.raises(SystemExit) as exit_:

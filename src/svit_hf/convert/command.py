@@ -74,7 +74,8 @@ class ConvertCommand:
             tolerance=self.tolerance,
             overwrite=self.overwrite,
         )
-        print(_summary(report))  # noqa: T201 - a program's result
+        use = f'Use it: svit-hf predict {self.output_dir} "pictures/*.jpg"'
+        print(f"{_summary(report)}\n\n{use}")  # noqa: T201 - a program's result
         return 0
 
 

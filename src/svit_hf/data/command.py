@@ -106,6 +106,7 @@ class ShardCommand(SourceArguments):
             if bad_images:
                 line += f"; {len(bad_images)} that cannot be decoded were left out, `svit-hf data inspect` lists them"
             print(line)  # noqa: T201 - a program's result
+        print(f"Train on them with: svit-hf train --data.path {self.output_dir} ...")  # noqa: T201
         return 0
 
 

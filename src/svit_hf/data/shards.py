@@ -22,6 +22,7 @@ from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError
 from svit_hf.files import require_new_folder, whole_folder
 from svit_hf.option_fields import check_options, option
+from svit_hf.progress import Progress
 
 
 MEGABYTE = 1_000_000
@@ -101,21 +102,18 @@ def _write_split(
     )
     labels: Counter[Any] = Counter()
     bad_images: list[BadImage] = []
-    rows = _decodable(
-        shuffled_rows(source, options.seed, options.shuffle_block),
-        source,
-        limits,
-        bad_images,
-    )
     files: list[Path] = []
-    while first := list(islice(rows, 1)):
-        files.append(folder / f"{split}-{len(files):05d}.parquet")
-        with pq.ParquetWriter(files[-1], features.arrow_schema) as writer:
-            for group in _row_groups(first, rows, options):
-                labels.update(row.label for row in group)
-                images = [_stored_anew(row) for row in group]
-                columns = {"image": images, "label": [row.label for row in group]}
-                writer.write_table(pa.table(columns, schema=features.arrow_schema))
+    with Progress(source.num_samples, f"images of {split}") as progress:
+        shuffled = shuffled_rows(source, options.seed, options.shuffle_block)
+        rows = _decodable(shuffled, source, limits, bad_images, progress)
+        while first := list(islice(rows, 1)):
+            files.append(folder / f"{split}-{len(files):05d}.parquet")
+            with pq.ParquetWriter(files[-1], features.arrow_schema) as writer:
+                for group in _row_groups(first, rows, options):
+                    labels.update(row.label for row in group)
+                    images = [_stored_anew(row) for row in group]
+                    columns = {"image": images, "label": [row.label for row in group]}
+                    writer.write_table(pa.table(columns, schema=features.arrow_schema))
     files = [file.rename(file.with_stem(f"{file.stem}-of-{len(files):05d}")) for file in files]
     found: Counter[Any] = Counter()
     for file in files:
@@ -132,10 +130,11 @@ def _write_split(
 
 
 def _decodable(
-    rows: Iterator[Row], source: ImageSource, limits: ImageLimits, bad_images: list[BadImage]
+    rows: Iterator[Row], source: ImageSource, limits: ImageLimits, bad_images: list[BadImage], progress: Progress
 ) -> Iterator[Row]:
     """Yield the rows whose images are images, and name the others."""
     for row in rows:
+        progress.advance()
         try:
             decode_image(row.image, limits)
         except DecodingError as error:

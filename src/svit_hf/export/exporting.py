@@ -34,6 +34,7 @@ from svit_hf.inference import quantize_for_inference
 from svit_hf.inference.folding import fold_weights
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.progress import Progress
 
 
 FormatName = Literal["onnx", "openvino", "pt2", "web"]
@@ -192,10 +193,15 @@ def export_classifier(
     model.set_attn_implementation("sdpa")
     source = _prepare(model, options)
     num_bytes = DISK_SHARE * sum(tensor.nbytes for tensor in source.state_dict().values()) + DISK_MARGIN
-    with _new_folder(Path(output_dir).absolute(), num_bytes) as folder:
+    with Progress(3, "steps") as progress, _new_folder(Path(output_dir).absolute(), num_bytes) as folder:
+        progress.note("tracing and translating the model, which takes minutes for a large one")
         with _exporters_to_stderr():
             _write_program(source, folder, options, size, calibration)
+            progress.advance()
+            progress.note("loading the program")
             program = load_program(folder)
+        progress.advance()
+        progress.note("comparing it with the model")
         if image_processor is not None:
             image_processor.save_pretrained(folder)
         with torch.no_grad():

@@ -3,6 +3,7 @@
 
 import difflib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -74,7 +75,17 @@ class TrainCommand:
 
         command = without_credentials(shlex.join(["svit-hf", *sys.argv[1:]]))
         train(self.options, self.output_dir, resume=self.resume, resume_changed=self.resume_changed, command=command)
+        # once for all processes of a run
+        if os.environ.get("RANK", "0") == "0":
+            print(_what_next(self.output_dir))  # noqa: T201 - a program's result
         return 0
+
+
+def _what_next(run: Path) -> str:
+    return f"""{run}/model is the model, {run}/report.json what is known of it. Use it, or look into it:
+
+    svit-hf predict {run} "new/*.jpg"
+    svit-hf visualize {run} "new/*.jpg" --output-dir looked"""
 
 
 def find_recipe(name: str) -> TrainingRecipe:
