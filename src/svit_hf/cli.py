@@ -46,8 +46,8 @@ COMMANDS = {
     "train": Command(
         "svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."
     ),
-    "evaluate": Command("svit_hf.evaluation.command", "EvaluateCommand", "Evaluate a classifier on labelled images."),
-    "predict": Command("svit_hf.evaluation.command", "PredictCommand", "Predict the classes of images, to parquet."),
+    "evaluate": Command("svit_hf.tasks.command", "EvaluateCommand", "Evaluate a model on annotated images."),
+    "predict": Command("svit_hf.tasks.command", "PredictCommand", "Predict what is in images, to files."),
     "data": Command("svit_hf.data.command", "DataCommand", "Look at images before training, or write shards."),
     "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),

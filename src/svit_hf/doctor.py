@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import tyro
 from packaging.requirements import Requirement
@@ -84,14 +84,16 @@ def examine_model(model: str) -> Iterator[Finding]:
     try:
         from svit_hf.evaluation.checkpoints import download, find_model, load_and_compare, load_image_processor
         from svit_hf.hub.probe import PROBE_FILE, compare_with_probe
+        from svit_hf.tasks.saved_models import dense_head
 
         folder = download(find_model(model))
-        classifier, differences = load_and_compare(folder)
+        head = dense_head(folder)
+        loaded, differences = load_and_compare(folder, *([head.model_class] if head else []))
     except (SViTError, ImportError) as error:
         yield Finding("model", f"{model} cannot be loaded", str(error))
         return
-    num_parameters = sum(parameter.numel() for parameter in classifier.parameters())
-    yield Finding("model", f"{model}: {type(classifier).__name__}, {num_parameters:,} parameters")
+    num_parameters = sum(parameter.numel() for parameter in loaded.parameters())
+    yield Finding("model", f"{model}: {type(loaded).__name__}, {num_parameters:,} parameters")
     if differences:
         state = "; ".join(f"{kind}: {listed(names)}" for kind, names in differences.items())
         remedy = "the weights are not those of this model. Save them again with `save_pretrained`, or mend config.json"
@@ -100,8 +102,7 @@ def examine_model(model: str) -> Iterator[Finding]:
         yield Finding("weights", "all of them are loaded")
     try:
         yield Finding("image processor", type(load_image_processor(folder)).__name__)
-        probed: Any = classifier
-        difference = compare_with_probe(probed, folder)
+        difference = compare_with_probe(loaded, folder)
     # what a damaged probe or a model that cannot compute it raises is the finding
     except Exception as error:
         yield Finding("probe", f"{type(error).__name__}: {error}", "get the files of the model again")

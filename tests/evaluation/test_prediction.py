@@ -10,7 +10,7 @@ from torch import nn
 
 from svit_hf import SViTImageProcessorPil, cli
 from svit_hf.data.options import DataOptions
-from svit_hf.evaluation import predict_images, prediction
+from svit_hf.evaluation import parts, predict_images
 
 
 TOLERANCE = 1e-5
@@ -87,7 +87,7 @@ def test_interrupted_prediction_continues_and_ends_as_one_without(
 ):
     workers = ["--data.num-workers", num_workers]
     expected, _ = predict(pictures, output="uninterrupted")
-    write, written = prediction._write, []
+    write, written = parts._write, []
 
     def write_two(table, path):
         if len(written) == 2:
@@ -97,7 +97,7 @@ def test_interrupted_prediction_continues_and_ends_as_one_without(
         written.append(path.name)
         write(table, path)
 
-    monkeypatch.setattr(prediction, "_write", write_two)
+    monkeypatch.setattr(parts, "_write", write_two)
     rows, _ = predict(pictures, *workers, status=130)
     assert len(rows) == 16
     times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in written}
@@ -106,7 +106,7 @@ def test_interrupted_prediction_continues_and_ends_as_one_without(
         written.append(path.name)
         write(table, path)
 
-    monkeypatch.setattr(prediction, "_write", write_all)
+    monkeypatch.setattr(parts, "_write", write_all)
     rows, printed = predict(pictures, *workers)
     assert rows == expected
     assert sorted(written) == [f"part-{number:05d}.parquet" for number in range(4)]

@@ -11,7 +11,7 @@ from svit_hf import build_model
 from svit_hf.errors import SViTError
 from svit_hf.tasks.heads import HEADS
 from svit_hf.tasks.options import AnnotationOptions
-from svit_hf.tasks.saved_models import is_task_model, open_task_model
+from svit_hf.tasks.saved_models import dense_head, open_task_model
 
 
 def save(model, head, folder):
@@ -34,7 +34,7 @@ def edit(folder, name, **changes):
 def test_every_head_is_opened_as_its_task(head, checkpoint, tmp_path):
     model = small_model(head, checkpoint)
     opened = open_task_model(save(model, head, tmp_path))
-    assert is_task_model(str(tmp_path))
+    assert dense_head(str(tmp_path)) is HEADS[head]
     assert (opened.task.name, opened.task.head.name) == (HEADS[head].tasks[0], head)
     assert (opened.task.labels, opened.task.size) == (LABELS, SIZE)
     assert type(opened.model) is type(model)
@@ -65,9 +65,9 @@ def test_annotations_are_read_as_told(saved):
 
 
 def test_other_models_are_none(checkpoint, tmp_path):
-    assert not is_task_model(str(checkpoint))
-    assert not is_task_model(str(tmp_path))
-    assert not is_task_model("no/such-model")
+    assert not dense_head(str(checkpoint))
+    assert not dense_head(str(tmp_path))
+    assert not dense_head("no/such-model")
     with pytest.raises(SViTError, match="of type 'svit'; a model for segmentation or detection is of one of"):
         open_task_model(checkpoint)
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from svit_hf.evaluation.classification import evaluate_batches
     from svit_hf.evaluation.model_evaluation import ModelEvaluation, evaluate_model
-    from svit_hf.evaluation.prediction import Predictions, predict_images
+    from svit_hf.evaluation.parts import Predictions
+    from svit_hf.evaluation.prediction import predict_images
     from svit_hf.evaluation.report import ClassificationReport
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 _MODULES = {
     "ClassificationReport": "report",
     "ModelEvaluation": "model_evaluation",
-    "Predictions": "prediction",
+    "Predictions": "parts",
     "evaluate_batches": "classification",
     "evaluate_model": "model_evaluation",
     "predict_images": "prediction",

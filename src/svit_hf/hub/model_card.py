@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from string import Template
+from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+from transformers import PreTrainedModel
 
-from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.provenance import versions
 
 
@@ -32,23 +33,25 @@ METRIC_TYPES = {"top5_accuracy": "accuracy", "micro_f1": "f1", "macro_f1": "f1"}
 USE_WITH_CODE = """```python
 from transformers import pipeline
 
-classify = pipeline("image-classification", model="$location", trust_remote_code=True)
-print(classify("picture.png"))
+$verb = pipeline("$tag", model="$location", trust_remote_code=True)
+print($verb("picture.png"$arguments))
 ```
 
-`trust_remote_code=True` runs the `*_svit.py` files beside the weights. Where svit-hf is installed, `import svit_hf`
+`trust_remote_code=True` runs the `*_svit.py` files beside the weights. Where svit-hf is installed, `import $package`
 before these lines, and its own code is used instead."""
 USE_WITH_PACKAGE = """With svit-hf installed:
 
 ```python
-import svit_hf  # makes SViT known to Transformers
+import $package  # makes SViT known to Transformers
 from transformers import pipeline
 
-classify = pipeline("image-classification", model="$location")
-print(classify("picture.png"))
+$verb = pipeline("$tag", model="$location")
+print($verb("picture.png"$arguments))
 ```"""
 MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
-LOCATION = re.compile(r'(?<=pipeline\("image-classification", model=")[^"\n]*(?=")|(?<=`svit-hf doctor )[^`\n]*(?=`)')
+LOCATION = re.compile(r'(pipeline\("[a-z-]+", model=")[^"\n]*(?=")|(`svit-hf doctor )[^`\n]*(?=`)')
+# of pipelines: what to call the pipeline in an example
+VERBS = {"image-classification": "classify", "image-segmentation": "segment", "object-detection": "detect"}
 
 
 @dataclass(frozen=True)
@@ -113,21 +116,44 @@ class CardText:
     has_code: bool = True
 
 
-def build_model_card(model: SViTForImageClassification, text: CardText) -> ModelCard:
-    """Write the card of a model.
+def pipeline_tag(model: PreTrainedModel) -> str:
+    """Return the name of the pipeline of Transformers that a model is for."""
+    name = type(model).__name__
+    if "ObjectDetection" in name:
+        return "object-detection"
+    return "image-segmentation" if "Segmentation" in name else "image-classification"
+
+
+def build_model_card(model: PreTrainedModel, text: CardText) -> ModelCard:
+    """Write the card of a classifier, or of a model for segmentation or detection.
 
     Returns:
         A card whose metadata hold the evaluations as `model-index`; `.save(path)` writes it.
     """
-    config = model.config
+    config: Any = model.config
+    # of dense models, the SViT under the head
+    backbone = getattr(config, "backbone_config", config)
+    is_dense, tag = backbone is not config, pipeline_tag(model)
+    architecture = {name: getattr(backbone, name) for name in ARCHITECTURE_FIELDS}
+    if is_dense:
+        architecture = {"head": type(model).__name__, **architecture}
+    # heads of masks answer with instances otherwise
+    is_semantic = getattr(config, "svit_task", None) == "semantic_segmentation"
+    use = Template(USE_WITH_CODE if text.has_code else USE_WITH_PACKAGE).substitute(
+        location=text.location,
+        tag=tag,
+        verb=VERBS[tag],
+        package="svit_hf.tasks" if is_dense else "svit_hf",
+        arguments=', subtask="semantic"' if is_semantic else "",
+    )
     body = _template().substitute(
         name=escaped(text.name),
-        use=Template(USE_WITH_CODE if text.has_code else USE_WITH_PACKAGE).substitute(location=text.location),
+        use=use,
         location=text.location,
         summary=text.summary,
         num_parameters=f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         num_labels=config.num_labels,
-        architecture=_table("field of `SViTConfig`", {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}),
+        architecture=_table("field of `SViTConfig`", architecture),
         data=text.data,
         command=_fenced("bash", text.command),
         settings=_table("setting", dict(text.settings) | dict(text.versions or versions())),
@@ -136,10 +162,10 @@ def build_model_card(model: SViTForImageClassification, text: CardText) -> Model
         limits=text.limits,
         provenance=text.provenance,
     )
-    results = [result for evaluation in text.evaluations for result in eval_results(evaluation)]
+    results = [result for evaluation in text.evaluations for result in eval_results(evaluation, tag)]
     metadata = ModelCardData(
         library_name="transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=tag,
         license=text.licence,
         tags=["svit", "vision", *text.tags],
         metrics=sorted({result.metric_type for result in results}) or None,
@@ -164,14 +190,14 @@ def quoted(text: str) -> str:
 
 def with_location(card: str, location: str) -> str:
     """Return a card whose lines of code load the model from another place."""
-    return LOCATION.sub(lambda _: location, card)
+    return LOCATION.sub(lambda found: f"{found[1] or found[2]}{location}", card)
 
 
-def eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    """Return the entries of `model-index`, the older form of metrics on the Hub."""
+def eval_results(evaluation: Evaluation, tag: str) -> list[EvalResult]:
+    """Return the entries of `model-index`, the older form of metrics on the Hub; `tag` is that of the pipeline."""
     return [
         EvalResult(
-            task_type="image-classification",
+            task_type=tag,
             dataset_type=evaluation.dataset_id,
             dataset_name=evaluation.dataset_name,
             dataset_split=evaluation.split,

@@ -16,15 +16,18 @@ from typing import Any
 import torch
 from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from svit_hf.errors import SViTError, listed
+from svit_hf.evaluation.checkpoints import load_and_compare
 from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
     eval_result_files,
     eval_results,
     evaluation_rows,
+    pipeline_tag,
     with_location,
 )
 from svit_hf.hub.probe import PROBE_FILE, write_probe
@@ -34,6 +37,7 @@ from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.model.own_code_svit import code_files
+from svit_hf.tasks.saved_models import dense_head, open_task_model
 from svit_hf.urls import find_credentials
 
 
@@ -44,6 +48,7 @@ CODE = "*_svit.py"
 MODEL = ("config.json", "preprocessor_config.json", WEIGHTS, PROBE_FILE, CODE)
 PUBLISHED = (*MODEL, CARD, "LICENSE", "LICENSE.*", "NOTICE")
 CARD_REMEDY = "Correct the card, or remove it to have one made of the report."
+SAVE_WITH_CODE = "`svit_hf.save_with_code`, or remove its *_svit.py files to have them added here"
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 
 
@@ -79,14 +84,19 @@ def prepare_publication(
         SViTError: If something is missing, broken, or not fit to be published.
     """
     folder, report = _find_model(folder)
-    model = _check_model(folder)
+    is_dense = dense_head(str(folder)) is not None
+    model = _check_dense_model(folder) if is_dense else _check_model(folder)
     contents, left_out = _choose_files(folder)
-    if not any(fnmatch(name, CODE) for name in contents):
-        contents |= _code(folder)
+    if is_dense:
+        _check_code(folder, {"config.json": ("AutoConfig", str(model._auto_class))}, "`model.save_pretrained`")
+    elif any(fnmatch(name, CODE) for name in contents):
+        _check_code(
+            folder, AUTO_MAPS, "`svit_hf.save_with_code`, or remove its *_svit.py files to have them added here"
+        )
     else:
-        _check_code(folder)
+        contents |= _code(folder)
     if add_probe and PROBE_FILE not in contents:
-        contents[PROBE_FILE] = _probe(folder)
+        contents[PROBE_FILE] = _probe(folder, type(model))
 
     of_run = None
     if report is not None:
@@ -101,7 +111,7 @@ def prepare_publication(
         contents[CARD] = str(build_model_card(model, text)).encode()
     if CARD not in contents:
         raise SViTError(f"{str(folder)!r} has no {CARD}, no report of a run to make one of, and no `card` was given.")
-    final_card = with_location(_check_card(contents[CARD], of_run), repo_id)
+    final_card = with_location(_check_card(contents[CARD], of_run, pipeline_tag(model)), repo_id)
     contents[CARD] = final_card.encode()
     if text is not None:
         contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
@@ -154,8 +164,8 @@ def _code(folder: Path) -> dict[str, bytes]:
     return code | configs
 
 
-def _probe(folder: Path) -> bytes:
-    model = SViTForImageClassification.from_pretrained(folder)
+def _probe(folder: Path, model_class: type[PreTrainedModel]) -> bytes:
+    model = model_class.from_pretrained(folder)
     with TemporaryDirectory() as temporary:
         write_probe(model, temporary)
         return Path(temporary, PROBE_FILE).read_bytes()
@@ -185,28 +195,52 @@ def _check_model(folder: Path) -> SViTForImageClassification:
         raise SViTError(f"{str(folder)!r} has a config.json that is no model: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = _read_shapes(folder / WEIGHTS)
-    differences = {
-        "missing": expected.keys() - found.keys(),
-        "unknown": found.keys() - expected.keys(),
-        "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
-    }
-    if any(differences.values()):
-        what = "; ".join(f"{what}: {listed(names)}" for what, names in differences.items() if names)
-        raise SViTError(f"{str(folder / WEIGHTS)!r} does not hold the weights that config.json asks for: {what}.")
+    _require_none(
+        folder,
+        {
+            "missing": expected.keys() - found.keys(),
+            "unknown": found.keys() - expected.keys(),
+            "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
+        },
+    )
     return model
 
 
-def _check_code(folder: Path) -> None:
+def _check_dense_model(folder: Path) -> PreTrainedModel:
+    """Load a model for segmentation or detection, whose head shares some tensors among names.
+
+    Raises:
+        SViTError: If it does not load, or a weight is missing or not its own.
+    """
+    # of all weights that Transformers would load, this one file is published
+    _read_shapes(folder / WEIGHTS)
+    opened = open_task_model(folder)
+    _require_none(folder, load_and_compare(str(folder), type(opened.model))[1])
+    return opened.model
+
+
+def _require_none(folder: Path, differences: Mapping[str, Iterable[str]]) -> None:
+    if any(differences.values()):
+        what = "; ".join(f"{what}: {listed(names)}" for what, names in differences.items() if names)
+        raise SViTError(f"{str(folder / WEIGHTS)!r} does not hold the weights that config.json asks for: {what}.")
+
+
+def _check_code(folder: Path, auto_maps: Mapping[str, Iterable[str]], remedy: str) -> None:
     """See that the code in a folder is whole, so that it loads where `svit_hf` is not installed.
+
+    Args:
+        folder: The model.
+        auto_maps: Auto classes that configs have to name classes for, by file.
+        remedy: What to save the model with.
 
     Raises:
         SViTError: If a config does not name it, or a file is missing that a config or another file names.
     """
-    remedy = "save the model with `svit_hf.save_with_code`, or remove its *_svit.py files to have them added here."
-    for name, expected in AUTO_MAPS.items():
+    remedy = f"save the model with {remedy}."
+    for name, expected in auto_maps.items():
         auto_map = _read_object(folder / name).get("auto_map")
         auto_map = auto_map if isinstance(auto_map, dict) else {}
-        if missing := expected.keys() - auto_map.keys():
+        if missing := set(expected) - auto_map.keys():
             raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {listed(missing)}: {remedy}")
         for module in sorted({reference.partition(".")[0] for reference in _leaves(auto_map)}):
             try:
@@ -216,12 +250,13 @@ def _check_code(folder: Path) -> None:
                 raise SViTError(f"code is missing in {str(folder)!r} ({error}): {remedy}") from error
 
 
-def _check_card(content: bytes, of_run: CardText | None) -> str:
+def _check_card(content: bytes, of_run: CardText | None, tag: str) -> str:
     """See that the Hub can read a card, and that its numbers are those of the run.
 
     Args:
         content: The card.
         of_run: What a card of the run would say, if the model is from a run whose report there is.
+        tag: Name of the model's pipeline.
 
     Returns:
         The text of the card.
@@ -242,7 +277,7 @@ def _check_card(content: bytes, of_run: CardText | None) -> str:
         results = data.eval_results or []
         stated = {(result.dataset_type, result.dataset_split, result.metric_name): result for result in results}
         for evaluation in of_run.evaluations:
-            for expected in eval_results(evaluation):
+            for expected in eval_results(evaluation, tag):
                 key = (expected.dataset_type, expected.dataset_split, expected.metric_name)
                 value = stated[key].metric_value if key in stated else None
                 if value != expected.metric_value:

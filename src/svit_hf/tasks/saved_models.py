@@ -17,6 +17,10 @@ from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.task import DenseTask
 
 
+# what heads say of each picture; a head has some of them
+OUTPUTS = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+
+
 @dataclass(frozen=True)
 class TaskModel:
     """A model and the task that it is for.
@@ -32,21 +36,16 @@ class TaskModel:
     location: str
 
 
-def is_task_model(location: str) -> bool:
-    """Whether a folder or an id of the Hub holds a head for dense tasks on an SViT.
+def dense_head(location: str) -> Head | None:
+    """Return the head for dense tasks that a folder or an id of the Hub holds; none if it is another model.
 
     What has no config that can be read is none; whoever loads it says what is wrong.
     """
     try:
-        return head_of(AutoConfig.from_pretrained(location)) is not None
+        return _head_of(AutoConfig.from_pretrained(location))
     # what damaged files, impossible ids and the network make of it
     except Exception:
-        return False
-
-
-def head_of(config: PreTrainedConfig) -> Head | None:
-    """Return the head that a config is for; none if it is that of another model."""
-    return next((head for head in HEADS.values() if isinstance(config, head.config_class)), None)
+        return None
 
 
 def open_task_model(
@@ -75,7 +74,7 @@ def open_task_model(
     # whatever a damaged file raises
     except Exception as error:
         raise SViTError(f"`model` is {location!r}, whose config cannot be read: {error}") from error
-    head = head_of(config)
+    head = _head_of(config)
     if head is None:
         raise SViTError(
             f"`model` is {location!r}, of type {config.model_type!r}; a model for segmentation or detection is of one "
@@ -87,6 +86,10 @@ def open_task_model(
     model = load_model(folder, device, head.model_class)
     options = (annotations or AnnotationOptions()).of(kind)
     return TaskModel(kind(class_names(model), size, head.name, **options), model, location)
+
+
+def _head_of(config: PreTrainedConfig) -> Head | None:
+    return next((head for head in HEADS.values() if isinstance(config, head.config_class)), None)
 
 
 def _task_name(config: PreTrainedConfig, head: Head, location: str, wanted: str | None) -> str:

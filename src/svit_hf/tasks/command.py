@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`svit-hf evaluate` and `svit-hf predict`: arguments, tables and files around `evaluate_model`, `predict_images`."""
+"""`svit-hf evaluate` and `svit-hf predict`: arguments, tables and files around the functions that do the work."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -15,6 +15,7 @@ from svit_hf.errors import SViTError
 from svit_hf.evaluation.options import InputOptions, WeightsName, require_positive
 from svit_hf.extras import require_extra
 from svit_hf.files import require_writable, write_text
+from svit_hf.tasks.options import TaskName
 from svit_hf.urls import without_credentials
 
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from svit_hf.evaluation.model_evaluation import ModelEvaluation
 
 MOST_IMAGES_SHOWN = 20
+# options that the other kind of model does not have
+FOR_CLASSIFIERS = ("image_size", "crop_pct", "flip", "label_map", "mask", "top_k", "embeddings")
+FOR_DENSE_MODELS = ("annotations", "sheet", "min_score", "overlays", "task")
 
 
 @dataclass(kw_only=True)
@@ -109,11 +113,12 @@ class EvaluateCommand(InputOptions):
 
 @dataclass(kw_only=True)
 class PredictCommand(InputOptions):
-    """Predict the classes of images, and write them as parquet files.
+    """Predict the classes of images, or the masks or boxes in them, and write them as parquet files.
 
     The output folder gets a file for each part of the images, and each file as a whole. The same command continues
     where an earlier one was stopped, on any number of processes (`torchrun -m svit_hf predict ...`); with other
-    arguments it is refused. A few pictures are also shown as a table, and need no folder.
+    arguments it is refused. A few pictures are also shown as a table, and need no folder. A model for segmentation or
+    detection also writes coco.json, with run-length codes or boxes, and its masks as PNG.
 
     Args:
         model: A folder or an id of the Hub, or the folder of a training run, whose finished model it is then.
@@ -123,6 +128,9 @@ class PredictCommand(InputOptions):
         top_k: How many of the likeliest classes are written.
         part_size: Images per file.
         embeddings: Write what the classifier's last layer is given, too.
+        min_score: Objects with a lower score are left out.
+        overlays: Draw masks or boxes on the pictures, too.
+        task: Of a model for segmentation whose config does not say it.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -132,6 +140,9 @@ class PredictCommand(InputOptions):
     top_k: int = 5
     part_size: int = 4096
     embeddings: bool = False
+    min_score: float = 0.5
+    overlays: bool = False
+    task: TaskName | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,8 +159,13 @@ class PredictCommand(InputOptions):
         from svit_hf.evaluation.classifier import processes
         from svit_hf.evaluation.pictures import open_images
         from svit_hf.evaluation.prediction import predict_images
+        from svit_hf.tasks.prediction import predict_objects
+        from svit_hf.tasks.saved_models import dense_head, open_task_model
 
         state = processes()
+        location = find_model(self.model, self.weights)
+        is_dense = dense_head(location) is not None
+        _require_unset(self, is_dense)
         with _quiet_libraries():
             source = open_images(self.sources, self.data, self.split)
             if self.output is None and (source.num_samples > MOST_IMAGES_SHOWN or state.num_processes > 1):
@@ -157,25 +173,39 @@ class PredictCommand(InputOptions):
                     f"`output` has to name a folder: only up to {MOST_IMAGES_SHOWN} images, on one process, are shown "
                     f"and not written; there are {source.num_samples}."
                 )
-            predictions = predict_images(
-                find_model(self.model, self.weights),
-                source,
-                output=self.output,
-                image_size=self.image_size,
-                crop_pct=self.crop_pct,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                top_k=self.top_k,
-                part_size=self.part_size,
-                embeddings=self.embeddings,
-                num_workers=self.data.num_workers,
-            )
+            common: dict[str, Any] = {
+                "output": self.output,
+                "batch_size": self.batch_size,
+                "precision": self.precision,
+                "part_size": self.part_size,
+                "num_workers": self.data.num_workers,
+            }
+            if is_dense:
+                opened = open_task_model(location, state.device, task=self.task)
+                common |= {"min_score": self.min_score, "overlays": self.overlays}
+                predictions = predict_objects(opened, source, **common)
+            else:
+                common |= {name: getattr(self, name) for name in ("image_size", "crop_pct", "top_k", "embeddings")}
+                predictions = predict_images(location, source, **common)
         if state.is_main_process:
             lines = [predictions.table()] if predictions.num_images <= MOST_IMAGES_SHOWN else []
             if self.output is not None:
                 lines.append(predictions.summary())
             print("\n".join(lines))  # noqa: T201 - a program's result
         return 0
+
+
+def _require_unset(command: Any, is_dense: bool) -> None:
+    """Refuse options that are for another kind of model.
+
+    Raises:
+        SViTError: If one is not its default.
+    """
+    kind = "classifiers" if is_dense else "models for segmentation or detection"
+    for field in fields(command):
+        value = getattr(command, field.name)
+        if field.name in (FOR_CLASSIFIERS if is_dense else FOR_DENSE_MODELS) and value != field.default:
+            raise SViTError(f"`{field.name}` is {str(value)!r}; it is for {kind}, and {command.model!r} is none.")
 
 
 def _comparison(evaluations: "dict[str, ModelEvaluation]") -> str:
