@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from svit_hf.errors import SViTError
@@ -34,6 +35,10 @@ class TaskModel:
     task: DenseTask
     model: PreTrainedModel
     location: str
+
+    def draw(self, picture: Image.Image) -> Image.Image:
+        """Return a picture with what the model says of it drawn on it."""
+        return self.task.draw(picture, self.task.predict(self.model, [picture])[0])
 
 
 def dense_head(location: str) -> Head | None:

@@ -2,14 +2,15 @@
 """`svit-hf visualize`: the arguments; the work is in `pictures.py`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import tyro
+from transformers import PreTrainedModel
 
-from svit_hf.errors import DataError
+from svit_hf.errors import DataError, SViTError
 from svit_hf.extras import require_extra
 from svit_hf.files import require_new_folder
 from svit_hf.visualization.options import DrawingOptions
@@ -18,6 +19,8 @@ from svit_hf.visualization.options import DrawingOptions
 @dataclass(kw_only=True)
 class VisualizeCommand(DrawingOptions):
     """Draw super tokens, where a point looks, and what the classifier relies on, for pictures.
+
+    Of a model for segmentation or detection: the super tokens of its SViT, and its masks or boxes on the picture.
 
     The output folder gets a sheet NAME.png for each picture, and index.html, one page that needs nothing else. A
     picture that cannot be read is named and passed over; the exit status is then 3.
@@ -43,23 +46,37 @@ class VisualizeCommand(DrawingOptions):
             SViTError: If an argument is impossible.
             DataError: If no picture could be read.
         """
-        if "classifier" in self.parts:
-            require_extra("visualize", "visualize")
         # seconds pass while these are imported
         from transformers.utils import logging
 
         from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
         from svit_hf.evaluation.preprocessing import Preprocessing
+        from svit_hf.tasks.models import backbone_of
+        from svit_hf.tasks.saved_models import dense_head, open_task_model
         from svit_hf.visualization.pictures import find_pictures, visualize_pictures
 
         files = find_pictures(self.images)
-        require_new_folder(self.output_dir, "output_dir")
         location = find_model(self.model)
+        is_dense = dense_head(location) is not None
+        if is_dense and (self.label or self.image_size or self.crop_pct):
+            raise SViTError("`label`, `image_size` and `crop_pct` are for classifiers.")
+        if "classifier" in self.parts and not is_dense:
+            require_extra("visualize", "visualize")
+        require_new_folder(self.output_dir, "output_dir")
         logging.disable_progress_bar()
-        model = load_classifier(location, torch.accelerator.current_accelerator() or "cpu")
+        device = torch.accelerator.current_accelerator() or "cpu"
+        options: DrawingOptions = self
+        if is_dense:
+            opened = open_task_model(location, device)
+            model: PreTrainedModel = backbone_of(opened.model)
+            draw = opened.draw
+            # there is none
+            options = replace(self, parts=tuple(part for part in self.parts if part != "classifier"))
+        else:
+            model, draw = load_classifier(location, device), None
         size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
         preprocessing = Preprocessing(load_image_processor(location), size, self.crop_pct)
-        written = visualize_pictures(model, preprocessing, files, self.output_dir, self)
+        written = visualize_pictures(model, preprocessing, files, self.output_dir, options, draw)
         for file, reason in written.broken:
             sys.stderr.write(f"passed over {file}: {reason}\n")
         if written.page is None:

@@ -2,10 +2,11 @@
 """Many pictures at once: a sheet of each, and one page of them all."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
 from transformers.modeling_utils import PreTrainedModel
 
 from svit_hf.data.decoding import DecodingError, decode_image
@@ -17,7 +18,7 @@ from svit_hf.progress import Progress
 from svit_hf.visualization.options import DrawingOptions
 from svit_hf.visualization.page import page_of, section_of
 from svit_hf.visualization.recording import record
-from svit_hf.visualization.sheet import draw_rows, draw_sheet
+from svit_hf.visualization.sheet import Panel, draw_rows, draw_sheet
 
 
 PAGE = "index.html"
@@ -48,6 +49,7 @@ def visualize_pictures(
     files: Sequence[str],
     output_dir: Path,
     options: DrawingOptions,
+    draw: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Visualized:
     """Draw what a model does with pictures, with one forward pass for each.
 
@@ -57,6 +59,7 @@ def visualize_pictures(
         files: Picture files. One that cannot be read is passed over, and named in the result.
         output_dir: Folder that gets `NAME.png` for each, and `index.html` with the first 100; made if there is none.
         options: What to draw.
+        draw: What a head on the model says, drawn on a picture; if there is one.
 
     Raises:
         SViTError: If something does not go together; see `record`.
@@ -85,6 +88,10 @@ def visualize_pictures(
                 reliance_stage=options.reliance_stage,
             )
             rows = draw_rows(recording, options.point, options.layers, options.parts, options.edge)
+            if draw is not None:
+                seen = rows[0].panels[0].drawing
+                found = Panel("what the model finds", draw(picture).resize(seen.size, Image.Resampling.BICUBIC))
+                rows[0] = replace(rows[0], panels=(*rows[0].panels, found))
             # a name in another encoding than that of the system has characters that cannot be written anywhere else
             name = os.fsencode(file).decode(errors="replace")
             sheet = output_dir / f"{_free_name(Path(file).stem[:LONGEST_NAME], taken)}.png"
