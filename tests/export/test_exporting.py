@@ -69,7 +69,7 @@ def program_of_constants(monkeypatch):
     """Replace the exporter: what it "writes" gives the model's logits, moved by what the returned list holds."""
     offsets = [0.0]
 
-    def write(model, folder, options, size, calibration):
+    def write(model, folder, options, inputs):
         (folder / f"model.{options.format}").write_bytes(b"program")
 
         def load(folder):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`svit-hf export`: a classifier becomes a program that runs without its code."""
+"""`svit-hf export`: a classifier, or UperNet, becomes a program that runs without its code."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from transformers.image_processing_utils import BaseImageProcessor
@@ -18,9 +18,11 @@ from svit_hf.export.exporting import (
     FormatName,
     QuantizeName,
     export_classifier,
+    export_upernet,
 )
 from svit_hf.export.pictures import read_pictures
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.tasks.saved_models import dense_head, open_task_model
 
 
 @dataclass
@@ -29,7 +31,7 @@ class ExportCommand:
 
     A program takes any number of images of any size. It is loaded again and compared with the model on batches of
     several lengths and image sizes. If it differs by more than the tolerance, nothing is written and the exit status
-    is not 0. Exporting SViT-S takes a few minutes.
+    is not 0. Exporting SViT-S takes a few minutes. UperNet on an SViT is exported to ONNX, for images of its own size.
 
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
@@ -76,6 +78,17 @@ class ExportCommand:
             raise ExportError(f"`runtime` is {str(self.runtime)!r}; with `format` {self.format!r} there is none.")
         options = ExportOptions(self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance)
         location = find_model(self.model)
+        if (head := dense_head(location)) is not None:
+            if self.calibration is not None or head.name != "upernet":
+                raise ExportError(
+                    f"`model` is {self.model!r}, with the head {head.name!r}; of the heads for segmentation and "
+                    "detection 'upernet' is exported, in float32."
+                )
+            opened = open_task_model(location)
+            network: Any = opened.model
+            report = export_upernet(network, self.output_dir, options, image_processor=opened.task.processor)
+            print(_summary(report))  # noqa: T201 - a program's result
+            return 0
         model, processor = _load_model(location), _load_image_processor(location)
         images = None
         if self.calibration is not None:

@@ -22,19 +22,22 @@ from typing import Any, Literal, get_args
 
 import torch
 from packaging.version import Version
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.errors import SViTError
 from svit_hf.export.check import Comparison, Predict, batches_of_many_sizes, compare, smallest_size
 from svit_hf.export.loading import import_openvino, load_program
-from svit_hf.export.web_page import prepare_page
+from svit_hf.export.web_page import WebPage, prepare_page
 from svit_hf.extras import require_extra
 from svit_hf.files import require_new_folder, whole_folder
 from svit_hf.inference import quantize_for_inference
 from svit_hf.inference.folding import fold_weights
 from svit_hf.model.configuration_svit import SViTConfig
+from svit_hf.model.dense_heads_svit import UperNetForSemanticSegmentation
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.progress import Progress
+from svit_hf.tasks.models import backbone_of
 
 
 FormatName = Literal["onnx", "openvino", "pt2", "web"]
@@ -189,14 +192,108 @@ def export_classifier(
     calibration, held_out = None, images
     if images is not None and options.format == "onnx":
         calibration, held_out = images[::2], images[1::2]
-    model = copy.deepcopy(model).float().cpu().eval()  # type: ignore[no-untyped-call]
-    model.set_attn_implementation("sdpa")
-    source = _prepare(model, options)
+    model = _copy(model)
+    channels, least = model.config.num_channels, smallest_size(model.config, "pt2")
+    if page is None:
+        axes = {
+            0: torch.export.Dim("batch"),
+            2: torch.export.Dim("height", min=least),
+            3: torch.export.Dim("width", min=least),
+        }
+        inputs = _Inputs(
+            # several images, neither square nor of the size compared: nothing may be taken for a constant
+            {"pixel_values": torch.zeros(2, channels, max(size[0], least) + 3, max(size[1], least) + 6)},
+            {"pixel_values": axes},
+            batches_of_many_sizes(model.config, size, smallest_size(model.config, options.format)),
+            calibration,
+            held_out,
+        )
+    else:
+        # one image of one size: a third fewer operators, and half the time to export
+        sample = {"pixel_values": torch.zeros(1, channels, *size), "output_associations": True}
+        inputs = _Inputs(sample, None, _batches_of_one_size((1, 1, 1), channels, size))
+    return _export(model, _prepare(model, options), output_dir, options, inputs, image_processor, started, page)
+
+
+def export_upernet(
+    model: UperNetForSemanticSegmentation,
+    output_dir: str | Path,
+    options: ExportOptions | None = None,
+    *,
+    image_processor: BaseImageProcessor | None = None,
+) -> ExportFolder:
+    """Export UperNet on an SViT to ONNX in float32, for any number of images of its size, and compare the two.
+
+    The program takes `pixel_values`, `(B, num_channels, height, width)`, and gives `logits`, `(B, num_labels, height,
+    width)`. Its pooling has a window for each size, so that height and width are those of the backbone's config. The
+    model is left as it is.
+
+    Args:
+        model: The model.
+        output_dir: The folder to write; new or empty.
+        options: Whether to fold, the opset and the tolerance; what else it may say is for classifiers.
+        image_processor: What prepares the pictures; saved beside the program.
+
+    Raises:
+        ExportError: If an argument cannot be used, or the program differs too much. Nothing is written then.
+    """
+    started = time.perf_counter()
+    options = options or ExportOptions()
+    for name in ("format", "quantize", "image_size"):
+        value, default = getattr(options, name), getattr(ExportOptions(), name)
+        if value != default:
+            raise ExportError(f"`{name}` is {value!r}; UperNet is exported to ONNX, in float32, at its own size.")
+    _check_installation(options)
+    model = _copy(model)
+    config = backbone_of(model).config
+    edges = (config.image_size,) * 2 if isinstance(config.image_size, int) else tuple(config.image_size)
+    batches = _batches_of_one_size((1, 2, 3), config.num_channels, edges)
+    inputs = _Inputs({"pixel_values": batches[1]}, {"pixel_values": {0: torch.export.Dim("batch")}}, batches)
+    source = model
+    if options.fold:
+        source = copy.deepcopy(model)
+        source.backbone = fold_weights(backbone_of(source))
+    return _export(model, source, output_dir, options, inputs, image_processor, started)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a program is traced with, which axes of it may change, and what the program is compared on."""
+
+    sample: dict[str, Any]
+    variables: dict[str, Any] | None
+    batches: list[torch.Tensor]
+    calibration: torch.Tensor | None = None
+    held_out: torch.Tensor | None = None
+
+
+def _batches_of_one_size(lengths: tuple[int, ...], channels: int, size: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(length, channels, *size, generator=generator) for length in lengths]
+
+
+def _copy(model: Any) -> Any:
+    copied = copy.deepcopy(model).float().cpu().eval()
+    copied.set_attn_implementation("sdpa")
+    return copied
+
+
+def _export(
+    model: PreTrainedModel,
+    source: PreTrainedModel,
+    output_dir: str | Path,
+    options: ExportOptions,
+    inputs: _Inputs,
+    image_processor: BaseImageProcessor | None,
+    started: float,
+    page: WebPage | None = None,
+) -> ExportFolder:
+    """Write the program of `source`, and compare it with `model`."""
     num_bytes = DISK_SHARE * sum(tensor.nbytes for tensor in source.state_dict().values()) + DISK_MARGIN
     with Progress(3, "steps") as progress, _new_folder(Path(output_dir).absolute(), num_bytes) as folder:
         progress.note("tracing and translating the model, which takes minutes for a large one")
         with _exporters_to_stderr():
-            _write_program(source, folder, options, size, calibration)
+            _write_program(source, folder, options, inputs)
             progress.advance()
             progress.note("loading the program")
             program = load_program(folder)
@@ -205,15 +302,10 @@ def export_classifier(
         if image_processor is not None:
             image_processor.save_pretrained(folder)
         with torch.no_grad():
-            if page is None:
-                batches = batches_of_many_sizes(model.config, size, smallest_size(model.config, options.format))
-            else:
-                generator = torch.Generator().manual_seed(0)
-                batches = [torch.randn(1, model.config.num_channels, *size, generator=generator) for _ in range(3)]
-            sizes = compare(program, predict_with(model), batches)
+            sizes = compare(program, predict_with(model), inputs.batches)
             on_images = None
-            if held_out is not None:
-                on_images = compare(program, predict_with(model), held_out.split(_IMAGES_PER_BATCH))
+            if inputs.held_out is not None:
+                on_images = compare(program, predict_with(model), inputs.held_out.split(_IMAGES_PER_BATCH))
         tolerance = _DEFAULT_TOLERANCE[options.quantize] if options.tolerance is None else options.tolerance
         report = ExportFolder(
             output_dir=Path(output_dir),
@@ -232,7 +324,7 @@ def export_classifier(
     return report
 
 
-def predict_with(model: SViTForImageClassification) -> Predict:
+def predict_with(model: PreTrainedModel) -> Predict:
     """Return a function from images to the model's logits."""
     return lambda pixel_values: model(pixel_values).logits
 
@@ -262,33 +354,12 @@ def _new_folder(output_dir: Path, num_bytes: int) -> Iterator[Path]:
         raise ExportError(f"`output_dir` is {str(output_dir)!r}, which cannot be written: {error}") from error
 
 
-def _write_program(
-    model: SViTForImageClassification,
-    folder: Path,
-    options: ExportOptions,
-    size: tuple[int, int],
-    calibration: torch.Tensor | None,
-) -> None:
+def _write_program(model: PreTrainedModel, folder: Path, options: ExportOptions, inputs: _Inputs) -> None:
     """Export with Transformers, and save what it made of the model."""
     from transformers.exporters import DynamoConfig, DynamoExporter, OnnxConfig, OnnxExporter
 
     config = model.config
-    least = smallest_size(config, "pt2")
-    dynamic_shapes: dict[str, Any] | None = {
-        "pixel_values": {
-            0: torch.export.Dim("batch"),
-            2: torch.export.Dim("height", min=least),
-            3: torch.export.Dim("width", min=least),
-        }
-    }
-    # several images, neither square nor of the size compared: nothing may be taken for a constant
-    sample: dict[str, Any] = {
-        "pixel_values": torch.zeros(2, config.num_channels, max(size[0], least) + 3, max(size[1], least) + 6)
-    }
-    if options.format == "web":
-        # one image of one size: a third fewer operators, and half the time to export
-        dynamic_shapes = None
-        sample = {"pixel_values": torch.zeros(1, config.num_channels, *size), "output_associations": True}
+    sample, dynamic_shapes = inputs.sample, inputs.variables
     if options.format == "openvino":
         exported = DynamoExporter().export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
         _save_openvino(exported.program, folder / "model.xml")
@@ -301,7 +372,7 @@ def _write_program(
             exporter.required_packages = [*exporter.required_packages, "torchao"]
         exported = exporter.export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
     else:
-        quantizer = None if calibration is None else _int8_quantizer(calibration)
+        quantizer = None if inputs.calibration is None else _int8_quantizer(inputs.calibration)
         settings = OnnxConfig(dynamic_shapes=dynamic_shapes, opset_version=options.opset, quantizer=quantizer)
         exported = OnnxExporter().export(model, sample, settings)
         # in the order of the classes, which is that of the config

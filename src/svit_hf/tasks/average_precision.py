@@ -56,7 +56,8 @@ class AveragePrecision(Metric):
     def compute(self) -> dict[str, float]:
         """Return `map`, `map_50`, `map_75`, `map_small` and so on, `mar_100`, and `map_LABEL` for each class.
 
-        What no object decides, such as `map_small` without small objects, is nan.
+        The last ones are named by `map_of_class`. What no object decides, such as `map_small` without small objects,
+        is nan.
 
         Raises:
             SViTError: If no picture was counted, or `faster-coco-eval` is missing.
@@ -81,7 +82,7 @@ class AveragePrecision(Metric):
         truth = COCO({"images": images, "categories": categories, "annotations": true})
         if not true or not predicted:
             value = float("nan") if not true else 0.0
-            return dict.fromkeys([*_SUMMARY, *(f"map_{label}" for label in self.labels)], value)
+            return dict.fromkeys([*_SUMMARY, *map(map_of_class, self.labels)], value)
         evaluation = COCOeval_faster(truth, truth.loadRes(predicted), iouType="segm" if self.of_masks else "bbox")
         evaluation.run()
         numbers = {name: _number(evaluation.stats[place]) for name, place in _SUMMARY.items()}
@@ -89,7 +90,7 @@ class AveragePrecision(Metric):
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         for number, label in enumerate(self.labels):
             of_class = precision[:, :, number]
-            numbers[f"map_{label}"] = _number(of_class[of_class > -1].mean() if (of_class > -1).any() else -1)
+            numbers[map_of_class(label)] = _number(of_class[of_class > -1].mean() if (of_class > -1).any() else -1)
         return numbers
 
     def _entries(self, objects: Objects) -> list[dict[str, Any]]:
@@ -114,6 +115,12 @@ class AveragePrecision(Metric):
     def _numbered(self, ordered: list[int], which: str) -> list[dict[str, Any]]:
         entries = [{**entry, "image_id": index} for index in ordered for entry in self.pictures[index][which]]
         return [{**entry, "id": number} for number, entry in enumerate(entries, 1)]
+
+
+def map_of_class(label: str) -> str:
+    """Return the name of the number for a class: `map_LABEL`, or `map_class_LABEL` where COCO has another of that."""
+    name = f"map_{label}"
+    return f"map_class_{label}" if name in _SUMMARY else name
 
 
 def _number(value: Any) -> float:

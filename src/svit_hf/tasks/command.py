@@ -5,9 +5,9 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -15,25 +15,24 @@ from svit_hf.errors import SViTError
 from svit_hf.evaluation.options import InputOptions, WeightsName, require_positive
 from svit_hf.extras import require_extra
 from svit_hf.files import require_writable, write_text
-from svit_hf.tasks.options import TaskName
+from svit_hf.tasks.options import AnnotationOptions, TaskName
 from svit_hf.urls import without_credentials
 
-
-if TYPE_CHECKING:
-    from svit_hf.evaluation.model_evaluation import ModelEvaluation
 
 MOST_IMAGES_SHOWN = 20
 # options that the other kind of model does not have
 FOR_CLASSIFIERS = ("image_size", "crop_pct", "flip", "label_map", "mask", "top_k", "embeddings")
+DATA_OF_DENSE_MODELS = ("path", "eval_split", "num_workers", "max_bad_share")
 FOR_DENSE_MODELS = ("annotations", "sheet", "min_score", "overlays", "task")
 
 
 @dataclass(kw_only=True)
 class EvaluateCommand(InputOptions):
-    """Evaluate a classifier on labelled images; each counts once, over any number of processes.
+    """Evaluate a model on images with labels, masks or boxes; each counts once, over any number of processes.
 
-    It works with every image classifier of Transformers. Of a training run, raw weights and their average are
-    evaluated, at their best. `torchrun -m svit_hf evaluate ...` divides the images among processes.
+    It works with every image classifier of Transformers, and with heads for segmentation or detection on an SViT. Of
+    a training run, raw weights and their average are evaluated, at their best. `torchrun -m svit_hf evaluate ...`
+    divides the images among processes.
 
     Args:
         model: A folder or an id of the Hub, or the folder of a training run.
@@ -44,6 +43,9 @@ class EvaluateCommand(InputOptions):
             right classes of each image, such as real.json of ImageNet-ReaL.
         mask: A text file with the classes among which the model chooses, one per line, as for ImageNet-A and -R.
         output: A JSON file to write: all numbers, and what they are about.
+        annotations: How masks and boxes are to be read.
+        sheet: A PNG file to write: the first pictures with their annotations, and below them what the model finds.
+        task: Of a model for segmentation whose config does not say it.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -52,6 +54,9 @@ class EvaluateCommand(InputOptions):
     label_map: Path | None = None
     mask: Path | None = None
     output: Path | None = None
+    annotations: AnnotationOptions = field(default_factory=AnnotationOptions)
+    sheet: Path | None = None
+    task: TaskName | None = None
 
     def run(self) -> int:
         """Evaluate, print tables, write the file, and return the exit status.
@@ -65,28 +70,16 @@ class EvaluateCommand(InputOptions):
         from svit_hf.data.decoding import BadImageTally
         from svit_hf.evaluation.checkpoints import find_weights
         from svit_hf.evaluation.classifier import processes
-        from svit_hf.evaluation.model_evaluation import evaluate_model, open_labelled
+        from svit_hf.tasks.saved_models import dense_head
 
         locations = find_weights(self.model, self.weights)
-        if self.output is not None:
-            require_writable(self.output, "output")
+        is_dense = dense_head(next(iter(locations.values()))) is not None
+        _require_unset(self, is_dense)
+        for name in ("output", "sheet"):
+            if (file := getattr(self, name)) is not None:
+                require_writable(file, name)
         with _quiet_libraries():
-            source = open_labelled(self.data, self.split)
-            evaluations = {
-                name: evaluate_model(
-                    location,
-                    source,
-                    image_size=self.image_size,
-                    crop_pct=self.crop_pct,
-                    batch_size=self.batch_size,
-                    precision=self.precision,
-                    flip=self.flip,
-                    label_map=self.label_map,
-                    mask=self.mask,
-                    num_workers=self.data.num_workers,
-                )
-                for name, location in locations.items()
-            }
+            evaluations = (self._evaluate_dense if is_dense else self._evaluate)(locations)
         if processes().is_main_process:
             print(f"{'model':<24}{self.model}\n{_comparison(evaluations)}")  # noqa: T201 - a program's result
             if self.output is not None:
@@ -94,10 +87,56 @@ class EvaluateCommand(InputOptions):
         last = list(evaluations.values())[-1]
         for bad in last.bad_images:
             sys.stderr.write(without_credentials(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n"))
-        BadImageTally(self.data.max_bad_share, listed=last.bad_images).add(source.num_samples, last.report.num_broken)
+        report = last.report
+        num_images = report.num_images + report.num_broken + getattr(report, "num_left_out", 0)
+        BadImageTally(self.data.max_bad_share, listed=last.bad_images).add(num_images, report.num_broken)
         return 0
 
-    def _content(self, evaluations: "dict[str, ModelEvaluation]", locations: dict[str, str]) -> str:
+    def _evaluate(self, locations: dict[str, str]) -> dict[str, Any]:
+        from svit_hf.evaluation.model_evaluation import evaluate_model, open_labelled
+
+        source = open_labelled(self.data, self.split)
+        return {
+            name: evaluate_model(
+                location,
+                source,
+                image_size=self.image_size,
+                crop_pct=self.crop_pct,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                flip=self.flip,
+                label_map=self.label_map,
+                mask=self.mask,
+                num_workers=self.data.num_workers,
+            )
+            for name, location in locations.items()
+        }
+
+    def _evaluate_dense(self, locations: dict[str, str]) -> dict[str, Any]:
+        from svit_hf.data.loading import workers_per_rank
+        from svit_hf.evaluation.classifier import processes
+        from svit_hf.tasks.evaluation import evaluate_task_model
+        from svit_hf.tasks.saved_models import open_task_model
+
+        for item in fields(self.data):
+            value = getattr(self.data, item.name)
+            if item.name not in DATA_OF_DENSE_MODELS and value != item.default:
+                raise SViTError(f"`data.{item.name}` is {value!r}; folders of masks or boxes are read without it.")
+        evaluations = {}
+        for name, location in locations.items():
+            opened = open_task_model(location, processes().device, task=self.task, annotations=self.annotations)
+            evaluations[name] = evaluate_task_model(
+                opened,
+                self.data.path,
+                split=self.split or self.data.eval_split,
+                batch_size=self.batch_size,
+                precision=self.precision,
+                num_workers=workers_per_rank(self.data),
+                sheet=self.sheet,
+            )
+        return evaluations
+
+    def _content(self, evaluations: dict[str, Any], locations: dict[str, str]) -> str:
         """Return the JSON file."""
         from svit_hf.evaluation.classifier import processes
         from svit_hf.provenance import provenance
@@ -202,13 +241,14 @@ def _require_unset(command: Any, is_dense: bool) -> None:
         SViTError: If one is not its default.
     """
     kind = "classifiers" if is_dense else "models for segmentation or detection"
-    for field in fields(command):
-        value = getattr(command, field.name)
-        if field.name in (FOR_CLASSIFIERS if is_dense else FOR_DENSE_MODELS) and value != field.default:
-            raise SViTError(f"`{field.name}` is {str(value)!r}; it is for {kind}, and {command.model!r} is none.")
+    for item in fields(command):
+        value = getattr(command, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        if item.name in (FOR_CLASSIFIERS if is_dense else FOR_DENSE_MODELS) and value != default:
+            raise SViTError(f"`{item.name}` is {str(value)!r}; it is for {kind}, and {command.model!r} is none.")
 
 
-def _comparison(evaluations: "dict[str, ModelEvaluation]") -> str:
+def _comparison(evaluations: dict[str, Any]) -> str:
     """Return what was evaluated, a column of numbers for each set of weights, and their classes."""
     facts = list(evaluations.values())[-1].facts
     lines = [f"{title:<24}{value}" for title, value in facts.items()] + [""]

@@ -27,7 +27,7 @@ from svit_hf.tasks.coco import encode_run_lengths
 from svit_hf.tasks.objects import Objects, boxes_of_masks
 from svit_hf.tasks.pictures import View
 from svit_hf.tasks.saved_models import OUTPUTS, TaskModel
-from svit_hf.tasks.task import Task
+from svit_hf.tasks.task import DenseTask
 
 
 COCO_FILE = "coco.json"
@@ -65,7 +65,7 @@ class DensePredictor:
         has_overlays: Whether predictions are drawn on their pictures.
     """
 
-    task: Task
+    task: DenseTask
     model: Any
     precision: Precision
     min_score: float

@@ -14,7 +14,7 @@ import yaml
 
 from svit_hf.errors import DataError
 from svit_hf.tasks.pictures import Origin
-from svit_hf.tasks.task import Rows
+from svit_hf.tasks.task import DenseTask, Rows
 
 
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
@@ -37,6 +37,21 @@ def no_rows(path: Path, split: str, layouts: str) -> MissingSplitError:
     """Return the error for a folder without a split."""
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     return MissingSplitError(f"{str(path)!r} has no split {split!r}: it holds {found[:20]}; expected is {layouts}.")
+
+
+def find_evaluation_rows(kind: type[DenseTask], path: Path, split: str | None) -> tuple[str, Rows]:
+    """Return the split that is named, or the first of validation and test that there is.
+
+    Raises:
+        DataError: If there is none, or the files cannot be read.
+    """
+    for name in (split,) if split else ("validation", "test"):
+        try:
+            return name, kind.find_rows(path, name)
+        except MissingSplitError:
+            if split or name == "test":
+                raise
+    raise AssertionError("one is found or missing")
 
 
 def parquet_rows(path: Path, split: str, label_columns: Sequence[Sequence[str]] = ()) -> Rows | None:

@@ -20,9 +20,9 @@ from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.tasks import task_class
 from svit_hf.tasks.classification import Classification, Criterion
 from svit_hf.tasks.pictures import Augmentation
-from svit_hf.tasks.rows import MissingSplitError
+from svit_hf.tasks.rows import find_evaluation_rows
 from svit_hf.tasks.rows_source import RowsSource
-from svit_hf.tasks.task import DenseTask, Rows, Task
+from svit_hf.tasks.task import DenseTask, Task
 from svit_hf.training.losses import balanced_class_weights, make_criterion
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import flatten, to_json
@@ -92,7 +92,7 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     with accelerator.main_process_first():
         rows = {"train": kind.find_rows(path, recipe.data.train_split)}
         if recipe.run.evaluate_every_epochs:
-            split, found = _find_evaluation(kind, path, recipe.data.eval_split)
+            split, found = find_evaluation_rows(kind, path, recipe.data.eval_split)
             rows[split] = found
     labels = options.labels or rows["train"].labels
     if not labels:
@@ -125,17 +125,6 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
         source.split = split
         sources.append(source)
     return Data(task, sources[0], sources[1] if len(sources) > 1 else None, workers_per_rank(recipe.data))
-
-
-def _find_evaluation(kind: type[DenseTask], path: Path, split: str | None) -> tuple[str, Rows]:
-    """Return the split that is named, or the first of validation and test that there is."""
-    for name in (split,) if split else ("validation", "test"):
-        try:
-            return name, kind.find_rows(path, name)
-        except MissingSplitError:
-            if split or name == "test":
-                raise
-    raise AssertionError("one is found or missing")
 
 
 def model_of(recipe: TrainingRecipe, task: Task) -> PreTrainedModel:
