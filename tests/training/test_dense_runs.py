@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from rank_launch import Launch, log_of
 from recipe_changes import changed
@@ -21,6 +22,7 @@ from transformers.models.mask2former import modeling_mask2former
 
 from svit_hf.data.sharding import SampleKey
 from svit_hf.errors import DataError, EvaluationError, SViTError, TrainingInterruptedError
+from svit_hf.hub.publication import prepare_publication
 from svit_hf.recipes import RECIPES
 from svit_hf.tasks import measuring
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
@@ -115,6 +117,12 @@ def test_stopped_run_is_the_same_run_and_leaves_a_model(name, squares, tmp_path,
     task = "object-detection" if name == "detect" else "image-segmentation"
     found = pipeline(task, str(tmp_path / "whole" / "model"))(str(squares / "test" / "images" / "1.png"))
     assert {entry["label"] for entry in found} <= set(report["data"]["label_names"])
+    publication = prepare_publication(tmp_path / "whole", "someone/squares")
+    assert {"probe.safetensors", "dense_heads_svit.py"} <= {file.path_in_repo for file in publication.files}
+    card = ModelCard(publication.card).data
+    stated = {result.metric_name: result.metric_value for result in card.eval_results}
+    assert card.pipeline_tag == task
+    assert stated[metric.replace("_", " ")] == report["metrics"][report["chosen"]][metric]
 
 
 def test_views_of_a_sample_differ_and_come_again(squares):

@@ -90,9 +90,7 @@ def prepare_publication(
     if is_dense:
         _check_code(folder, {"config.json": ("AutoConfig", str(model._auto_class))}, "`model.save_pretrained`")
     elif any(fnmatch(name, CODE) for name in contents):
-        _check_code(
-            folder, AUTO_MAPS, "`svit_hf.save_with_code`, or remove its *_svit.py files to have them added here"
-        )
+        _check_code(folder, AUTO_MAPS, SAVE_WITH_CODE)
     else:
         contents |= _code(folder)
     if add_probe and PROBE_FILE not in contents:

@@ -14,8 +14,15 @@ from svit_hf.urls import without_credentials
 # of what an evaluation measures; counts and tables by class stay in the report
 CARD_METRICS = (
     *("accuracy", "top5_accuracy", "mean_average_precision", "micro_f1", "macro_f1"),
+    *("mean_iou", "mean_dice", "pixel_accuracy", "map", "map_50", "map_75"),
     *("loss", "calibration_error"),
 )
+# what models for segmentation and detection do with what they do not know
+EVERY = {
+    "semantic_segmentation": "Every pixel gets one of them, whatever it shows.",
+    "instance_segmentation": "Objects of other classes are not found, or taken for one of these.",
+    "detection": "Objects of other classes are not found, or taken for one of these.",
+}
 WEIGHTS = {"raw": "raw", "ema": "EMA"}
 # "unknown" is the Hub's own identifier
 UNKNOWN_LICENCE = "unknown"
@@ -165,13 +172,14 @@ def _data_in_words(report: Mapping[str, Any]) -> str:
 
 def _limits(report: Mapping[str, Any], evaluation: Evaluation | None) -> str:
     num_classes = len(report["data"]["label_names"])
+    if (task := report["recipe"].get("task", {}).get("name", "classification")) != "classification":
+        given = EVERY[task]
+    elif report["recipe"]["data"].get("multi_label"):
+        given = "A picture gets any number of them, each from a probability of 0.5 on."
+    else:
+        given = "Every picture gets one of them, whatever it shows."
     lines = [
-        f"- It knows {num_classes} classes. "
-        + (
-            "A picture gets any number of them, each from a probability of 0.5 on."
-            if report["recipe"]["data"].get("multi_label")
-            else "Every picture gets one of them, whatever it shows."
-        ),
+        f"- It knows {num_classes} classes. {given}",
         "- Only what is in the table was measured: no other data, no robustness, no fairness.",
     ]
     if evaluation is None:

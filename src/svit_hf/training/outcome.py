@@ -5,13 +5,17 @@ import json
 import shutil
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from svit_hf.errors import SViTError
 from svit_hf.files import write_text
 from svit_hf.hub.model_card import build_model_card
+from svit_hf.hub.probe import write_probe
 from svit_hf.hub.remote_code import save_with_code
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.provenance import commit_of_source, device_name, versions
+from svit_hf.tasks.saved_models import open_task_model
 from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder, digests_of, replaced_folder
 from svit_hf.training.loop import Run
 from svit_hf.training.recipe_files import to_json
@@ -50,11 +54,15 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
     with replaced_folder(run.run_dir / MODEL) as folder:
         if isinstance(run.weights.model, SViTForImageClassification):
             # from the disk, where it is whole whatever the model here is
-            model = SViTForImageClassification.from_pretrained(weights)
+            model: PreTrainedModel = SViTForImageClassification.from_pretrained(weights)
+            assert isinstance(model, SViTForImageClassification)
             save_with_code(model, folder, run.weights.processor)
-            build_model_card(model, card_text_of_run(report)).save(folder / CARD)
         else:
+            # these are saved with their code
             shutil.copytree(weights, folder, dirs_exist_ok=True)
+            model = open_task_model(weights).model
+            write_probe(model, folder)
+        build_model_card(model, card_text_of_run(report)).save(folder / CARD)
     write_text(run.run_dir / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
