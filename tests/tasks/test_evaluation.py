@@ -126,7 +126,7 @@ def test_broken_pictures_are_named_and_not_counted(saved, data, capsys):
         file.write_bytes(b"nothing")
     arguments = ["evaluate", saved("semantic_segmentation"), "--data.path", str(data)]
     assert cli.main(arguments) == 3
-    assert "none of the 5 pictures could be read" in capsys.readouterr().err
+    assert "none of the 5 images could be read" in capsys.readouterr().err
 
 
 def test_annotations_are_read_as_told(saved, data):

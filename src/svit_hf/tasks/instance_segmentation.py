@@ -93,12 +93,7 @@ class InstanceSegmentation(DenseTask):
         return picture.copy()
 
     def _from_mask(self, row: Mapping[str, Any], size: tuple[int, int], origin: Origin) -> Objects:
-        numbers = decode_mask(row["mask"], origin)
-        if numbers.shape != size:
-            raise DataError(
-                f"{origin}: the mask has {numbers.shape[1]} x {numbers.shape[0]} pixels, the image {size[1]} x "
-                f"{size[0]}."
-            )
+        numbers = decode_mask(row["mask"], origin, size)
         values = np.unique(numbers)
         values = values[values != 0]
         categories = row.get("categories")

@@ -172,11 +172,16 @@ def decode_picture(stored: object, origin: Origin) -> Image.Image:
         return to_upright_rgb(image)
 
 
-def decode_mask(stored: object, origin: Origin) -> np.ndarray:
+def decode_mask(stored: object, origin: Origin, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return a mask of one channel as int64 `(H, W)`; palette indices, not colours.
 
+    Args:
+        stored: As in `decode_picture`.
+        origin: Where it is from, for messages.
+        size: Height and width of its picture.
+
     Raises:
-        DataError: If it is no picture, or one with several channels or fractions.
+        DataError: If it is no picture, one with several channels or fractions, or of another size than its picture.
     """
     with _opened(stored, origin, "mask") as image:
         if image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
@@ -184,7 +189,12 @@ def decode_mask(stored: object, origin: Origin) -> np.ndarray:
                 f"it has mode {image.mode!r}; expected is one channel of whole numbers (L, P, I, 1), stored without "
                 "loss, as PNG does"
             )
-        return np.asarray(image).astype(np.int64)
+        mask = np.asarray(image).astype(np.int64)
+    if size is not None and mask.shape != size:
+        raise DataError(
+            f"{origin}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {size[1]} x {size[0]}."
+        )
+    return mask
 
 
 @contextmanager

@@ -84,12 +84,7 @@ class SemanticSegmentation(DenseTask):
     def read(self, row: Mapping[str, Any], origin: Origin) -> Sample:
         """Decode a row, and check that the mask has the picture's size and the classes' values."""
         picture = decode_picture(row.get("image"), origin)
-        mask = decode_mask(row.get("mask"), origin)
-        if mask.shape != (picture.height, picture.width):
-            raise DataError(
-                f"{origin}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels, the image {picture.width} x "
-                f"{picture.height}."
-            )
+        mask = decode_mask(row.get("mask"), origin, (picture.height, picture.width))
         if self.is_binary:
             mask = (mask != 0).astype(np.int64)
         elif self.reduce_labels:
