@@ -126,7 +126,7 @@ def test_model_of_another_kind(tmp_path):
 
 def test_backbone_is_no_classifier(tmp_path):
     SViTBackbone(tiny_config()).save_pretrained(tmp_path / "backbone")
-    with pytest.raises(SViTError, match=r"lacks .* of the classifier, such as classifier.bias"):
+    with pytest.raises(SViTError, match=r"lacks .* of the model, such as classifier.bias"):
         run(tmp_path / "backbone", tmp_path / "out")
 
 

@@ -279,7 +279,7 @@ def _copy(model: Any) -> Any:
 
 
 def _export(
-    model: PreTrainedModel,
+    model: Any,
     source: PreTrainedModel,
     output_dir: str | Path,
     options: ExportOptions,
