@@ -63,5 +63,5 @@ ensure_environment() (
 # The environment of scripts/check.sh and scripts/test.sh. It is not .venv: torchvision is in it, and beside a CPU
 # build of torch only the tests can live with that (tests/torchvision_on_cpu.py).
 ensure_test_environment() {
-    ensure_environment .venv-test dev,train,vision,kernels,export,openvino,quantization,curves,visualize,demo,dense,docs constraints.txt
+    ensure_environment .venv-test dev,train,vision,kernels,export,openvino,quantization,curves,visualize,demo,dense,video,docs constraints.txt
 }

@@ -59,7 +59,7 @@ lane "tests, newest versions" suite "$newest" "${fast[@]}"
 result=$closing_line
 if [ ${#fast[@]} -eq 0 ]; then
     lane "environment: oldest versions" \
-        ensure_environment "$oldest" dev,train,vision,curves,visualize,dense constraints.txt constraints-floor.txt
+        ensure_environment "$oldest" dev,train,vision,curves,visualize,dense,video constraints.txt constraints-floor.txt
     lane "tests, oldest versions" suite "$oldest" -m "not slow and not newest"
     if [ -f tests/transformers_suite/run.sh ]; then
         lane "Transformers' common tests, newest versions" bash tests/transformers_suite/run.sh "$newest"

@@ -147,3 +147,56 @@ def dense_association(
                 if 0 <= row < rows and 0 <= column < columns:
                     dense[:, y * width + x, row * columns + column] = association[:, cell, token, neighbour]
     return dense
+
+
+def associate_clip(tokens: torch.Tensor, super_tokens: torch.Tensor, cell_size: tuple[int, int, int]) -> torch.Tensor:
+    """Return Q, `(T*H*W, Gt*Gh*Gw)`, of a clip `(T, H, W, C)`: 27 neighbours, none outside in time, zeros in space."""
+    num_tokens = tokens.shape[:3].numel()
+    times, rows, columns, channels = super_tokens.shape
+    association = torch.zeros(num_tokens, times * rows * columns, dtype=tokens.dtype)
+    places = [
+        (z, y, x) for z in range(tokens.shape[0]) for y in range(tokens.shape[1]) for x in range(tokens.shape[2])
+    ]
+    for token, (z, y, x) in enumerate(places):
+        candidates, affinities = [], []
+        for time in range(max(0, z // cell_size[0] - 1), min(times, z // cell_size[0] + 2)):
+            for row in range(y // cell_size[1] - 1, y // cell_size[1] + 2):
+                for column in range(x // cell_size[2] - 1, x // cell_size[2] + 2):
+                    inside = 0 <= row < rows and 0 <= column < columns
+                    other = super_tokens[time, row, column] if inside else torch.zeros(channels, dtype=tokens.dtype)
+                    affinities.append(torch.dot(tokens[z, y, x], other) / channels**0.5)
+                    candidates.append((time * rows + row) * columns + column if inside else None)
+        for candidate, share in zip(candidates, torch.stack(affinities).softmax(0), strict=True):
+            if candidate is not None:
+                association[token, candidate] = share
+    return association
+
+
+def video_super_token_attention(
+    hidden_states: torch.Tensor,
+    attend: Callable[[torch.Tensor], torch.Tensor],
+    num_frames: int,
+    cell_size: tuple[int, int, int],
+    num_iterations: int,
+) -> torch.Tensor:
+    """Attend through the super tokens of clips, `(B*T, C, H, W)`: the last frame repeated, zeros right and below."""
+    _, channels, height, width = hidden_states.shape
+    outputs = []
+    for clip in hidden_states.double().split(num_frames):
+        sizes = [-(-size // cell) for size, cell in zip((num_frames, height, width), cell_size, strict=True)]
+        padded = torch.zeros(*(size * cell for size, cell in zip(sizes, cell_size, strict=True)), channels).double()
+        for time in range(len(padded)):
+            padded[time, :height, :width] = clip[min(time, num_frames - 1)].permute(1, 2, 0)
+        by_cell = (
+            padded.unflatten(2, (-1, cell_size[2])).unflatten(1, (-1, cell_size[1])).unflatten(0, (-1, cell_size[0]))
+        )
+        super_tokens = by_cell.mean((1, 3, 5))
+        tokens = padded.flatten(0, 2)
+        for _ in range(num_iterations):
+            association = associate_clip(padded.detach(), super_tokens.detach(), cell_size)
+            normalised = association / (association.sum(0, keepdim=True) + 1e-12)
+            super_tokens = (normalised.T @ tokens).view(*sizes, channels)
+        attended = attend(super_tokens.permute(3, 0, 1, 2).flatten(1, 2).unsqueeze(0))
+        upsampled = (association @ attended[0].flatten(1).mT).view_as(padded)
+        outputs.append(upsampled[:num_frames, :height, :width].permute(0, 3, 1, 2))
+    return torch.cat(outputs)

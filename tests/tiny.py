@@ -3,7 +3,10 @@
 
 from typing import Any
 
-from svit_hf import SViTConfig
+import torch
+
+from svit_hf import SViTConfig, SViTVideoConfig
+from svit_hf.model.modeling_video_svit import SViTTemporalPositionEmbedding
 
 
 def tiny_config(**kwargs: Any) -> SViTConfig:
@@ -20,3 +23,16 @@ def tiny_config(**kwargs: Any) -> SViTConfig:
         "num_labels": 5,
     }
     return SViTConfig(**(layout | kwargs))
+
+
+def tiny_video_config(**kwargs: Any) -> SViTVideoConfig:
+    """Return the same for clips of four frames."""
+    return SViTVideoConfig(**(tiny_config().to_dict() | {"model_type": "svit_video", "num_frames": 4} | kwargs))
+
+
+def order_frames(model: torch.nn.Module) -> torch.nn.Module:
+    """Give the order of frames a weight in a video model, as training does."""
+    for module in model.modules():
+        if isinstance(module, SViTTemporalPositionEmbedding):
+            torch.nn.init.normal_(module.weight, std=0.5)
+    return model

@@ -5,6 +5,7 @@ import doctest
 import re
 from pathlib import Path
 
+import av
 import pytest
 import torch
 from PIL import Image
@@ -30,6 +31,8 @@ ENTRY_POINTS = [
     svit_hf.SViTModel,
     svit_hf.SViTForImageClassification,
     svit_hf.SViTBackbone,
+    svit_hf.SViTVideoConfig,
+    svit_hf.SViTForVideoClassification,
     svit_hf.SuperTokenAttention,
     svit_hf.save_with_code,
 ]
@@ -58,6 +61,14 @@ def make_official_checkpoint(name):
 
 def make_picture(name):
     Image.linear_gradient("L").convert("RGB").save(name)
+
+
+def make_video(name):
+    with av.open(name, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, width=96, height=64)
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame(96, 64, "yuv420p")))
+        container.mux(stream.encode())
 
 
 def make_picture_folder(name):
@@ -91,6 +102,7 @@ GIVEN = [
     ('from_pretrained("svit-small-224"', make_model_folder, "svit-small-224"),
     ('checkpoint("svit_small.pth"', make_official_checkpoint, "svit_small.pth"),
     ('classify("picture.jpg")', make_picture, "picture.jpg"),
+    ('classify("video.mp4")', make_video, "video.mp4"),
     ('Image.open("picture.jpg")', make_picture, "picture.jpg"),
     ('push_folder("svit-pets"', make_published_folder, "svit-pets"),
     ('evaluate_model("svit-cats-dogs"', make_cats_and_dogs, "svit-cats-dogs"),

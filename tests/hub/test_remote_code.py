@@ -5,13 +5,21 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_config
+from tiny import order_frames, tiny_config, tiny_video_config
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForVideoClassification,
+    AutoVideoProcessor,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.dynamic_module_utils import get_relative_import_files, get_relative_imports
 
 import svit_hf.model
@@ -19,11 +27,15 @@ from svit_hf import (
     SViTBackbone,
     SViTConfig,
     SViTForImageClassification,
+    SViTForVideoClassification,
     SViTImageProcessor,
     SViTImageProcessorPil,
     SViTModel,
+    SViTVideoProcessor,
     save_with_code,
 )
+from svit_hf.hub.probe import compare_with_probe
+from svit_hf.model.own_code_svit import code_files
 
 
 IMAGE_SIZE = 64
@@ -110,7 +122,38 @@ with torch.no_grad():
     print(model(**pixels).logits.argmax().item())
 """
 
+VIDEO = """
+from importlib.util import find_spec
+import numpy as np
+import torch
+from transformers import AutoModel, AutoModelForVideoClassification, AutoVideoProcessor, logging
+
+assert find_spec("svit_hf") is None
+logging.disable_progress_bar()
+trusted = {"trust_remote_code": True}
+frames = np.load("frames.npy")
+for folder in ("saved", "again"):
+    assert type(AutoModel.from_pretrained(folder, **trusted)).__name__ == "SViTVideoModel"
+    model = AutoModelForVideoClassification.from_pretrained(folder, **trusted)
+    processor = AutoVideoProcessor.from_pretrained(folder, **trusted)
+    with torch.no_grad():
+        print(model(**processor(frames, return_tensors="pt")).logits.tolist())
+    model.save_pretrained("again")
+    processor.save_pretrained("again")
+"""
+
 AUTO_MAP_FILES = {"model": "config.json", "config": "config.json", "processor": "preprocessor_config.json"}
+
+# the files that an `auto_map` names
+ASKED_FOR = [
+    "configuration_svit",
+    "configuration_video_svit",
+    "image_processing_pil_svit",
+    "image_processing_svit",
+    "modeling_svit",
+    "modeling_video_svit",
+    "video_processing_svit",
+]
 
 REMOTE_CLASSES = [
     "SViTConfig",
@@ -243,7 +286,7 @@ def test_folder_holds_the_model_code_and_serves_every_auto_class(model_class, tm
 
 def test_every_file_that_is_asked_for_names_all_that_it_needs():
     # older versions of Transformers copy direct imports alone
-    for module in ("configuration_svit", "modeling_svit", "image_processing_svit", "image_processing_pil_svit"):
+    for module in ASKED_FOR:
         file = Path(svit_hf.model.__path__[0], f"{module}.py")
         needed = {Path(path).stem for path in get_relative_import_files(file)} - {module}
         assert set(get_relative_imports(file)) == needed
@@ -311,3 +354,45 @@ def test_other_models_are_refused(tmp_path):
     with pytest.raises(TypeError, match="`model` is a Linear; expected is an SViT model"):
         save_with_code(nn.Linear(1, 1), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def video_model():
+    return order_frames(SViTForVideoClassification(tiny_video_config())).eval()
+
+
+@pytest.mark.slow
+def test_video_model_loads_where_the_package_is_missing(video_model, fresh_python, tmp_path):
+    save_with_code(video_model, tmp_path / "saved")
+    frames = np.random.default_rng(0).integers(0, 256, (8, 70, 90, 3), dtype=np.uint8)
+    np.save(tmp_path / "frames.npy", frames)
+    printed = fresh_python(
+        "-c", VIDEO, hidden=["svit_hf"], environment={"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    )
+    clip = SViTImageProcessor(size={"shortest_edge": IMAGE_SIZE})(list(frames[::2]), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        logits = video_model(clip).logits
+    for line in printed.splitlines():
+        torch.testing.assert_close(torch.tensor(json.loads(line)), logits)
+    assert len(printed.splitlines()) == 2
+
+
+def test_folder_of_a_video_model_serves_its_auto_classes(video_model, tmp_path):
+    save_with_code(video_model, tmp_path / "saved")
+    assert compare_with_probe(video_model, tmp_path / "saved") == 0
+    assert len(load_file(tmp_path / "saved" / "probe.safetensors")["pixel_values"]) == 3
+    processor = AutoVideoProcessor.from_pretrained(tmp_path / "saved")
+    assert (type(processor), processor.num_frames, dict(processor.size)) == (
+        SViTVideoProcessor,
+        video_model.config.num_frames,
+        {"shortest_edge": IMAGE_SIZE},
+    )
+    processor.save_pretrained(tmp_path / "again")
+    AutoModelForVideoClassification.from_pretrained(tmp_path / "saved").save_pretrained(tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == {path.name for path in code_files()}
+    for file in ("config.json", "video_preprocessor_config.json"):
+        saved, again = (json.loads((tmp_path / each / file).read_text()) for each in ("saved", "again"))
+        assert again["auto_map"] == saved["auto_map"]
+        for reference in saved["auto_map"].values():
+            module, name = reference.split(".")
+            assert f"class {name}(" in (tmp_path / "again" / f"{module}.py").read_text()

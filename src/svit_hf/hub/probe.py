@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from svit_hf.files import whole_file
 from svit_hf.kernels import use_kernels
+from svit_hf.model.configuration_video_svit import SViTVideoConfig
 
 
 PROBE_FILE = "probe.safetensors"
@@ -32,13 +33,16 @@ _SEED = 20221121
 def write_probe(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
     """Write `probe.safetensors`: `pixel_values`, and the outputs in float32 and evaluation mode.
 
+    A video model gets three frames as one clip.
+
     Args:
         model: Any SViT model, or a head of Transformers on one, wholly in memory. It is left as it is.
         directory: The folder of the saved weights.
     """
     generator = torch.Generator().manual_seed(_SEED)
     config = getattr(model.config, "backbone_config", model.config)
-    tensors = {"pixel_values": torch.randn(1, config.num_channels, *_PROBE_SIZE, generator=generator)}
+    num_images = 3 if isinstance(config, SViTVideoConfig) else 1
+    tensors = {"pixel_values": torch.randn(num_images, config.num_channels, *_PROBE_SIZE, generator=generator)}
     if config is not model.config:
         size = config.image_size
         tensors[_DENSE_SIZE] = torch.tensor([size, size] if isinstance(size, int) else size)

@@ -11,10 +11,12 @@ from typing import Any
 
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import VIDEO_PROCESSOR_NAME
 
-from svit_hf.files import files_into
+from svit_hf.files import files_into, write_text
 from svit_hf.hub.probe import write_probe
 from svit_hf.model.configuration_svit import MODEL_AUTO_MAP, SViTConfig
+from svit_hf.model.configuration_video_svit import VIDEO_PROCESSOR_AUTO_MAP, SViTVideoConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.image_transforms_svit import BACKENDS
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
@@ -36,8 +38,9 @@ def save_with_code(
     """Save a model so that `trust_remote_code=True` loads it where `svit_hf` is not installed.
 
     Whatever class the model is, the folder serves all Auto classes: config, model, classifier, backbone and both image
-    processors. Where `svit_hf` is imported, its own classes are used instead of the copied ones; what they save again
-    has the code too. A probe (`svit_hf.hub.probe`) lies beside the weights. Nothing is in the folder before all of it
+    processors; for a video model config, model, classifier, and the processors of videos and of frames. Where
+    `svit_hf` is imported, its own classes are used instead of the copied ones; what they save again has the code too.
+    A probe (`svit_hf.hub.probe`) lies beside the weights. Nothing is in the folder before all of it
     is written.
 
     Args:
@@ -64,6 +67,8 @@ def save_with_code(
         with _auto_map_of(model):
             model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if isinstance(model.config, SViTVideoConfig):
+            _write_video_processor(processor, model.config, folder)
         write_probe(model, folder)
         written = {directory / file.name for file in folder.iterdir()}
     # weights of an earlier model in more files, or in fewer, would be loaded instead
@@ -75,13 +80,20 @@ def save_with_code(
 def _auto_map_of(model: SViTPreTrainedModel) -> Iterator[None]:
     """Let a model be saved with its code, this once."""
     before = getattr(model.config, "auto_map", None)
-    model.config.auto_map = MODEL_AUTO_MAP
+    model.config.auto_map = model.config.code_auto_map
     try:
         yield
     finally:
         model.config.auto_map = before
         if before is None:
             del model.config.auto_map
+
+
+def _write_video_processor(processor: BaseImageProcessor, config: SViTVideoConfig, folder: Path) -> None:
+    """Write the settings of an image processor as those of the video processor, which needs torchvision itself."""
+    content = {key: value for key, value in processor.to_dict().items() if not key.startswith("image_processor")}
+    content |= {"video_processor_type": "SViTVideoProcessor", "num_frames": config.num_frames}
+    write_text(folder / VIDEO_PROCESSOR_NAME, with_auto_map(json.dumps(content), VIDEO_PROCESSOR_AUTO_MAP))
 
 
 def with_auto_map(content: str, auto_map: Mapping[str, object]) -> str:

@@ -129,6 +129,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "svit"
+    # what `auto_map` becomes where the code is saved too
+    code_auto_map = MODEL_AUTO_MAP
 
     num_channels: int = 3
     image_size: int | list[int] | tuple[int, int] = 224
@@ -248,7 +250,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Write the JSON file; a config that was loaded beside its code is written with the code beside it."""
         super().to_json_file(json_file_path, use_diff)
         if getattr(self, "auto_map", None):
-            write_code(json_file_path, MODEL_AUTO_MAP)
+            write_code(json_file_path, self.code_auto_map)
 
     def validate_architecture(self) -> None:
         """Refuse values, and combinations of values, that make no model; called at creation and by every model."""
@@ -338,12 +340,14 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def _warn_of_misspelled_fields(self, kwargs: dict[str, Any]) -> None:
         # a slip of the pen would silently build the default model; foreign keys in a config.json are legitimate
-        names = {field.name for field in fields(SViTConfig)} - {field.name for field in fields(PreTrainedConfig)}
+        names = {field.name for field in fields(self)} - {field.name for field in fields(PreTrainedConfig)}
         names |= {"out_features", "out_indices", "num_labels"}
         for key in kwargs.keys() - names:
             close = [] if key.startswith("_") else difflib.get_close_matches(key, names, n=1, cutoff=0.85)
             if close:
-                logger.warning_once(f"`{key}`={kwargs[key]!r} is no field of SViTConfig; did you mean `{close[0]}`?")
+                logger.warning_once(
+                    f"`{key}`={kwargs[key]!r} is no field of {type(self).__name__}; did you mean `{close[0]}`?"
+                )
 
 
 __all__ = ["SViTConfig"]

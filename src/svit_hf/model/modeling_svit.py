@@ -71,17 +71,19 @@ def eager_attention_forward(
 
 
 class SViTDropPath(nn.Module):
-    """Stochastic depth: drops a residual branch for whole images at random while training."""
+    """Stochastic depth: drops a residual branch for whole images, or clips, at random while training."""
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, num_frames: int = 1) -> torch.Tensor:
         if not self.training or self.rate == 0.0:
             return hidden_states
         keep = 1.0 - self.rate
-        mask = torch.rand(hidden_states.shape[0], 1, 1, 1, device=hidden_states.device) < keep
+        mask = torch.rand(hidden_states.shape[0] // num_frames, 1, 1, 1, device=hidden_states.device) < keep
+        if num_frames > 1:
+            mask = mask.repeat_interleave(num_frames, dim=0)
         return hidden_states * (mask / keep).to(hidden_states.dtype)
 
     def extra_repr(self) -> str:
@@ -316,11 +318,12 @@ class SViTLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         hidden_states = self.position_embedding(hidden_states)
         attended = self.attention(hidden_states, **kwargs)[0]
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)))
+        num_frames = kwargs.get("num_frames", 1)
+        hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)), num_frames)
         with nullcontext() if batch_statistics is None else batch_statistics.counted_once(self.mlp_norm):
             normalized = self.mlp_norm(hidden_states)
         mixed = self.mlp(normalized)
-        return hidden_states + self.drop_path(self.layer_scale2(self.dropout(mixed)))
+        return hidden_states + self.drop_path(self.layer_scale2(self.dropout(mixed)), num_frames)
 
 
 class _BatchStatistics:
@@ -400,12 +403,14 @@ class SViTDownsampling(nn.Module):
 class SViTStage(nn.Module):
     """Layers of one resolution, after the downsampling that leads to it (none for the first stage)."""
 
+    layer_class: type[SViTLayer] = SViTLayer
+
     def __init__(self, config: SViTConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
         self.downsampling: nn.Module = nn.Identity()
         if stage > 0:
             self.downsampling = SViTDownsampling(config, config.hidden_sizes[stage - 1], config.hidden_sizes[stage])
-        self.layers = nn.ModuleList([SViTLayer(config, stage, rate) for rate in drop_path_rates])
+        self.layers = nn.ModuleList([self.layer_class(config, stage, rate) for rate in drop_path_rates])
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         hidden_states = self.downsampling(hidden_states)
@@ -553,6 +558,8 @@ class SViTModel(SViTPreTrainedModel):
         (torch.Size([1, 512, 2, 2]), torch.Size([1, 1024]))
     """
 
+    stage_class: type[SViTStage] = SViTStage
+
     def __init__(self, config: SViTConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         # a config may have been changed since it was made
@@ -560,7 +567,7 @@ class SViTModel(SViTPreTrainedModel):
         rates = _drop_path_rates(config)
         self.embeddings = SViTPatchEmbeddings(config)
         self.stages = nn.ModuleList(
-            [SViTStage(config, stage, list(islice(rates, depth))) for stage, depth in enumerate(config.depths)]
+            [self.stage_class(config, stage, list(islice(rates, depth))) for stage, depth in enumerate(config.depths)]
         )
         self.pooler = SViTPooler(config) if add_pooling_layer else None
         swap_parts(self, config)
@@ -606,11 +613,12 @@ class SViTForImageClassification(SViTPreTrainedModel):
 
     # the loss is a mean over images: it does not take `num_items_in_batch`
     accepts_loss_kwargs = False
+    base_model_class: type[SViTModel] = SViTModel
 
     def __init__(self, config: SViTConfig):
         super().__init__(config)
         self.num_labels: int = config.num_labels or 0
-        self.svit = SViTModel(config)
+        self.svit = self.base_model_class(config)
         self.classifier: nn.Module = nn.Identity()
         if self.num_labels > 0:
             self.classifier = nn.Linear(config.projection_dim, self.num_labels)

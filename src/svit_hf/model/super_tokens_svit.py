@@ -128,7 +128,7 @@ def sample_by(
     grid_size = count_cells(hidden_states.shape[-2:], cell_size)
     tokens = split_into_cells(hidden_states, cell_size)  # (B, G, P, C)
     # half precision loses the small masses and overflows in the sum over a large cell
-    with nullcontext() if differentiable else torch.no_grad(), _without_autocast(tokens.device.type):
+    with nullcontext() if differentiable else torch.no_grad(), without_autocast(tokens.device.type):
         tokens_float = tokens if differentiable else tokens.detach()
         tokens_float = tokens_float.to(torch.promote_types(tokens.dtype, torch.float32))
         super_tokens = tokens_float.mean(dim=2).unflatten(1, grid_size)  # (B, Gh, Gw, C)
@@ -247,7 +247,8 @@ def _weights_of_means(association: torch.Tensor, grid_size: tuple[int, int]) -> 
     return association * gather_neighbours((mass + 1e-12).reciprocal()).transpose(-2, -1)
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[None]:
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """Return a context in which a type of device computes in the dtype of its tensors."""
     # the meta device, on which models are counted and planned, has no autocast to switch off
     has_autocast = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if has_autocast else nullcontext()
