@@ -183,15 +183,14 @@ assert main(["evaluate", model, *common]) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["semantic_segmentation", "detection"])
-def test_two_real_processes_count_as_one_does(task, saved, data, tmp_path, fresh_python):
+def test_two_real_processes_count_as_one_does(saved, data, tmp_path, fresh_python):
     (tmp_path / "program.py").write_text(PROGRAM)
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    arguments = (tmp_path / "program.py", saved(task), data, tmp_path / "two.json")
+    arguments = (tmp_path / "program.py", saved("detection"), data, tmp_path / "two.json")
     printed = fresh_python(*launch, *arguments, environment={"ACCELERATE_USE_CPU": "1"})
     assert printed.count("2 processes") == 1
     two = json.loads((tmp_path / "two.json").read_text())["results"]["model"]
-    one = evaluate(saved(task), data, "--batch-size", 2)["results"]["model"]
+    one = evaluate(saved("detection"), data, "--batch-size", 2)["results"]["model"]
     assert {name: two[name] for name in two if "second" not in name} == {
         name: one[name] for name in one if "second" not in name
     }

@@ -147,7 +147,9 @@ def test_options_of_dense_models_are_refused_for_classifiers(checkpoint, picture
 def test_outputs_that_are_not_finite_are_no_prediction(saved, pictures):
     opened = open_task_model(saved("detection"))
     with torch.no_grad():
-        for parameter in opened.model.parameters():
-            parameter.fill_(float("nan"))
+        for name, parameter in opened.model.named_parameters():
+            # classes alone: the boxes stay finite
+            if "decoder.class_embed" in name:
+                parameter.fill_(float("nan"))
     rows = list(predict_objects(opened, str(pictures / "0.png"), min_score=0).rows())
     assert rows[0]["error"] == "the output of the model is not finite"

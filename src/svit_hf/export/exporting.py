@@ -35,7 +35,7 @@ from svit_hf.inference import quantize_for_inference
 from svit_hf.inference.folding import fold_weights
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.dense_heads_svit import UperNetForSemanticSegmentation
-from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.model.modeling_svit import SViTForImageClassification, SViTPreTrainedModel
 from svit_hf.progress import Progress
 from svit_hf.tasks.models import backbone_of
 
@@ -274,7 +274,10 @@ def _batches_of_one_size(lengths: tuple[int, ...], channels: int, size: tuple[in
 
 def _copy(model: Any) -> Any:
     copied = copy.deepcopy(model).float().cpu().eval()
-    copied.set_attn_implementation("sdpa")
+    for module in copied.modules():
+        # of UperNet, which has no attention of its own, its SViT
+        if isinstance(module, SViTPreTrainedModel):
+            module.set_attn_implementation("sdpa")
     return copied
 
 
