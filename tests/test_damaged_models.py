@@ -13,7 +13,7 @@ from svit_hf.hub.model_card import CardText, build_model_card
 from svit_hf.hub.probe import write_probe
 
 
-NUM_MUTATIONS = 200
+NUM_MUTATIONS = 120
 NAMES = ["cat", "dog"]
 ODD_VALUES = [
     None,

@@ -37,6 +37,7 @@ def missing_packages(extra: str) -> list[str]:
 
 def install_hint(extra: str) -> str:
     """Return the command that installs an extra."""
+    assert extra in EXTRAS, f"{extra} is no extra of pyproject.toml"
     return f'pip install "svit-hf[{extra}]"'
 
 

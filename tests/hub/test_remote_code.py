@@ -117,9 +117,11 @@ for backend in backends:
     assert type(processor).__name__.endswith("Pil") == (backend == "pil")
 # the last one is what a script would have used
 processor.save_pretrained(target)
-pixels = AutoImageProcessor.from_pretrained(source, **trusted)(Image.open("image.png"), return_tensors="pt")
-with torch.no_grad():
-    print(model(**pixels).logits.argmax().item())
+for folder in (source, target):
+    model = AutoModelForImageClassification.from_pretrained(folder, **trusted)
+    pixels = AutoImageProcessor.from_pretrained(folder, **trusted)(Image.open("image.png"), return_tensors="pt")
+    with torch.no_grad():
+        print(model(**pixels).logits.argmax().item())
 """
 
 VIDEO = """
@@ -239,11 +241,10 @@ def test_code_travels_from_folder_to_folder(classifier, picture, fresh_python, t
     answers = [
         travel("by_package", "by_remote_code", *both),
         travel("by_remote_code", "without_torchvision", "pil", hidden=["torchvision"]),
-        travel("without_torchvision", "at_the_end", "pil"),
     ]
     with torch.no_grad():
         logits = classifier(processor(picture, return_tensors="pt").pixel_values).logits
-    assert answers == [f"{logits.argmax().item()}\n"] * 3
+    assert answers == [f"{logits.argmax().item()}\n" * 2] * 2
 
 
 @pytest.mark.parametrize("processor_class", [SViTImageProcessor, SViTImageProcessorPil])

@@ -145,10 +145,6 @@ class TestOutputs:
         classifier.config.output_super_tokens = True
         assert len(classifier(images()).super_tokens) == 3
 
-    def test_tuple(self, classifier):
-        logits, hidden_states = classifier(images(), output_hidden_states=True, return_dict=False)
-        assert logits.shape == (2, 5)
-        assert len(hidden_states) == 5
 
     def test_attention_implementations_agree(self, classifier):
         pixels = images()
@@ -504,18 +500,7 @@ class TestCompilation:
 
 
 class TestLoading:
-    def test_sharded_checkpoint(self, classifier, tmp_path):
-        classifier.save_pretrained(tmp_path, max_shard_size="20KB")
-        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-        loaded = SViTForImageClassification.from_pretrained(tmp_path).eval()
-        torch.testing.assert_close(loaded(images()).logits, classifier(images()).logits)
 
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
-    def test_dtype(self, classifier, tmp_path, dtype):
-        classifier.save_pretrained(tmp_path)
-        loaded = SViTForImageClassification.from_pretrained(tmp_path, dtype=dtype).eval()
-        assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
-        assert loaded(images()).logits.dtype == dtype
 
     def test_disk_offload(self, classifier, tmp_path):
         pytest.importorskip("accelerate")

@@ -69,4 +69,4 @@ def test_curves_are_drawn_unless_there_is_no_matplotlib(tmp_path, monkeypatch):
         assert (tmp_path / name / "metrics.csv").read_text().splitlines()[1] == "2,1,raw,0.5"
         assert (tmp_path / name / "curves.png").exists() == has_matplotlib
     assert len(said) == 1
-    assert "needs matplotlib" in said[0]
+    assert 'needs matplotlib: pip install "svit-hf[curves]"' in said[0]

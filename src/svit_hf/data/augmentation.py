@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from svit_hf.data.evaluation_transform import input_format_of
 from svit_hf.data.options import AugmentationOptions
 from svit_hf.data.seeding import seeded_by
 from svit_hf.data.sharding import SampleKey
@@ -74,11 +73,6 @@ class TrainingTransform:
             self.erase = v2.RandomErasing(
                 options.random_erasing, ERASED_SHARE, ERASED_RATIO, value="random", inplace=True
             )
-
-    @classmethod
-    def for_processor(cls, processor: Any, options: AugmentationOptions) -> "TrainingTransform":
-        """Make tensors of the size and normalisation that an image processor makes."""
-        return cls(*input_format_of(processor), options)
 
     def __call__(self, image: Image.Image, sample: SampleKey) -> torch.Tensor:
         """Return `(3, H, W)`, float32."""

@@ -62,7 +62,7 @@ class RunLog:
         if past < size:
             say(f"{LOG} has lost rows: {past} of {size} bytes are left of the time before this checkpoint")
         if not self._can_draw:
-            say(f"{CURVES} is not drawn, which needs matplotlib: {install_hint('benchmark')}")
+            say(f"{CURVES} is not drawn, which needs matplotlib: {install_hint('curves')}")
 
     def sync(self) -> int:
         """Wait until the log is on the disk, and return its size in bytes.
