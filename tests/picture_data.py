@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from svit_hf.data.decoding import decode_image
+
 
 def picture(number, format="PNG", size=(12, 10)):
     """Return an encoded picture that is its number in red."""
@@ -17,6 +19,16 @@ def picture(number, format="PNG", size=(12, 10)):
     data = io.BytesIO()
     image.save(data, format)
     return data.getvalue()
+
+
+def rows_of(source):
+    """Return the rows of a source, in their order."""
+    return [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
+
+
+def number_of(row):
+    """Return the number that the picture of a row shows."""
+    return decode_image(row.image).getpixel((0, 0))[0]
 
 
 def write_parquet(file, numbers, rows_per_group=1000, names=("even", "odd"), broken=(), **columns):

@@ -41,6 +41,7 @@ from svit_hf.benchmark.measuring import (
 )
 from svit_hf.errors import SViTError
 from svit_hf.memory_allocator import keep_freed_memory
+from svit_hf.progress import say
 from svit_hf.provenance import provenance
 
 
@@ -239,12 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"benchmark: {error}")
         return error.exit_code
     return 0
-
-
-def say(text: str) -> None:
-    """Write a line about progress."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

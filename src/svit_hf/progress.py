@@ -52,8 +52,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         elif self.is_shown:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+            say(line)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -68,6 +67,12 @@ class Progress:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def say(line: str) -> None:
+    """Print a line about progress on stderr."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import os
 import unicodedata
 
 import pytest
-from picture_data import picture, write_folder
+from picture_data import picture, rows_of, write_folder
 
 from svit_hf import cli
 from svit_hf.data.folders import split_of_name
@@ -24,8 +24,7 @@ def make(root, *paths):
 
 def labelled_files(root, split="train", **options):
     source = open_source(DataOptions(str(root), **options), split)
-    rows = [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
-    return {os.path.relpath(row.image, root): source.label_names[row.label] for row in rows}
+    return {os.path.relpath(row.image, root): source.label_names[row.label] for row in rows_of(source)}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from picture_data import picture, write_folder, write_parquet, write_tar
+from picture_data import number_of, picture, rows_of, write_folder, write_parquet, write_tar
 
 from svit_hf import cli
 from svit_hf.data.counts import names_of
@@ -20,13 +20,9 @@ from svit_hf.data.sources import differences
 from svit_hf.errors import DataError, SViTError
 
 
-def rows_of(source):
-    return [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
-
-
 def named(source):
     """Return the number that each picture shows, with the name of its class."""
-    return {decode_image(row.image).getpixel((0, 0))[0]: source.label_names[row.label] for row in rows_of(source)}
+    return {number_of(row): source.label_names[row.label] for row in rows_of(source)}
 
 
 # names

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pyarrow.parquet as pq
 import pytest
-from picture_data import picture, write_folder, write_parquet, write_tar
+from picture_data import picture, rows_of, write_folder, write_parquet, write_tar
 
 from svit_hf import cli
 from svit_hf.data.opening import open_source
@@ -10,9 +10,9 @@ from svit_hf.data.shards import ShardOptions, write_shards
 from svit_hf.errors import SViTError
 
 
-def rows_of(options, split="train"):
-    source = open_source(options, split)
-    return source, [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
+def opened(options):
+    source = open_source(options, "train")
+    return source, rows_of(source)
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
@@ -25,7 +25,7 @@ def test_shards_hold_every_picture_byte_for_byte_in_random_order(tmp_path, strea
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
         f.name for split in written.values() for f in split.files
     }
-    source, rows = rows_of(DataOptions(str(tmp_path / "out"), streaming=True))
+    source, rows = opened(DataOptions(str(tmp_path / "out"), streaming=True))
     assert source.shard_sizes == (8, 8, 4, 8, 8, 4, 8, 2)
     assert source.label_names == ("even", "odd")
     numbers = [next(n for n in range(50) if row.image == picture(n)) for row in rows]
@@ -47,7 +47,7 @@ def test_size_closes_a_file(tmp_path):
 def test_folder_of_files_becomes_shards_with_their_classes(tmp_path):
     write_folder(tmp_path / "in", range(10))
     write_shards(DataOptions(str(tmp_path / "in")), tmp_path / "out", ShardOptions())
-    source, rows = rows_of(DataOptions(str(tmp_path / "out"), streaming=True))
+    source, rows = opened(DataOptions(str(tmp_path / "out"), streaming=True))
     assert source.label_names == ("cat", "train")
     assert sorted(row.image for row in rows) == sorted(picture(number) for number in range(10))
 
@@ -89,6 +89,6 @@ def test_index_of_tars_lets_them_stream(tmp_path, capsys):
     index = tmp_path / "index.json"
     assert cli.main(["data", "inspect", str(tmp_path / "*.tar"), "--write-index", str(index)]) == 0
     assert "sample" not in capsys.readouterr().out
-    source, rows = rows_of(DataOptions(str(tmp_path / "*.tar"), streaming=True, index=str(index)))
+    source, rows = opened(DataOptions(str(tmp_path / "*.tar"), streaming=True, index=str(index)))
     assert source.label_names == ("0", "1", "2")
     assert [row.label for row in rows] == [number % 3 for number in range(11)]

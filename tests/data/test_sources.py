@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from picture_data import picture, write_folder, write_parquet, write_tar
+from picture_data import number_of, picture, rows_of, write_folder, write_parquet, write_tar
 from PIL import Image
 
 from svit_hf.data.counts import SourceIndex, SplitIndex
-from svit_hf.data.decoding import decode_image
 from svit_hf.data.loading import EvaluationLoader
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
@@ -25,17 +24,16 @@ from svit_hf.errors import DataError, SViTError
 
 def numbers_of(source):
     """Return the number that each picture shows, and its label's name, in the order of the source."""
-    rows = [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
+    rows = rows_of(source)
     assert [row.sample_id for row in rows] == list(range(source.num_samples))
-    reds = [decode_image(row.image).getpixel((0, 0))[0] for row in rows]
-    return [(red, source.label_names[row.label]) for red, row in zip(reds, rows, strict=True)]
+    return [(number_of(row), source.label_names[row.label]) for row in rows]
 
 
 def unlabelled_numbers_of(source):
     """Return the number that each picture shows, in the order of the source."""
-    rows = [row for shard, size in enumerate(source.shard_sizes) for row in source.rows(shard, 0, size)]
+    rows = rows_of(source)
     assert {row.label for row in rows} == {UNLABELLED}
-    return [decode_image(row.image).getpixel((0, 0))[0] for row in rows]
+    return [number_of(row) for row in rows]
 
 
 def expected(numbers, names):

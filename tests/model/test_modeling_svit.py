@@ -145,7 +145,6 @@ class TestOutputs:
         classifier.config.output_super_tokens = True
         assert len(classifier(images()).super_tokens) == 3
 
-
     def test_attention_implementations_agree(self, classifier):
         pixels = images()
         expected = classifier(pixels).logits
@@ -500,8 +499,6 @@ class TestCompilation:
 
 
 class TestLoading:
-
-
     def test_disk_offload(self, classifier, tmp_path):
         pytest.importorskip("accelerate")
         classifier.save_pretrained(tmp_path / "model")

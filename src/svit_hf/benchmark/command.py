@@ -2,7 +2,6 @@
 """`svit-hf benchmark`: which form of a model is fastest on this machine, and how to get it."""
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ import tyro
 
 from svit_hf.errors import SViTError
 from svit_hf.files import require_writable, write_text
+from svit_hf.progress import say
 
 
 FormName = Literal[
@@ -66,7 +66,7 @@ class BenchmarkCommand:
             raise SViTError(f"`image_size` is {self.image_size}; it has to be at least 32.")
         if self.output is not None:
             require_writable(self.output, "output")
-        _say("loading PyTorch and Transformers")
+        say("loading PyTorch and Transformers")
         # seconds pass while these are imported
         from svit_hf.benchmark.comparison import compare_forms, find_device
         from svit_hf.benchmark.report import recommendation_of, tables_of
@@ -82,14 +82,9 @@ class BenchmarkCommand:
             dtypes=self.dtype,
             rounds=self.rounds,
             device=device,
-            say=_say,
+            say=say,
         )
         print("\n\n".join([*tables_of(result), recommendation_of(result)]))  # noqa: T201 - a program's result
         if self.output is not None:
             write_text(self.output, json.dumps(provenance(device) | asdict(result), indent=1) + "\n")
         return 0
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf demo`: the arguments, and what is said on the way."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 
 from svit_hf.errors import SViTError
 from svit_hf.extras import require_extra
+from svit_hf.progress import say
 
 
 QUICKSTART = Path("runs/quickstart")
@@ -50,7 +50,7 @@ class DemoCommand:
         if len(models) > 2:
             raise SViTError(f"`models` names {len(models)}; the demo shows one, or two beside each other.")
         # seconds pass while these are imported
-        sys.stderr.write("loading PyTorch, Transformers and gradio\n")
+        say("loading PyTorch, Transformers and gradio")
         from transformers.utils import logging
 
         from svit_hf.browser_demo.examples import choose_examples
@@ -79,8 +79,7 @@ def _quickstart_model() -> str:
 
 
 def _announce(address: str) -> None:
-    sys.stderr.write(f"Open {address} in a browser; Ctrl+C ends the demo.\n")
-    sys.stderr.flush()
+    say(f"Open {address} in a browser; Ctrl+C ends the demo.")
 
 
 def _after_space(folder: Path) -> str:

@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import os
 import re
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from urllib.request import Request, urlopen
 
 from svit_hf.errors import ConversionError
 from svit_hf.files import is_disk_full, write_text
-from svit_hf.progress import Progress
+from svit_hf.progress import Progress, say
 
 
 TRIES = 5
@@ -79,7 +78,7 @@ def _download(source: str, partial: Path, max_bytes: int) -> None:
             if error.errno is not None:
                 raise
             reason = str(error)
-        sys.stderr.write(f"the download broke off ({reason}); try {number} of {TRIES}\n")
+        say(f"the download broke off ({reason}); try {number} of {TRIES}")
     kept = partial.stat().st_size if partial.is_file() else 0
     raise ConversionError(
         f"{source!r} cannot be downloaded: {reason}. {kept / 1e6:.1f} MB are kept in {str(partial)!r}; give the same "

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf quickstart`: the arguments, and what is said at the end."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from svit_hf.extras import require_extra
+from svit_hf.progress import say
 
 
 @dataclass
@@ -34,7 +34,7 @@ class QuickstartCommand:
         """
         require_extra("quickstart", "quickstart")
         # seconds pass while these are imported
-        sys.stderr.write("loading PyTorch, Transformers and datasets\n")
+        say("loading PyTorch, Transformers and datasets")
         from svit_hf.demo.digits import run_quickstart
 
         report = run_quickstart(self.output_dir, epochs=self.epochs, seed=self.seed)

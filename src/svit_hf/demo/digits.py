@@ -42,6 +42,7 @@ from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.progress import say
 
 
 MOST_INK = 16
@@ -82,14 +83,14 @@ def run_quickstart(output_dir: Path, *, epochs: int = 12, seed: int = 0) -> Quic
         names = digits["test"].features["label"].names
         processor, model = make_processor(), make_model(names, seed)
         trainer: Any = make_trainer(model, prepare(digits, processor), scratch, epochs=epochs, seed=seed)
-        _say(f"training {model.num_parameters():,} parameters on {len(digits['train'])} digits")
+        say(f"training {model.num_parameters():,} parameters on {len(digits['train'])} digits")
         training_seconds = trainer.train().metrics["train_runtime"]
         held_out = trainer.predict(trainer.eval_dataset, metric_key_prefix="held_out")
         answers = [names[label] for label in held_out.predictions[:, 0]]
 
         model.save_pretrained(folder / MODEL_FOLDER)
         processor.save_pretrained(folder / MODEL_FOLDER)
-        _say(f"loading the saved model in a fresh process, to classify the {len(answers)} held-out digits")
+        say(f"loading the saved model in a fresh process, to classify the {len(answers)} held-out digits")
         predictions = _classify_in_fresh_process(folder / MODEL_FOLDER, digits["test"])
         report = QuickstartReport(
             output_dir=output_dir,
@@ -220,7 +221,7 @@ class TrainingProgress(TrainerCallback):
         """Show the mean loss of the epoch that ended."""
         if "loss" in logs:
             epoch, epochs = round(state.epoch or 0), round(args.num_train_epochs)
-            _say(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {logs['loss']:.3f}")
+            say(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {logs['loss']:.3f}")
 
 
 def classify_digits(model_dir: str, batch_size: int = 60) -> list[tuple[str, float]]:
@@ -281,11 +282,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
         if datasets_draws_bars:
             datasets.enable_progress_bars()
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf visualize`: the arguments; the work is in `pictures.py`."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 from svit_hf.errors import DataError, SViTError
 from svit_hf.extras import require_extra
 from svit_hf.files import require_new_folder
+from svit_hf.progress import say
 from svit_hf.visualization.options import DrawingOptions
 
 
@@ -78,7 +78,7 @@ class VisualizeCommand(DrawingOptions):
         preprocessing = Preprocessing(load_image_processor(location), size, self.crop_pct)
         written = visualize_pictures(model, preprocessing, files, self.output_dir, options, draw)
         for file, reason in written.broken:
-            sys.stderr.write(f"passed over {file}: {reason}\n")
+            say(f"passed over {file}: {reason}")
         if written.page is None:
             raise DataError(f"none of {len(files)} pictures could be read.")
         print(f"{len(written.sheets)} sheets in {self.output_dir}; open {written.page}")  # noqa: T201 - the result
