@@ -57,8 +57,8 @@ class TrainingInterruptedError(SViTError):
     exit_code = 143
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """Return names for a message, in order: all of a few, the first of many and how many more there are."""
-    names = sorted(names)
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Return names for a message, in their order: all of a few, the first of many and how many more there are."""
+    names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

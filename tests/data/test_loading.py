@@ -9,7 +9,7 @@ import pytest
 import torch
 from picture_data import write_parquet
 
-from svit_hf.data.counts import SourceIndex, SplitIndex
+from svit_hf.data.counts import SourceIndex
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
@@ -284,7 +284,7 @@ def test_error_in_a_worker_is_the_one_that_it_would_be_without(tmp_path, num_wor
     write_parquet(tmp_path / "test.parquet", range(8), names=(), label=[0, 1, 0, None, 1, 0, 1, 0])
     write_parquet(tmp_path / "train.parquet", range(8), names=(), label=[0, 1] * 4)
     index = tmp_path / "index.json"
-    SourceIndex(("0", "1"), {"test": SplitIndex({"test.parquet": (8,)})}).write(index)
+    SourceIndex(("0", "1"), {"test": {"test.parquet": (8,)}}).write(index)
     source = open_source(DataOptions(str(tmp_path), streaming=True, index=str(index)), "eval")
     with pytest.raises(DataError) as caught:
         list(EvaluationLoader(source, noisy_red, batch_size=2, num_workers=num_workers))

@@ -14,7 +14,7 @@ import torch
 from picture_data import number_of, picture, rows_of, write_folder, write_parquet, write_tar
 from PIL import Image
 
-from svit_hf.data.counts import SourceIndex, SplitIndex
+from svit_hf.data.counts import SourceIndex
 from svit_hf.data.loading import EvaluationLoader
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
@@ -125,7 +125,7 @@ def test_tars(tmp_path):
     with pytest.raises(SViTError, match="--write-index FILE"):
         open_source(DataOptions(str(tmp_path), streaming=True), "train")
     files = {"train-0.tar": (4,), "train-1.tar": (7,)}
-    SourceIndex(("0", "1", "2"), {"train": SplitIndex(files)}).write(tmp_path / "index.json")
+    SourceIndex(("0", "1", "2"), {"train": files}).write(tmp_path / "index.json")
     options = DataOptions(str(tmp_path / "*.tar"), streaming=True, index=str(tmp_path / "index.json"))
     stream = open_source(options, "train")
     assert stream.shard_sizes == (4, 7)
@@ -140,7 +140,7 @@ def test_index_that_does_not_fit_is_refused(tmp_path):
         ({"train-1.parquet": (4,)}, r"2 files are only in one of them, such as train-0\.parquet"),
         ({"train-0.parquet": (6,)}, "ends after 4 rows, but 6 were counted"),
     ):
-        SourceIndex((), {"train": SplitIndex(files)}).write(index)
+        SourceIndex((), {"train": files}).write(index)
         with pytest.raises(SViTError, match=message):
             numbers_of(open_source(options, "train"))
     index.write_text("[]")

@@ -16,7 +16,7 @@ import pytest
 from picture_data import picture
 from rank_launch import Launch
 
-from svit_hf.data.counts import SourceIndex, SplitIndex
+from svit_hf.data.counts import SourceIndex
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -42,7 +42,7 @@ def folder(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     write(folder / "train.parquet", [n % 4 for n in range(NUM_IMAGES)])
-    counts = {"train": SplitIndex({"train.parquet": (20,) * (NUM_IMAGES // 20)})}
+    counts = {"train": {"train.parquet": (20,) * (NUM_IMAGES // 20)}}
     SourceIndex(tuple("0123"), counts).write(tmp_path / "index.json")
     return folder
 

@@ -13,7 +13,7 @@ from rank_launch import CANCELLED, Launch, log_of
 from recipe_changes import changed
 from safetensors.torch import load_file
 
-from svit_hf.data.counts import SourceIndex, SplitIndex
+from svit_hf.data.counts import SourceIndex
 from svit_hf.errors import SViTError
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.train import train
@@ -62,7 +62,7 @@ def sources(toy_images, tmp_path_factory):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(row["image"]["bytes"])
     index = tmp_path_factory.mktemp("index") / "index.json"
-    SourceIndex(tuple("0123"), {split: SplitIndex(counts) for split, counts in files.items()}).write(index)
+    SourceIndex(tuple("0123"), files).write(index)
     SOURCES["tars"]["data__index"] = str(index)
     return {"stream": toy_images, "indexed": toy_images, "folder": folder, "tars": tars}
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import datasets
 
-from svit_hf.data.folders import listed, similar_names, split_of_name
+from svit_hf.data.folders import similar_names, split_of_name
 from svit_hf.data.options import DataOptions
-from svit_hf.errors import DataError, SViTError
+from svit_hf.errors import DataError, SViTError, listed
 
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")

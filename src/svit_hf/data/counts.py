@@ -27,34 +27,23 @@ FileCounts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class SplitIndex:
-    """What an index file says about a split.
-
-    Attributes:
-        files: Rows of the shards of each file, by the file's name.
-    """
-
-    files: dict[str, FileCounts]
-
-
-@dataclass(frozen=True)
 class SourceIndex:
     """What an index file says.
 
     Attributes:
         label_names: Names of the classes, in order.
-        splits: The splits, by name.
+        splits: Of each split, the rows of the shards of each file, by the file's name.
     """
 
     label_names: tuple[str, ...]
-    splits: dict[str, SplitIndex]
+    splits: dict[str, dict[str, FileCounts]]
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         content = {
             "version": INDEX_VERSION,
             "label_names": self.label_names,
-            "splits": {name: {"files": split.files} for name, split in self.splits.items()},
+            "splits": {name: {"files": files} for name, files in self.splits.items()},
         }
         write_text(path, json.dumps(content, indent=1) + "\n")
 
@@ -70,7 +59,7 @@ class SourceIndex:
             if content["version"] != INDEX_VERSION:
                 raise ValueError(f"its version is {content['version']}, not {INDEX_VERSION}")
             splits = {
-                name: SplitIndex({file: tuple(map(int, counts)) for file, counts in split["files"].items()})
+                name: {file: tuple(map(int, counts)) for file, counts in split["files"].items()}
                 for name, split in content["splits"].items()
             }
             return cls(tuple(content["label_names"]), splits)
@@ -93,20 +82,20 @@ def names_of(files: list[str]) -> list[str]:
     return [without_credentials("/".join(file.split("/")[common:])) for file in files]
 
 
-def check_index(index: SplitIndex, files: list[str], split: str, path: str) -> list[FileCounts]:
+def check_index(index: dict[str, FileCounts], files: list[str], split: str, path: str) -> list[FileCounts]:
     """Return the counts of files in their order.
 
     Raises:
         SViTError: If the index is about other files.
     """
     names = names_of(files)
-    if different := sorted(set(names) ^ set(index.files)):
+    if different := sorted(set(names) ^ set(index)):
         shown = ", ".join(different[:3])
         raise SViTError(
             f"`index` is {path!r}, which does not fit the split {split!r}: {len(different)} files are only in one of "
             f"them, such as {shown}. Make it anew with `svit-hf data inspect SOURCE --write-index FILE`."
         )
-    return [index.files[name] for name in names]
+    return [index[name] for name in names]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from svit_hf.data.decoding import readable_suffixes
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, listed
 
 
 # words in the names of files and folders, and the split that they mean
@@ -48,7 +48,6 @@ FOREIGN_NAMES = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
 )
 HIDDEN = "hidden files and files of the system"
-NUM_SHOWN = 12
 
 Parts = tuple[str, ...]
 
@@ -252,10 +251,3 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
     for name in names:
         groups.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), []).append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names in a line, the first dozen of them."""
-    names = list(names)
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from svit_hf.data.columns import LabelIds, field_of, names_in_features, names_of_labels, refuse_lists, remarks_on_names
-from svit_hf.data.counts import SourceIndex, SplitIndex, names_of, read_footers
+from svit_hf.data.counts import SourceIndex, names_of, read_footers
 from svit_hf.data.decoding import BadImage, DecodingError, ImageLimits, decode_image
 from svit_hf.data.folders import FolderSplit
 from svit_hf.data.locations import Location, find_location
@@ -155,7 +155,7 @@ class Inspection:
 
     def index(self) -> SourceIndex:
         """Return what spares a stream counting."""
-        return SourceIndex(self.label_names, {name: SplitIndex(split.files) for name, split in self.splits.items()})
+        return SourceIndex(self.label_names, {name: split.files for name, split in self.splits.items()})
 
     def text(self) -> str:
         """Return it in lines."""

@@ -14,9 +14,9 @@ from fsspec.core import url_to_fs
 
 from svit_hf.data.counts import read_footer
 from svit_hf.data.decoding import readable_suffixes
-from svit_hf.data.folders import SPLIT_WORDS, ImageFolder, Parts, arrange_images, is_foreign, list_folder, listed
+from svit_hf.data.folders import SPLIT_WORDS, ImageFolder, Parts, arrange_images, is_foreign, list_folder
 from svit_hf.data.options import DataOptions
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, listed
 
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -24,8 +24,8 @@ from PIL import Image
 from svit_hf.data.columns import LabelIds, field_of, top_columns
 from svit_hf.data.counts import FileCounts
 from svit_hf.data.decoding import ImageLimits, decode_image
-from svit_hf.data.folders import FolderSplit, listed
-from svit_hf.errors import DataError, SViTError
+from svit_hf.data.folders import FolderSplit
+from svit_hf.errors import DataError, SViTError, listed
 from svit_hf.urls import without_credentials
 
 

@@ -219,7 +219,7 @@ def _check_dense_model(folder: Path) -> PreTrainedModel:
 
 def _require_none(folder: Path, differences: Mapping[str, Iterable[str]]) -> None:
     if any(differences.values()):
-        what = "; ".join(f"{what}: {listed(names)}" for what, names in differences.items() if names)
+        what = "; ".join(f"{what}: {listed(sorted(names))}" for what, names in differences.items() if names)
         raise SViTError(f"{str(folder / WEIGHTS)!r} does not hold the weights that config.json asks for: {what}.")
 
 
@@ -239,7 +239,7 @@ def _check_code(folder: Path, auto_maps: Mapping[str, Iterable[str]], remedy: st
         auto_map = _read_object(folder / name).get("auto_map")
         auto_map = auto_map if isinstance(auto_map, dict) else {}
         if missing := set(expected) - auto_map.keys():
-            raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {listed(missing)}: {remedy}")
+            raise SViTError(f"{str(folder / name)!r} has no `auto_map` for {listed(sorted(missing))}: {remedy}")
         for module in sorted({reference.partition(".")[0] for reference in _leaves(auto_map)}):
             try:
                 get_relative_import_files(folder / f"{module}.py")
