@@ -23,3 +23,10 @@ class EvaluationTransform:
         """Return `(3, H, W)`, float32; nothing in it is random."""
         pixel_values: torch.Tensor = self.processor(image, return_tensors="pt")["pixel_values"]
         return pixel_values[0]
+
+
+def input_format_of(processor: Any) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
+    """Return the size in pixels, `(height, width)`, and the mean and standard deviation of what a processor makes."""
+    area = processor.crop_size if processor.do_center_crop and processor.crop_size else processor.size
+    height, width = (area[name] if area.get(name) else area["shortest_edge"] for name in ("height", "width"))
+    return (height, width), tuple(processor.image_mean), tuple(processor.image_std)
