@@ -31,8 +31,10 @@ def open_page():
         page.set_default_timeout(60_000)
         page.foreign = []
         page.on("request", lambda request: is_own(request.url) or page.foreign.append(request.url))
-        yield page
-        browser.close()
+        try:
+            yield page
+        finally:
+            browser.close()
 
 
 def is_own(url):
