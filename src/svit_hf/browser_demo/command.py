@@ -19,7 +19,8 @@ QUICKSTART = Path("runs/quickstart")
 class DemoCommand:
     """Show a model in the browser: its answer to your pictures, its super tokens, and where a point looks.
 
-    The page has sliders for stage, layer and cell. With two models, it shows both beside each other.
+    The page has sliders for stage, layer and cell. With two models, it shows both beside each other. The answer of a
+    model for segmentation or detection is its masks or boxes.
 
     Args:
         models: One model, or two to compare: folders, ids of the Hub, or folders of training runs. Without one, the

@@ -15,7 +15,7 @@ import gradio as gr
 from svit_hf.browser_demo.responses import HINT, Response, describe_upload, point_clicked, respond
 from svit_hf.browser_demo.style import ABOUT, STYLE, TITLE
 from svit_hf.browser_demo.uploads import LIMITS
-from svit_hf.browser_demo.viewer import DRAWINGS, Cell, Choice, Viewer, describe_layer, with_cell
+from svit_hf.browser_demo.viewer import Cell, Choice, Viewer, describe_layer, with_cell
 from svit_hf.errors import SViTError
 
 
@@ -231,7 +231,7 @@ def _lay_out(viewer: Viewer, number: int) -> Panel:
                     elem_id=f"drawing-{number}-{place}",
                     elem_classes="drawing",
                 )
-                for place, caption in enumerate(DRAWINGS)
+                for place, caption in enumerate(viewer.captions)
             )
     return Panel(viewer, answer, stage, layer, cell, reset, gr.State(choice.cells), layer_text, drawings)
 

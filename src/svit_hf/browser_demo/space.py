@@ -60,25 +60,34 @@ def write_space(viewers: Sequence[Viewer], examples: Sequence[Path], folder: Pat
     """
     require_new_folder(folder, "space")
     names = _different(viewer.name for viewer in viewers)
+    is_dense = any(viewer.dense is not None for viewer in viewers)
     try:
         with whole_folder(folder) as temporary:
             for name, viewer in zip(names, viewers, strict=True):
-                model: Any = viewer.model
-                save_with_code(model, temporary / "models" / name, viewer.preprocessing.processor)
+                _save_model(viewer, temporary / "models" / name)
             _write_examples(examples, temporary / "examples")
             _copy_package(temporary)
             (temporary / "app.py").write_text(APP.format(models=names), encoding="utf-8")
-            (temporary / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+            (temporary / "requirements.txt").write_text("\n".join(requirements(is_dense)) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(_card(names), encoding="utf-8")
     except OSError as error:
         raise SViTError(f"`space` is {str(folder)!r}, which cannot be written: {error}") from error
 
 
-def requirements() -> list[str]:
-    """Return what the demo needs, in the versions that it has here."""
+def _save_model(viewer: Viewer, folder: Path) -> None:
+    model: Any = viewer.model
+    if viewer.dense is None:
+        save_with_code(model, folder, viewer.preprocessing.processor)
+    else:
+        viewer.dense.model.save_pretrained(folder)
+        viewer.preprocessing.processor.save_pretrained(folder)
+
+
+def requirements(is_dense: bool = False) -> list[str]:
+    """Return what the demo needs, for a model with a head too, in the versions that it has here."""
     stated = map(Requirement, distribution(PACKAGE).requires or [])
     needed = [item.name for item in stated if item.marker is None or item.marker.evaluate({"extra": ""})]
-    needed += EXTRAS["demo"]
+    needed += [*EXTRAS["demo"], *(EXTRAS["dense"] if is_dense else ())]
     # a build's own part of a version, as in 2.13.0+cpu, is not known elsewhere
     return [f"{name}=={Version(version(name)).public}" for name in sorted(set(needed), key=str.lower)]
 
@@ -125,7 +134,7 @@ def _card(names: Sequence[str]) -> str:
         app_file="app.py",
         license="unknown",
         short_description="What an SViT sees in a picture",
-        tags=["svit", "super-tokens", "image-classification", "interpretability"],
+        tags=["svit", "super-tokens", "interpretability"],
     )
     return f"""---
 {data}

@@ -20,6 +20,8 @@ from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.model.cells_svit import count_cells, token_grids
+from svit_hf.tasks.models import backbone_of
+from svit_hf.tasks.saved_models import TaskModel, dense_head, open_task_model
 from svit_hf.visualization import (
     Recording,
     draw_mean_colours,
@@ -73,11 +75,14 @@ class Look:
 
     Attributes:
         recording: Its layers and probabilities.
-        milliseconds: Duration of a forward pass without any recording.
+        milliseconds: Duration of a forward pass without any recording; with a head, of all that it takes to draw what
+            it finds.
+        found: What a head finds, drawn on the picture; `None` for a classifier.
     """
 
     recording: Recording
     milliseconds: float
+    found: Image.Image | None = None
 
 
 @dataclass(eq=False)
@@ -86,19 +91,32 @@ class Viewer:
 
     Args:
         name: What to call it.
-        model: A classifier, in eval mode.
+        model: A classifier, in eval mode, or the SViT inside of `dense`.
         preprocessing: What makes pixel values of a picture for it.
+        dense: Model for segmentation or detection, and its task.
     """
 
     name: str
     model: PreTrainedModel
     preprocessing: Preprocessing
+    dense: TaskModel | None = None
     _lock: Lock = field(default_factory=Lock)
     _looks: "OrderedDict[tuple[str, tuple[Cell, ...]], Look]" = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         if getattr(self.model.config, "model_type", None) != "svit":
             raise SViTError(f"{self.name!r} is of the kind {self.model.config.model_type!r}; the demo shows SViT.")
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What each of `DRAWINGS` shows."""
+        first, *others = DRAWINGS
+        return (first if self.dense is None else "what the model finds", *others)
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model, with its head."""
+        return (self.model if self.dense is None else self.dense.model).num_parameters()
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
@@ -157,8 +175,11 @@ class Viewer:
             with self._with_cells(cells):
                 recording = record(self.model, pixel_values, self.preprocessing.processor)
                 # after the recording, which has warmed up what is computed first
-                milliseconds = self._time(pixel_values)
-            look = self._looks[key, cells] = Look(recording, milliseconds)
+                if self.dense is None:
+                    look = Look(recording, self._time(pixel_values))
+                else:
+                    look = _look_with_head(self.dense, picture, recording)
+            self._looks[key, cells] = look
             if len(self._looks) > LOOKS_KEPT:
                 self._looks.popitem(last=False)
             return look
@@ -198,14 +219,24 @@ def open_viewer(model: str) -> Viewer:
         model: A folder, an id of the Hub, or the folder of a training run.
 
     Raises:
-        SViTError: If it cannot be loaded, or is no SViT that classifies.
+        SViTError: If it cannot be loaded, or is neither an SViT that classifies nor one with a head for a dense task.
     """
     location = find_model(model)
-    loaded = load_classifier(location, torch.accelerator.current_accelerator() or "cpu")
+    device = torch.accelerator.current_accelerator() or "cpu"
+    dense = open_task_model(location, device) if dense_head(location) is not None else None
+    loaded = load_classifier(location, device) if dense is None else backbone_of(dense.model)
     path = Path(model)
     # of a run and its model, the run's name tells more
     name = path.resolve().parent.name if path.name == "model" else path.name
-    return Viewer(name or model, loaded, Preprocessing(load_image_processor(location)))
+    return Viewer(name or model, loaded, Preprocessing(load_image_processor(location)), dense)
+
+
+def _look_with_head(dense: TaskModel, picture: Image.Image, recording: Recording) -> Look:
+    """Draw what a head finds, in the proportions of the recording's view."""
+    started = time.perf_counter()
+    found = dense.draw(picture)
+    milliseconds = (time.perf_counter() - started) * 1000
+    return Look(recording, milliseconds, found.resize(draw_view(recording, edge=max(DRAWINGS.values())).size))
 
 
 def with_cell(choice: Choice, size: int) -> Choice:
@@ -218,7 +249,8 @@ def draw(look: Look, choice: Choice) -> list[Image.Image | None]:
     """Draw what `DRAWINGS` says, in that order; `None` for what a layer without super tokens does not have."""
     recording, point, place = look.recording, choice.point, (choice.stage, choice.layer)
     edges = list(DRAWINGS.values())
-    drawings: list[Image.Image | None] = [draw_view(recording, point, edges[0]), None, None, None]
+    seen = recording if look.found is None else replace(recording, view=look.found)
+    drawings: list[Image.Image | None] = [draw_view(seen, point, edges[0]), None, None, None]
     if recording.layer(*place).association is not None:
         drawings[1] = draw_super_tokens(recording, *place, edge=edges[1])
         drawings[2] = draw_mean_colours(recording, *place, edge=edges[2])
@@ -239,7 +271,17 @@ def describe_layer(viewer: Viewer, choice: Choice) -> str:
 
 
 def answer_html(viewer: Viewer, look: Look) -> str:
-    """Return the likeliest classes with their probabilities, and the time that they took, as HTML."""
+    """Return the likeliest classes with their probabilities, and the time that they took, as HTML.
+
+    A model for segmentation or detection has no such classes: those that it looks for are named instead.
+    """
+    device = viewer.model.device.type.upper()
+    cost = (
+        f'<p class="cost"><b>{look.milliseconds:.0f} ms</b> for this picture on {device}, '
+        f"{viewer.num_parameters / 1e6:.2f} M parameters</p>"
+    )
+    if viewer.dense is not None:
+        return f'<p class="hint">It looks for: {escape(", ".join(viewer.dense.task.labels))}.</p>{cost}'
     recording = look.recording
     assert recording.probabilities is not None
     found = recording.probabilities.topk(min(NUM_CLASSES_SHOWN, len(recording.labels)))
@@ -248,12 +290,7 @@ def answer_html(viewer: Viewer, look: Look) -> str:
         f'<span class="bar"><span style="width:{share:.1%}"></span></span></li>'
         for number, share in zip(found.indices.tolist(), found.values.tolist(), strict=True)
     )
-    device = viewer.model.device.type.upper()
-    return (
-        f'<ol class="answer">{bars}</ol>'
-        f'<p class="cost"><b>{look.milliseconds:.0f} ms</b> for this picture on {device}, '
-        f"{viewer.model.num_parameters() / 1e6:.2f} M parameters</p>"
-    )
+    return f'<ol class="answer">{bars}</ol>{cost}'
 
 
 def _size(cell: Cell) -> str:
