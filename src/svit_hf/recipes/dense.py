@@ -21,7 +21,7 @@ def segment_semantic() -> TrainingRecipe:
 
     Command:
         svit-hf train --recipe segment_semantic --output-dir runs/cells --data.path cells \
-            --task.labels background cell --task.annotations.is-binary True
+            --task.labels background cell --task.annotations.is-binary true
 
     Expectation:
         Depends on the data; see docs/guides/segment_and_detect.md.
@@ -52,10 +52,11 @@ def segment_semantic() -> TrainingRecipe:
 
 
 def segment_instance() -> TrainingRecipe:
-    """Train Mask2Former on a small SViT from random weights, for a mask and a class of every object.
+    """Train Mask2Former on an SViT, for a mask and a class of every object; from random weights, on a tiny one.
 
     Command:
-        svit-hf train --recipe segment_instance --output-dir runs/instances --data.path cells --task.labels cell
+        svit-hf train --recipe segment_instance --output-dir runs/instances --data.path cells --task.labels cell \
+            --model.name-or-path svit-small-224
 
     Expectation:
         Depends on the data; see docs/guides/segment_and_detect.md.
