@@ -16,6 +16,7 @@ from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.provenance import commit_of_source, device_name, versions
 from svit_hf.tasks.saved_models import open_task_model
+from svit_hf.tasks.task import DenseTask
 from svit_hf.training.checkpointing import BEST, EMA, RAW, checkpoint_folder, digests_of, replaced_folder
 from svit_hf.training.loop import Run
 from svit_hf.training.recipe_files import to_json
@@ -52,17 +53,20 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
     # never beside a model that it does not describe
     (run.run_dir / REPORT).unlink(missing_ok=True)
     with replaced_folder(run.run_dir / MODEL) as folder:
+        model: PreTrainedModel | None = None
         if isinstance(run.weights.model, SViTForImageClassification):
             # from the disk, where it is whole whatever the model here is
-            model: PreTrainedModel = SViTForImageClassification.from_pretrained(weights)
-            assert isinstance(model, SViTForImageClassification)
-            save_with_code(model, folder, run.weights.processor)
+            classifier = SViTForImageClassification.from_pretrained(weights)
+            save_with_code(classifier, folder, run.weights.processor)
+            model = classifier
         else:
-            # these are saved with their code
+            # heads on an SViT are saved with their code
             shutil.copytree(weights, folder, dirs_exist_ok=True)
+        if isinstance(run.task, DenseTask):
             model = open_task_model(weights).model
             write_probe(model, folder)
-        build_model_card(model, card_text_of_run(report)).save(folder / CARD)
+        if model is not None:
+            build_model_card(model, card_text_of_run(report)).save(folder / CARD)
     write_text(run.run_dir / REPORT, json.dumps(report, indent=2) + "\n")
     return report
 
