@@ -20,6 +20,7 @@ from svit_hf.demo import digits
 from svit_hf.demo.digits import run_quickstart
 from svit_hf.demo.report import QuickstartReport
 from svit_hf.errors import SViTError
+from svit_hf.hub.remote_code import code_files
 
 
 FILES = {
@@ -27,6 +28,8 @@ FILES = {
     "model/config.json",
     "model/model.safetensors",
     "model/preprocessor_config.json",
+    "model/probe.safetensors",
+    *(f"model/{path.name}" for path in code_files()),
     "predictions.png",
     "quickstart.json",
     *(f"images/{digit}.png" for digit in range(10)),

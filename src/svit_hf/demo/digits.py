@@ -39,6 +39,7 @@ from transformers.utils import logging
 from svit_hf.demo.report import MODEL_FOLDER, Prediction, QuickstartReport, replace_own_output, write_report
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
+from svit_hf.hub.remote_code import save_with_code
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
@@ -88,8 +89,7 @@ def run_quickstart(output_dir: Path, *, epochs: int = 12, seed: int = 0) -> Quic
         held_out = trainer.predict(trainer.eval_dataset, metric_key_prefix="held_out")
         answers = [names[label] for label in held_out.predictions[:, 0]]
 
-        model.save_pretrained(folder / MODEL_FOLDER)
-        processor.save_pretrained(folder / MODEL_FOLDER)
+        save_with_code(model, folder / MODEL_FOLDER, processor)
         say(f"loading the saved model in a fresh process, to classify the {len(answers)} held-out digits")
         predictions = _classify_in_fresh_process(folder / MODEL_FOLDER, digits["test"])
         report = QuickstartReport(

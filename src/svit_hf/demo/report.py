@@ -220,7 +220,6 @@ def quickstart_card(
             "licence of its own for them; look it up there before you pass the digits on."
         ),
         tags=["digits"],
-        has_code=False,
     )
 
 

@@ -30,7 +30,7 @@ ARCHITECTURE_FIELDS = (
 # names on the Hub for the metrics of svit_hf.evaluation; others go by their own name
 METRIC_TYPES = {"top5_accuracy": "accuracy", "micro_f1": "f1", "macro_f1": "f1"}
 
-USE_WITH_CODE = """```python
+USE = """```python
 from transformers import pipeline
 
 $verb = pipeline("$tag", model="$location", trust_remote_code=True)
@@ -39,15 +39,6 @@ print($verb("picture.png"$arguments))
 
 `trust_remote_code=True` runs the `*_svit.py` files beside the weights. Where svit-hf is installed, `import $package`
 before these lines, and its own code is used instead."""
-USE_WITH_PACKAGE = """With svit-hf installed:
-
-```python
-import $package  # makes SViT known to Transformers
-from transformers import pipeline
-
-$verb = pipeline("$tag", model="$location")
-print($verb("picture.png"$arguments))
-```"""
 MARKDOWN = re.compile(r"[\\`*\[\]|~]|(?<!\w)_|_(?!\w)")
 LOCATION = re.compile(r'(pipeline\("[a-z-]+", model=")[^"\n]*(?=")|(`svit-hf doctor )[^`\n]*(?=`)')
 # of pipelines: what to call the pipeline in an example
@@ -96,7 +87,6 @@ class CardText:
         tags: Tags beside those that every SViT gets.
         recipe: The resolved recipe of the training run, if there is one.
         versions: Packages that trained it; by default those of this process.
-        has_code: Whether the code of the model is beside the weights (`svit_hf.save_with_code`).
     """
 
     name: str
@@ -113,7 +103,6 @@ class CardText:
     comparisons: Sequence[Evaluation] = field(default=())
     recipe: Mapping[str, object] | None = None
     versions: Mapping[str, str] | None = None
-    has_code: bool = True
 
 
 def pipeline_tag(model: PreTrainedModel) -> str:
@@ -139,7 +128,7 @@ def build_model_card(model: PreTrainedModel, text: CardText) -> ModelCard:
         architecture = {"head": type(model).__name__, **architecture}
     # heads of masks answer with instances otherwise
     is_semantic = getattr(config, "svit_task", None) == "semantic_segmentation"
-    use = Template(USE_WITH_CODE if text.has_code else USE_WITH_PACKAGE).substitute(
+    use = Template(USE).substitute(
         location=text.location,
         tag=tag,
         verb=VERBS[tag],
