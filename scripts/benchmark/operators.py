@@ -151,6 +151,12 @@ def operators_of(config: SViTConfig, stage: int, batch_size: int, image_size: in
             },
         ),
         Operator(
+            f"feed-forward with the shortcut of its block: {shape}",
+            [images, weight, bias, taps, bias, weight.view(channels, wide, 1, 1), torch.randn(channels)],
+            depthwise_operations + 2 * 2 * channels * wide * num_tokens,
+            {"NCHW": _feed_forward, "channels_last": _feed_forward, "triton": _feed_forward_in_triton},
+        ),
+        Operator(
             f"layer norm over channels: {shape}",
             norm,
             8 * channels * num_tokens,
@@ -186,6 +192,19 @@ def _depthwise_in_triton(activation: str, *inputs: torch.Tensor) -> torch.Tensor
 
 def _gelu_and_depthwise(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return _depthwise(F.gelu(images), weight, bias)
+
+
+def _feed_forward(images: torch.Tensor, widen: torch.Tensor, widen_bias: torch.Tensor, *rest: Any) -> torch.Tensor:
+    taps, taps_bias, narrow, narrow_bias = rest
+    mixed = _gelu_and_depthwise(F.conv2d(images, widen, widen_bias), taps, taps_bias)
+    return images + F.conv2d(mixed, narrow, narrow_bias)
+
+
+def _feed_forward_in_triton(images: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+    triton.load()
+    before_shortcut, after, keeps = parameters[:4], parameters[4:], images.requires_grad
+    operator = torch.ops.svit_hf_triton.feed_forward
+    return operator(images, *before_shortcut, True, *after, None, None, images, images.dtype, keeps)[0]
 
 
 def _layer_norm(images: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

@@ -100,7 +100,7 @@ class TestAgainstEager:
     def test_programs_that_sum_over_several_strips(self, device, kernels, monkeypatch):
         from svit_hf.kernels.triton import depthwise
 
-        monkeypatch.setattr(depthwise, "MAX_PARTIAL_SUMS", 2)
+        monkeypatch.setattr(depthwise, "MAX_SUMMING_PROGRAMS", 2)
         self.check(device, (5, 2, 2, 1), "gelu", True, kernels, torch.float32)
 
 

@@ -72,8 +72,9 @@ def attend_and_differentiate(tokens, norm, *options):
 
 
 def sampling_in(names):
-    """Return the operators of this project among names, without namespace, but for depthwise convolutions."""
-    return [name.split(".")[1] for name in names if name.startswith("svit_hf") and "depthwise" not in name]
+    """Return the operators of this project among names, without namespace, but for those of the feed-forward."""
+    own = [name.split(".")[1] for name in names if name.startswith("svit_hf")]
+    return [name for name in own if not name.startswith(("depthwise", "feed_forward"))]
 
 
 @IMPLEMENTATION

@@ -93,17 +93,19 @@ def test_super_tokens_are_measured_alone(run, task):
 @pytest.mark.parametrize("task", ["inference", pytest.param("training", marks=pytest.mark.slow)])
 def test_operators_are_measured_in_several_ways(run, task):
     _, results = run("operators", "--task", task)
-    assert [len(case.rows) for case in results.cases] == [3, 2, 2, 3] * 2 + [3, 2, 2, 3, 2] * 2
+    assert [len(case.rows) for case in results.cases] == [3, 2, 2, 2, 3] * 2 + [3, 2, 2, 2, 3, 2] * 2
     assert all(row.giga_macs > 0 and row.share_of_bound > 0 for case in results.cases for row in case.rows)
 
 
 def test_operators_of_triton_are_called_as_they_want_it():
     pytest.importorskip("triton")
     hidden, taps, bias = torch.randn(1, 8, 8, 8), torch.randn(8, 1, 3, 3), torch.randn(8)
-    config = tiny_config()
-    for operator in operators.operators_of(config, 0, 1, 32)[:2]:
+    widen, narrow, narrow_bias = torch.randn(8, 2, 1, 1), torch.randn(2, 8, 1, 1), torch.randn(2)
+    of_feed_forward = hidden[:, :2], widen, bias, taps, bias, narrow, narrow_bias
+    inputs = [(hidden, taps, bias)] * 2 + [of_feed_forward]
+    for operator, given in zip(operators.operators_of(tiny_config(), 0, 1, 32)[:3], inputs, strict=True):
         first, *_, kernel = operator.variants.values()
-        torch.testing.assert_close(kernel(hidden, taps, bias), first(hidden, taps, bias), rtol=0, atol=1e-4)
+        torch.testing.assert_close(kernel(*given), first(*given), rtol=0, atol=1e-4)
 
 
 def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(run, tmp_path, capsys):

@@ -47,6 +47,8 @@ def use_cpu_forms(folded: SViTPreTrainedModel) -> None:
 class PackedConvolution(nn.Conv2d):
     """A convolution whose weights are stored once more, as oneDNN wants them; that is neither copied nor saved."""
 
+    # kernels of GPUs may use the weights in the place of `forward`
+    is_plain_elsewhere = True
     packed: torch.Tensor | None = None
     # what they were packed for: address and version of the weights, shape of the images, threads; oneDNN may want
     # another order for others, and bringing one order into another in every call takes longer than the convolution

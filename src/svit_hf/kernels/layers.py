@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers of SViT as they run with kernels: each function here takes the place of one layer's `forward`.
+"""The layers of SViT as they run with kernels: each function here takes the place of a method of a layer.
 
 Where something would be missed if kernels used the weights of a submodule without calling it (a hook, an adapter, a
 `forward` of its own), the layer's own forward runs.
@@ -28,17 +28,16 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 
 
 def set_kernels(layer: nn.Module, kernels: str | None) -> None:
-    """Let a layer compute with kernels, or as its class does; where something else replaced `forward`, that stays."""
+    """Let a layer compute with kernels, or as its class does; where something else replaced the method, that stays."""
     attributes = vars(layer)
-    is_own, is_served = _has_own_forward(layer), attributes.pop(_CHOICE, None) is not None
+    name, function = cast(tuple[str, Callable[..., Any]], _with_kernels(layer))
+    is_own, is_served = _is_own(layer, name), attributes.pop(_CHOICE, None) is not None
     if kernels is None and is_own:
-        attributes.pop("forward", None)
+        attributes.pop(name, None)
     # what was put over kernels in the meantime, as offloading does, calls them still, and they look for the choice
     elif kernels is not None and (is_own or is_served):
         attributes[_CHOICE] = kernels
-        forward = _with_kernels(layer)
-        if forward is not None and "forward" not in attributes:
-            attributes["forward"] = partial(forward, layer)
+        attributes.setdefault(name, partial(function, layer))
 
 
 def super_token_attention(
@@ -101,33 +100,100 @@ def _residual(module: Any, hidden_states: torch.Tensor) -> Any:
 
 
 def _feed_forward(module: Any, hidden_states: torch.Tensor) -> Any:
-    depthwise, activation = module.depthwise, module.activation
-    operators = _operators_for_depthwise(depthwise, hidden_states)
-    is_fused = operators is not None and type(activation) is GELUActivation and _is_bare(activation)
-    if not is_fused or _has_hooks(depthwise) or not _has_own_forward(depthwise):
+    operators = _operators_for_feed_forward(module, hidden_states)
+    if operators is None:
         return type(module).forward(module, hidden_states)
+    if _has_plain_products(module, hidden_states):
+        return _mix(operators, module, hidden_states, None, None, None, _dtype_of_convolutions(hidden_states))
     # one pass over the widest map of the block; backward needs what went in and not its GELU
-    return module.fc2(_convolve(operators, depthwise, module.fc1(hidden_states), "gelu"))
+    return module.fc2(_convolve(operators, module.depthwise, module.fc1(hidden_states), "gelu"))
 
 
-_FORWARDS: dict[str, Callable[..., Any]] = {
-    "SViTSuperTokenAttention": _attention,
-    "SuperTokenAttention": _attention_alone,
-    "SViTDepthwiseResidual": _residual,
-    "SViTConvFFN": _feed_forward,
+def _add_mixed(module: Any, hidden_states: torch.Tensor, normalized: torch.Tensor, num_frames: int = 1) -> Any:
+    mlp, scaling, drop_path, dropout = module.mlp, module.layer_scale2, module.drop_path, module.dropout
+    operators = _operators_for_feed_forward(mlp, normalized)
+    is_plain = (
+        operators is not None
+        and not _has_hooks(mlp)
+        and _is_own(mlp, "forward")
+        and _has_plain_products(mlp, normalized)
+        and all(_is_bare(each) for each in (scaling, drop_path, dropout))
+        and (type(scaling) is nn.Identity or type(scaling).__name__ == "SViTLayerScale")
+        and type(drop_path).__name__ == "SViTDropPath"
+        and type(dropout) is nn.Dropout
+        and not (dropout.training and dropout.p)
+    )
+    if not is_plain:
+        return type(module).add_mixed(module, hidden_states, normalized, num_frames)
+    scale = None if type(scaling) is nn.Identity else scaling.scale
+    factors = None
+    if drop_path.training and drop_path.rate > 0.0:
+        # it multiplies what it is given by a factor for each image, drawn as ever
+        kept = hidden_states.new_ones(len(hidden_states), 1, 1, 1, dtype=torch.float32)
+        factors = drop_path(kept, num_frames).flatten()
+    dtype = torch.promote_types(hidden_states.dtype, _dtype_of_convolutions(normalized))
+    if scale is not None:
+        dtype = torch.promote_types(dtype, scale.dtype)
+    return _mix(operators, mlp, normalized, scale, factors, hidden_states, dtype)
+
+
+def _mix(
+    operators: Any,
+    mlp: Any,
+    hidden_states: torch.Tensor,
+    scale: torch.Tensor | None,
+    factors: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Compute a feed-forward without its wide map in memory more than once."""
+    convolution, fc1, fc2 = mlp.depthwise.convolution, mlp.fc1, mlp.fc2
+    inputs = hidden_states, *mlp.parameters()
+    if scale is not None:
+        inputs += (scale,)
+    output: torch.Tensor = operators.feed_forward(
+        hidden_states.to(_dtype_of_convolutions(hidden_states)),
+        fc1.weight,
+        fc1.bias,
+        convolution.weight,
+        convolution.bias,
+        mlp.depthwise.has_shortcut,
+        fc2.weight,
+        fc2.bias,
+        scale,
+        factors,
+        residual,
+        dtype,
+        torch.is_grad_enabled() and any(each.requires_grad for each in inputs),
+    )[0]
+    return output
+
+
+# by the class that defines `forward`: the method, and what takes its place
+_METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "SViTSuperTokenAttention": ("forward", _attention),
+    "SuperTokenAttention": ("forward", _attention_alone),
+    "SViTDepthwiseResidual": ("forward", _residual),
+    "SViTConvFFN": ("forward", _feed_forward),
+    "SViTLayer": ("add_mixed", _add_mixed),
 }
 
 
-def _with_kernels(module: nn.Module) -> Callable[..., Any] | None:
+def _with_kernels(module: nn.Module) -> tuple[str, Callable[..., Any]] | None:
     # a subclass with a forward of its own is another layer
     owner = next(each for each in type(module).__mro__ if "forward" in vars(each))
-    return _FORWARDS.get(owner.__name__) if owner.__module__.rpartition(".")[2] == _MODEL_FILE else None
+    if owner.__module__.rpartition(".")[2] != _MODEL_FILE or owner.__name__ not in _METHODS:
+        return None
+    name, function = _METHODS[owner.__name__]
+    # copies of the code on the Hub may be older
+    return (name, function) if name in vars(owner) else None
 
 
-def _has_own_forward(module: nn.Module) -> bool:
-    """Whether `forward` is the class's, or the one that was put on here."""
-    forward = vars(module).get("forward")
-    return forward is None or (isinstance(forward, partial) and forward.func in _FORWARDS.values())
+def _is_own(module: nn.Module, name: str) -> bool:
+    """Whether a method is the class's, or the one that was put on here."""
+    method = vars(module).get(name)
+    functions = [function for _, function in _METHODS.values()]
+    return method is None or (isinstance(method, partial) and method.func in functions)
 
 
 def _operators(module: nn.Module, tokens: torch.Tensor, sampler: str | None = None) -> Any | None:
@@ -154,15 +220,41 @@ def _operators_for_depthwise(module: Any, hidden_states: torch.Tensor) -> Any | 
     return _operators(module, hidden_states)
 
 
+def _operators_for_feed_forward(module: Any, hidden_states: torch.Tensor) -> Any | None:
+    """Return the operators for GELU and depthwise convolution, or None where they are not what the model has."""
+    depthwise, activation = module.depthwise, module.activation
+    if type(activation) is not GELUActivation or not _is_bare(activation):
+        return None
+    if _has_hooks(depthwise) or not _is_own(depthwise, "forward"):
+        return None
+    return _operators_for_depthwise(depthwise, hidden_states)
+
+
 def _convolve(operators: Any, module: Any, hidden_states: torch.Tensor, activation: str) -> Any:
     """Run a residual depthwise convolution, in the dtype that it has without kernels."""
-    device_type, dtype = hidden_states.device.type, hidden_states.dtype
-    if torch.is_autocast_enabled(device_type):
-        # autocast gives the convolution a dtype of its own
-        autocast_dtype = torch.get_autocast_dtype(device_type)
-        dtype = torch.promote_types(dtype, autocast_dtype) if module.has_shortcut else autocast_dtype
+    dtype = _dtype_of_convolutions(hidden_states)
+    if module.has_shortcut:
+        dtype = torch.promote_types(hidden_states.dtype, dtype)
     weight, bias = module.convolution.weight, module.convolution.bias
     return operators.depthwise_residual(hidden_states.to(dtype), weight, bias, activation, module.has_shortcut)
+
+
+def _dtype_of_convolutions(hidden_states: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a convolution's result: autocast gives it one of its own."""
+    device_type = hidden_states.device.type
+    is_cast = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if is_cast else hidden_states.dtype
+
+
+def _has_plain_products(mlp: Any, hidden_states: torch.Tensor) -> bool:
+    """Whether kernels may compute the products of a feed-forward: in half precision, where nothing was hung on them.
+
+    PyTorch's own are faster in float32, where they round to TF32.
+    """
+    return _dtype_of_convolutions(hidden_states) in (torch.bfloat16, torch.float16) and all(
+        (type(each) is nn.Conv2d or getattr(each, "is_plain_elsewhere", False)) and _is_bare(each)
+        for each in (mlp.fc1, mlp.fc2)
+    )
 
 
 def _is_plain_layer_norm(norm: object) -> bool:

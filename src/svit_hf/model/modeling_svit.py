@@ -318,10 +318,14 @@ class SViTLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         hidden_states = self.position_embedding(hidden_states)
         attended = self.attention(hidden_states, **kwargs)[0]
-        num_frames = kwargs.get("num_frames", 1)
+        num_frames: Any = kwargs.get("num_frames", 1)
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(self.dropout(attended)), num_frames)
         with nullcontext() if batch_statistics is None else batch_statistics.counted_once(self.mlp_norm):
             normalized = self.mlp_norm(hidden_states)
+        return self.add_mixed(hidden_states, normalized, num_frames)
+
+    def add_mixed(self, hidden_states: torch.Tensor, normalized: torch.Tensor, num_frames: int = 1) -> torch.Tensor:
+        """Add what the feed-forward makes of the normalised tokens; its shortcut included, this can be one kernel."""
         mixed = self.mlp(normalized)
         return hidden_states + self.drop_path(self.layer_scale2(self.dropout(mixed)), num_frames)
 

@@ -40,7 +40,7 @@ def find_obstacle(device: torch.device | None, dtype: torch.dtype | None, sample
 
 def load() -> None:
     """Register the operators as `torch.ops.svit_hf_triton`; imports Triton."""
-    from . import depthwise, normalized_sampling, sampling, upsampling  # noqa: F401
+    from . import depthwise, feed_forward, normalized_sampling, sampling, upsampling  # noqa: F401
 
 
 def _installed_version() -> tuple[int, ...] | None:

@@ -19,14 +19,15 @@ from .stencil import activate, load_column, load_taps, load_token, locate_strip,
 
 ACTIVATIONS = ("none", "gelu")
 
-# of a strip: tall ones compute GELU less often for the rows that they share with their neighbours, wide ones load less
-# at both ends. Feature maps of 224 pixels are multiples of 7
-MAX_ROWS = 7
-MAX_COLUMNS = 16
+# of a strip: tall ones load less for the rows that they share with their neighbours, wide ones less at both ends. Rows
+# are unrolled, each number a kernel of its own; feature maps of 224 pixels are multiples of 7. Columns go by threes
+ROWS = (7, 4, 2)
+MAX_COLUMNS = 15
 # of a program, which is one warp: two channels per thread, and a row of them is a line of memory in half precision
 MAX_CHANNELS = 64
-# rows of partial sums of the gradient of the weights, which are read again: enough for programs to fill a GPU
-MAX_PARTIAL_SUMS = 512
+# that sum the gradients of the taps over their strips: about as many as a large GPU runs at once, and as few as that,
+# since their sums are summed again
+MAX_SUMMING_PROGRAMS = 2048
 
 
 @triton.jit
@@ -37,12 +38,12 @@ def depthwise_kernel(
     outputs_ptr,
     H,
     W,
+    COLUMNS,
     C: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SHORTCUT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Convolve a strip, from left to right with three columns in registers."""
@@ -55,19 +56,22 @@ def depthwise_kernel(
         bias = tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
     before = load_column(inputs_ptr, image, top - 1, left - 1, channel, H, W, C, ACTIVATION, ROWS + 2)
     here = load_column(inputs_ptr, image, top - 1, left, channel, H, W, C, ACTIVATION, ROWS + 2)
-    for x in range(left, tl.minimum(left + COLUMNS, W)):
-        after = load_column(inputs_ptr, image, top - 1, x + 1, channel, H, W, C, ACTIVATION, ROWS + 2)
-        for row in tl.static_range(ROWS):
-            result = bias
-            for down in tl.static_range(3):
-                result += taps[3 * down] * before[row + down]
-                result += taps[3 * down + 1] * here[row + down]
-                result += taps[3 * down + 2] * after[row + down]
-            offset, is_there = token_offset(image, top + row, x, H, W, C)
-            result = result.to(outputs_ptr.dtype.element_ty)
-            tl.store(outputs_ptr + offset + channel, result, mask=is_there & (channel < C))
-        before = here
-        here = after
+    # three columns change their roles three times: unrolled, each is back in its registers, and none is moved
+    for start in range(left, tl.minimum(left + COLUMNS, W), 3):
+        for step in tl.static_range(3):
+            x = start + step
+            after = load_column(inputs_ptr, image, top - 1, x + 1, channel, H, W, C, ACTIVATION, ROWS + 2)
+            for row in tl.static_range(ROWS):
+                result = bias
+                for down in tl.static_range(3):
+                    result += taps[3 * down] * before[row + down]
+                    result += taps[3 * down + 1] * here[row + down]
+                    result += taps[3 * down + 2] * after[row + down]
+                offset, is_there = token_offset(image, top + row, x, H, W, C)
+                result = result.to(outputs_ptr.dtype.element_ty)
+                tl.store(outputs_ptr + offset + channel, result, mask=is_there & (channel < C))
+            before = here
+            here = after
 
 
 @triton.jit
@@ -81,11 +85,11 @@ def depthwise_backward_kernel(
     num_partial_sums,
     H,
     W,
+    COLUMNS,
     C: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SHORTCUT: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Write the gradient of the inputs on some strips, and sum those of the nine taps and of the bias over them.
@@ -104,6 +108,7 @@ def depthwise_backward_kernel(
         image, top, left = locate_strip(strip, H, W, ROWS, COLUMNS)
         before = load_column(gradients_ptr, image, top - 1, left - 1, channel, H, W, C, "none", ROWS + 2)
         here = load_column(gradients_ptr, image, top - 1, left, channel, H, W, C, "none", ROWS + 2)
+        # not unrolled: that would spare one instruction of twelve, for a third more registers and thrice the code
         for x in range(left, tl.minimum(left + COLUMNS, W)):
             after = load_column(gradients_ptr, image, top - 1, x + 1, channel, H, W, C, "none", ROWS + 2)
             for row in tl.static_range(ROWS):
@@ -154,7 +159,7 @@ def depthwise_residual(
             f"`weight` has shape {tuple(weight.shape)}; for {channels} channels it has to be {(channels, 1, 3, 3)}."
         )
     outputs = empty_channels_last(hidden_states, *hidden_states.shape)
-    num_strips, blocks = _divide(hidden_states)
+    num_strips, columns, blocks = divide(hidden_states)
     launch(
         depthwise_kernel,
         (num_strips * ceil_div(channels, blocks["BLOCK_C"]),),
@@ -163,6 +168,7 @@ def depthwise_residual(
         weight if bias is None else bias.contiguous(),
         outputs,
         *hidden_states.shape[2:],
+        columns,
         C=channels,
         ACTIVATION=activation,
         SHORTCUT=shortcut,
@@ -190,13 +196,14 @@ def depthwise_residual_backward(
         The gradients of hidden states, weight and bias, each of its shape and dtype; the bias has the weight's dtype.
     """
     channels = hidden_states.shape[1]
-    num_strips, blocks = _divide(hidden_states)
-    num_partial_sums = min(num_strips, MAX_PARTIAL_SUMS)
+    num_strips, columns, blocks = divide(hidden_states)
+    channel_blocks = ceil_div(channels, blocks["BLOCK_C"])
+    num_partial_sums = min(num_strips, ceil_div(MAX_SUMMING_PROGRAMS, channel_blocks))
     input_gradient = empty_channels_last(hidden_states, *hidden_states.shape)
     partial_sums = torch.empty(num_partial_sums, 10, channels, dtype=torch.float32, device=hidden_states.device)
     launch(
         depthwise_backward_kernel,
-        (num_partial_sums * ceil_div(channels, blocks["BLOCK_C"]),),
+        (num_partial_sums * channel_blocks,),
         gradient.contiguous(memory_format=torch.channels_last),
         hidden_states.contiguous(memory_format=torch.channels_last),
         weight.contiguous(),
@@ -205,6 +212,7 @@ def depthwise_residual_backward(
         num_strips,
         num_partial_sums,
         *hidden_states.shape[2:],
+        columns,
         C=channels,
         ACTIVATION=activation,
         SHORTCUT=shortcut,
@@ -215,16 +223,15 @@ def depthwise_residual_backward(
     return input_gradient, weight_gradient.to(weight.dtype), partial_sums[:, 9].sum(0).to(weight.dtype)
 
 
-def _divide(hidden_states: torch.Tensor) -> tuple[int, dict[str, int]]:
-    """Divide feature maps evenly into strips, as large as they may be; return their number and the block sizes."""
+def divide(hidden_states: torch.Tensor) -> tuple[int, int, dict[str, int]]:
+    """Divide feature maps into strips; return their number, their columns, and what the kernels are compiled for."""
     batch_size, channels, height, width = hidden_states.shape
-    strips_down, strips_across = ceil_div(height, MAX_ROWS), ceil_div(width, MAX_COLUMNS)
-    blocks = {
-        "ROWS": ceil_div(height, strips_down),
-        "COLUMNS": ceil_div(width, strips_across),
-        "BLOCK_C": min(triton.next_power_of_2(channels), MAX_CHANNELS),
-    }
-    return batch_size * strips_down * strips_across, blocks
+    # as few rows as possible are loaded, with those of the neighbours
+    rows = min(ROWS, key=lambda rows: ceil_div(height, rows) * (rows + 2))
+    strips_across = ceil_div(width, MAX_COLUMNS)
+    columns = 3 * ceil_div(width, 3 * strips_across)
+    blocks = {"ROWS": rows, "BLOCK_C": min(triton.next_power_of_2(channels), MAX_CHANNELS)}
+    return batch_size * ceil_div(height, rows) * ceil_div(width, columns), columns, blocks
 
 
 @depthwise_residual.register_fake

@@ -149,7 +149,7 @@ def differentiate_normalize_and_sample(
     """Compute the gradients of `normalize_and_sample`, for channels that fit into one tile.
 
     Args:
-        gradient: Of the super tokens, shape `(B, C, Gh, Gw)`.
+        gradient: Of the super tokens, shape `(B, C, Gh, Gw)`; rounded to bfloat16 where the tokens are that.
         tokens: As was given, like all of the following, or returned.
         weight: Likewise.
         mean: Likewise.
@@ -162,6 +162,10 @@ def differentiate_normalize_and_sample(
         Gradients of tokens (channels_last), weight and bias, in the dtypes of tokens and weight.
     """
     batch_size, channels, *size = tokens.shape
+    if tokens.dtype == torch.bfloat16:
+        # under autocast super tokens are float32, and so is their gradient: but the convolution that it comes from
+        # made it in bfloat16, whose products are many times as fast
+        gradient = gradient.to(tokens.dtype)
     rows, columns = count_cells(size, cell_size)
     blocks = num_blocks(batch_size, rows, columns)
     token_gradient = empty_channels_last(tokens, *tokens.shape)

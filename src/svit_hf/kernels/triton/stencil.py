@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 @triton.jit
-def locate_strip(strip, H, W, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def locate_strip(strip, H, W, ROWS, COLUMNS):
     """Return the image, and row and column of the first token, of a strip (counted over all images)."""
     strips_down = (H + ROWS - 1) // ROWS
     strips_across = (W + COLUMNS - 1) // COLUMNS
@@ -60,10 +60,24 @@ def load_taps(weight_ptr, channel, C: tl.constexpr, SHORTCUT: tl.constexpr):
 
 @triton.jit
 def activate(token, ACTIVATION: tl.constexpr):
-    """Return the activation and its derivative; what a caller leaves unused costs nothing."""
+    """Return the activation and its derivative; what a caller leaves unused costs nothing.
+
+    GELU by the tail of the normal distribution, `1 - Phi(t)` for `t >= 0`: a polynomial of `1 / (1 + 0.33 t)` times
+    `exp(-t^2 / 2)`, which also serves the derivative. Fitted for this: GELU is at most 1.4e-7 off, 3.5e-7 with the
+    rounding of float32. That is 14 instructions where the error function of CUDA takes 39. The form is that of
+    formula 7.1.26 of Abramowitz and Stegun.
+    """
     slope = tl.full(token.shape, 1.0, tl.float32)
     if ACTIVATION == "gelu":
-        share = 0.5 + 0.5 * tl.math.erf(token * 0.7071067811865476)
-        slope = share + token * tl.exp(-0.5 * token * token) * 0.3989422804014327
-        token = token * share
+        distance = tl.abs(token)
+        density = tl.exp2(token * (token * -0.7213475204444817))
+        # the square of a reciprocal root takes fewer instructions than a quotient
+        root = tl.rsqrt(distance * 0.33 + 1.0)
+        share = root * root
+        tail = share * -0.11000271 + 0.37711188
+        tail = tail * share - 0.09362798
+        tail = tail * share + 0.20484956
+        tail = (tail * share + 0.12166938) * share * density
+        slope = tl.where(token < 0.0, tail, 1.0 - tail) + token * density * 0.3989422804014327
+        token = tl.maximum(token, 0.0) - distance * tail
     return token, slope
