@@ -245,7 +245,9 @@ def _require_unset(command: Any, is_dense: bool) -> None:
         value = getattr(command, item.name)
         default = item.default if item.default_factory is MISSING else item.default_factory()
         if item.name in (FOR_CLASSIFIERS if is_dense else FOR_DENSE_MODELS) and value != default:
-            raise SViTError(f"`{item.name}` is {str(value)!r}; it is for {kind}, and {command.model!r} is none.")
+            raise SViTError(
+                f"`{item.name}` is {str(value)!r}; it is for {kind}, and {command.model!r} is none that can be read."
+            )
 
 
 def _comparison(evaluations: dict[str, Any]) -> str:
