@@ -25,20 +25,29 @@ from svit_hf.files import whole_file, write_text
 from svit_hf.tasks import TASKS, DenseTask, task_class
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import Rows, TrainingExamples
+from svit_hf.training.weights import WeightAverage
 
 
 NUM_DRAWN = 4
 
 
-class AugmentAnew(TrainerCallback):
-    """Tells the examples which epoch it is."""
+class Follow(TrainerCallback):
+    """Tells the examples which epoch it is, and averages the weights."""
 
-    def __init__(self, examples: TrainingExamples):
-        self.examples = examples
+    def __init__(self, examples: TrainingExamples, decay: float):
+        self.examples, self.decay = examples, decay
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the average, where the model is by now."""
+        self.average = WeightAverage(kwargs["model"], self.decay, warmup=True)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set the epoch."""
         self.examples.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the average."""
+        self.average.step(state.global_step - 1)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -54,24 +63,29 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     torch.manual_seed(options.seed)
     model = task.build_model(backbone, width=options.width, head_options=json.loads(options.head_options))
     examples = TrainingExamples(task, rows["train"], options.seed)
-    start = time.perf_counter()
+    follow = Follow(examples, options.average_decay)
+    start, processor_start = time.perf_counter(), time.process_time()
     trainer = Trainer(
         model,
         training_arguments(options),
         train_dataset=examples,
         data_collator=task.collate,
-        callbacks=[AugmentAnew(examples)],
+        callbacks=[follow],
     )
     trainer.train()
-    seconds = time.perf_counter() - start
-    metrics = task.evaluate(model, rows["test"], options.batch_size).compute()
-    trainer.save_model()
-    task.processor.save_pretrained(options.output_dir)
-    write_text(options.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    with whole_file(options.output_dir / "predictions.png") as file:
-        draw_predictions(task, model, rows["test"]).save(file, "PNG")
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
+    with follow.average.in_place():
+        metrics = task.evaluate(model, rows["test"], options.batch_size).compute()
+        trainer.save_model()
+        task.processor.save_pretrained(options.output_dir)
+        write_text(options.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        with whole_file(options.output_dir / "predictions.png") as file:
+            draw_predictions(task, model, rows["test"]).save(file, "PNG")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters / 1e6:.2f} M parameters, {seconds:.0f} seconds of training, {len(rows['test'])} test images")
+    print(
+        f"{parameters / 1e6:.2f} M parameters, {seconds:.0f} seconds of training ({processor_seconds:.0f} of the "
+        f"processor), {len(rows['test'])} test images"
+    )
     print(*(f"{name} {value:.4f}" for name, value in metrics.items()), sep="\n")
     return metrics
 
@@ -91,6 +105,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--crop-size", type=int, help="edge of training examples; by default the image size")
     parser.add_argument("--scale", type=float, nargs=2, default=(0.3, 1.0), help="share of the area that is cropped")
     parser.add_argument("--vertical-flip", type=float, default=0.5)
+    parser.add_argument("--color", type=float, default=0.0, help="strength of changes in brightness and contrast")
     parser.add_argument("--binary", action="store_true", help="every value of a mask but 0 is class 1")
     parser.add_argument("--box-format", default="xywh", choices=["xywh", "xyxy"])
     parser.add_argument("--clip-boxes", action="store_true", help="cut boxes that reach out of their image")
@@ -98,6 +113,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--max-grad-norm", type=float, default=1.0)
+    parser.add_argument("--average-decay", type=float, default=0.99, help="of the moving average that is evaluated")
     parser.add_argument("--drop-path-rate", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -112,7 +128,9 @@ def make_task(options: argparse.Namespace, labels: Sequence[str]) -> DenseTask:
         own = {"box_format": options.box_format, "clip_boxes": options.clip_boxes}
     size = options.image_size[0] if len(options.image_size) == 1 else tuple(options.image_size)
     crop = (options.crop_size, options.crop_size) if options.crop_size else None
-    augmentation = Augmentation(vertical_flip=options.vertical_flip, scale=tuple(options.scale), size=crop)
+    augmentation = Augmentation(
+        vertical_flip=options.vertical_flip, scale=tuple(options.scale), color=options.color, size=crop
+    )
     return task_class(options.task)(labels, size, options.head, augmentation, **own)
 
 

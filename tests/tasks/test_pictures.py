@@ -2,6 +2,7 @@
 """Augmentation: a pure function of seed, epoch and sample, under which masks and boxes move with the pixels."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,24 @@ def test_masks_and_pixels_agree_exactly_at_whole_scales(is_mirrored, is_upside_d
     np.testing.assert_array_equal(stacked[1], view.of_masks(mask) + 1)
 
 
+def test_colours_change_by_channel_and_the_geometry_stays():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
+    keys = [(0, epoch, 7) for epoch in range(40)]
+    views = [View.random((60, 90), (64, 96), Augmentation(color=0.4), key) for key in keys]
+    plain = [View.random((60, 90), (64, 96), Augmentation(), key) for key in keys]
+    assert [replace(view, brightnesses=(1, 1, 1), contrasts=(1, 1, 1)) for view in views] == plain
+    factors = np.array([[view.brightnesses, view.contrasts] for view in views])
+    assert np.abs(np.log(factors)).max() <= 0.6
+    assert (np.log(factors).std(0) > 0.15).all()
+    assert (factors.std(2) > 0).all()
+    for view, before in zip(views[:3], plain, strict=False):
+        mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        bright = (before.of_picture(picture) * std + mean) * torch.tensor(view.brightnesses)[:, None, None]
+        middle = bright.mean((1, 2), keepdim=True)
+        expected = ((bright - middle) * torch.tensor(view.contrasts)[:, None, None] + middle).clamp(0, 1)
+        torch.testing.assert_close(view.of_picture(picture) * std + mean, expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("view", EVERY_VIEW, ids=str)
 def test_boxes_move_with_the_pixels(view):
     # a mask at four times the size shows where the corners of a box come to lie
@@ -109,6 +128,7 @@ def test_evaluation_shows_what_the_processor_makes():
         ({"scale": (0.8, 0.5)}, "`scale` is"),
         ({"ratio": (2, 1)}, "`ratio` is"),
         ({"min_visible": -1}, "`min_visible` is"),
+        ({"color": 2}, "`color` is 2"),
     ],
     ids=str,
 )

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from PIL import Image
 from rank_launch import Launch, log_of
@@ -30,6 +31,7 @@ from svit_hf.tasks.task import TrainingExamples
 from svit_hf.training import loop
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.recipe_files import to_json
+from svit_hf.training.task_of_recipe import open_data
 from svit_hf.training.train import train
 
 
@@ -127,6 +129,12 @@ def test_stopped_run_is_the_same_run_and_leaves_a_model(name, squares, tmp_path,
     stated = {result.metric_name: result.metric_value for result in card.eval_results}
     assert card.pipeline_tag == task
     assert stated[metric.replace("_", " ")] == report["metrics"][report["chosen"]][metric]
+
+
+def test_what_the_recipe_says_of_augmentation_reaches_the_task(squares):
+    recipe = recipe_of("segment_semantic", squares, augmentation__color_jitter=0.4, task__vertical_flip=0.25)
+    augmentation = open_data(recipe, Accelerator(cpu=True)).task.augmentation
+    assert (augmentation.color, augmentation.vertical_flip, augmentation.scale) == (0.4, 0.25, (0.15, 0.4))
 
 
 def test_views_of_a_sample_differ_and_come_again(squares):

@@ -91,8 +91,8 @@ class AugmentationOptions:
         horizontal_flip: Probability of a mirrored image.
         randaugment: RandAugment as `rand-m9-mstd0.5-inc1` (magnitude 9 with standard deviation 0.5, harder with the
             magnitude; `-n3` for three operations instead of two), or empty for none.
-        color_jitter: Strength of changes in brightness, contrast and saturation. Only without RandAugment, which
-            changes colours itself; 0 for none.
+        color_jitter: Strength of changes in brightness, contrast and saturation (in segmentation and detection: of
+            brightness and contrast, by channel). Only without RandAugment, which changes colours itself; 0 for none.
         random_erasing: Probability that a rectangle is replaced by noise, pixel by pixel.
         num_views: Repeated augmentation: so many differently augmented views of each image, on different ranks; an
             epoch has as many steps and covers one image in `num_views`.

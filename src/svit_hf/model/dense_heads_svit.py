@@ -2,18 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transformers' heads for segmentation and detection on an SViT backbone.
 
-Each class is the one of the same name in Transformers, and computes the same. What differs: its config makes the
+Each class is the one of the same name in Transformers, and computes the same, but for what an option of its config
+adds, which is off in a plain config. What differs: its config makes the
 nested backbone an `SViTConfig` by itself, so that a folder loads where nothing else knows of SViT; and saving a model
 copies this file and what it imports beside the weights, by Transformers' own means for code on the Hub. The names
 stay, because pipelines and losses are chosen by them; the model types are new, because those of Transformers would win
 over the code of a folder.
 """
 
+import math
 from typing import Any, ClassVar
 
 import torch
 import transformers
+from huggingface_hub.dataclasses import strict
+from torch import nn
 from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
+from transformers import initialization as init
 
 # Transformers 5.5 fetches the files that this one imports, and not those that they import
 from .ablations_svit import swap_parts  # noqa: F401
@@ -87,10 +92,56 @@ class MaskFormerForInstanceSegmentation(_Head, transformers.MaskFormerForInstanc
     _auto_class = "AutoModelForInstanceSegmentation"
 
 
+@strict
 class Mask2FormerConfig(_OnSViT, transformers.Mask2FormerConfig):
-    """Architecture of Mask2Former on an SViT."""
+    """Architecture of Mask2Former on an SViT.
+
+    Args:
+        num_position_frequencies: With how many frequencies features of pixels say where these are; with 0 they do not,
+            as published.
+    """
 
     model_type = "svit_mask2former"
+
+    num_position_frequencies: int = 0
+
+    def validate_frequencies(self) -> None:
+        """Raise `ValueError` if the number of frequencies is out of range."""
+        if not 0 <= self.num_position_frequencies <= 12:
+            raise ValueError(f"`num_position_frequencies` is {self.num_position_frequencies}; allowed are 0 to 12.")
+
+
+class PlacedProjection(nn.Conv2d):
+    """A 1x1 convolution of Mask2Former's pixel decoder, plus what it learns of where a pixel is.
+
+    A mask is where a query's vector agrees with the embeddings of the pixels. The pixel decoder shows positions to its
+    attention weights alone and never to its values; so objects that look the same have the same embeddings, and every
+    query has all of them in its mask, unless a large backbone has learned positions from the borders of the picture.
+    Here the features that the decoder reads have them, so that all pixels of an object can learn where its centre is,
+    and so have the embeddings.
+
+    Source: coordinates as channels are those of CoordConv (Liu et al. 2018, arXiv 1807.03247) and SOLO (Wang et al.
+        2019, arXiv 1912.04488, section 3.1); waves of them, along both axes and both diagonals, are ours.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, num_frequencies: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+        self.num_frequencies = num_frequencies
+        self.positions = nn.Conv2d(8 * num_frequencies, out_channels, kernel_size=1, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return `(B, out_channels, height, width)` for features `(B, in_channels, height, width)`."""
+        # the centres of the pixels, from -1 to 1 over the picture
+        y, x = (
+            (torch.arange(edge, device=features.device, dtype=features.dtype) * 2 + 1) / edge - 1
+            for edge in features.shape[-2:]
+        )
+        rows, columns = y[:, None].expand(len(y), len(x)), x.expand(len(y), len(x))
+        directions = torch.stack([columns, rows, (columns + rows) / 2, (columns - rows) / 2])
+        # 1/2, 1, 2, 4, ... waves over the picture
+        waves = 2.0 ** torch.arange(self.num_frequencies, device=features.device, dtype=features.dtype)
+        angles = (math.pi / 2 * waves[:, None, None, None] * directions).flatten(0, 1)
+        return super().forward(features) + self.positions(torch.cat([angles.sin(), angles.cos()])[None])
 
 
 class Mask2FormerForUniversalSegmentation(_Head, transformers.Mask2FormerForUniversalSegmentation):
@@ -98,6 +149,28 @@ class Mask2FormerForUniversalSegmentation(_Head, transformers.Mask2FormerForUniv
 
     config_class = Mask2FormerConfig
     _auto_class = "AutoModelForUniversalSegmentation"
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__(config)
+        if config.num_position_frequencies:
+            decoder = self.model.pixel_level_module.decoder
+            decoder.mask_projection = self._placed(decoder.mask_projection)
+            for level in decoder.input_projections:
+                level[0] = self._placed(level[0])
+
+    def _placed(self, convolution: nn.Conv2d) -> PlacedProjection:
+        placed = PlacedProjection(
+            convolution.in_channels, convolution.out_channels, self.config.num_position_frequencies
+        )
+        self._init_weights(placed)
+        return placed
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise as Transformers does; positions start with a standard deviation of 1.4."""
+        super()._init_weights(module)
+        if isinstance(module, PlacedProjection):
+            init.normal_(module.positions.weight, std=2 / math.sqrt(module.positions.in_channels))
 
 
 class DFineConfig(_OnSViT, transformers.DFineConfig):

@@ -62,12 +62,14 @@ def segment_instance() -> TrainingRecipe:
         Depends on the data; see docs/guides/segment_and_detect.md.
     """
     recipe = segment_semantic()
+    # a sixth of the time of the published head, which has 6 and 10 layers and 12544 points
+    head_options = {"encoder_layers": 1, "decoder_layers": 4, "train_num_points": 1024}
     return replace(
         recipe,
         name="segment_instance",
-        task=TaskOptions(name="instance_segmentation", width=64, vertical_flip=0.5),
-        augmentation=replace(recipe.augmentation, scale=(0.3, 1.0)),
-        optimization=replace(recipe.optimization, learning_rate=5e-4, max_gradient_norm=0.1),
+        task=TaskOptions(name="instance_segmentation", width=64, head_options=head_options, vertical_flip=0.5),
+        augmentation=replace(recipe.augmentation, scale=(0.25, 1.0), color_jitter=0.4),
+        optimization=replace(recipe.optimization, batch_size=4, device_batch_size=4),
     )
 
 

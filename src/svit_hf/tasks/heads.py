@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.loss import loss_for_object_detection
@@ -70,7 +71,7 @@ class Head:
         """Return a config of the head; `options` are fields of it, and win.
 
         Raises:
-            SViTError: If a field is unknown, or `width` no multiple of 32.
+            SViTError: If a field is unknown or its value not possible, or `width` no multiple of 32.
         """
         width = width or self.width
         if width % WIDTH_STEP or width < 1:
@@ -82,7 +83,12 @@ class Head:
             raise SViTError(f"the head {self.name!r} has no option {unknown[0]!r}; it has {sorted(names)}.")
         names_of_labels = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
         values: dict[str, Any] = {"backbone_config": backbone, **self.sizes(backbone, width)}
-        return self.config_class(**(values | names_of_labels | options))
+        try:
+            return self.config_class(**(values | names_of_labels | options))
+        except (ValueError, StrictDataclassError) as error:
+            raise SViTError(
+                f"`head_options` {options} are not possible for the head {self.name!r}: {error}"
+            ) from error
 
     def make_processor(self, size: tuple[int, int]) -> BaseImageProcessor:
         """Return what prepares pictures as the tasks do: resized to exactly `size`, ImageNet's normalisation."""

@@ -7,7 +7,7 @@ A `View` is what augmentation decides; pixels, masks and boxes all follow from i
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +53,8 @@ class Augmentation:
         vertical_flip: Probability of one upside down.
         scale: Smallest and largest share of the area that is cropped; (1, 1) resizes the whole picture.
         ratio: Smallest and largest width of a crop over its height, relative to the size that the model takes.
+        color: Largest change of brightness and of contrast, as the logarithm of a factor; one for all channels, and
+            half as much for each by itself.
         min_visible: Objects of which a smaller share is inside of the crop are not there.
         size: Height and width of training examples, in pixels, where they are smaller than what the model takes
             afterwards: crops are cheaper than whole pictures at the same resolution.
@@ -62,11 +64,12 @@ class Augmentation:
     vertical_flip: float = 0.0
     scale: tuple[float, float] = (0.3, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    color: float = 0.0
     min_visible: float = 0.3
     size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "min_visible"):
+        for name in ("horizontal_flip", "vertical_flip", "color", "min_visible"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SViTError(f"`{name}` is {getattr(self, name)}; allowed is 0 to 1.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -87,6 +90,8 @@ class View:
         size: Height and width that the part is resized to.
         is_mirrored: Whether left and right are swapped after that.
         is_upside_down: Whether top and bottom are.
+        brightnesses: Factors of the channels.
+        contrasts: Factors of their distance from the mean of the part, after that.
     """
 
     left: int
@@ -96,6 +101,8 @@ class View:
     size: tuple[int, int]
     is_mirrored: bool = False
     is_upside_down: bool = False
+    brightnesses: tuple[float, ...] = (1.0, 1.0, 1.0)
+    contrasts: tuple[float, ...] = (1.0, 1.0, 1.0)
 
     @classmethod
     def whole(cls, picture_size: tuple[int, int], size: tuple[int, int]) -> "View":
@@ -122,14 +129,24 @@ class View:
                     break
             top = int(random.integers(picture_size[0] - height + 1))
             left = int(random.integers(picture_size[1] - width + 1))
-        return cls(left, top, width, height, size, bool(mirrored), bool(upside_down))
+        view = cls(left, top, width, height, size, bool(mirrored), bool(upside_down))
+        if not options.color:
+            return view
+        shared, own = random.uniform(-1, 1, (2, 1)), random.uniform(-0.5, 0.5, (2, 3))
+        brightnesses, contrasts = np.exp(options.color * (shared + own)).tolist()
+        return replace(view, brightnesses=tuple(brightnesses), contrasts=tuple(contrasts))
 
     def of_picture(self, picture: Image.Image) -> torch.Tensor:
         """Return normalised pixels, `(3, height, width)`, float32."""
         image = picture.crop((self.left, self.top, self.left + self.width, self.top + self.height))
         pixels = np.asarray(image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR))
-        tensor = torch.from_numpy(self._flip(pixels, 0).copy()).permute(2, 0, 1).contiguous().float()
-        return tensor.div_(255).sub_(_MEAN).div_(_STD)
+        tensor = torch.from_numpy(self._flip(pixels, 0).copy()).permute(2, 0, 1).contiguous().float().div_(255)
+        if {*self.brightnesses, *self.contrasts} != {1.0}:
+            brightnesses, contrasts = torch.tensor([self.brightnesses, self.contrasts])[:, :, None, None]
+            tensor.mul_(brightnesses)
+            mean = tensor.mean((1, 2), keepdim=True)
+            tensor.sub_(mean).mul_(contrasts).add_(mean).clamp_(0, 1)
+        return tensor.sub_(_MEAN).div_(_STD)
 
     def of_masks(self, masks: np.ndarray) -> np.ndarray:
         """Return the nearest values of masks `(..., H, W)`, shape `(..., height, width)`."""

@@ -33,8 +33,7 @@ from svit_hf.training.starting_model import make_config, make_image_processor, m
 NEEDED_BY_DENSE_TASKS = {
     **dict.fromkeys(("data.config_name", "data.image_column", "data.label_column", "data.index"), None),
     **{"data.format": "auto", "data.multi_label": False, "data.sampling": "uniform", "data.validation_share": 0.0},
-    **dict.fromkeys(("augmentation.color_jitter", "augmentation.random_erasing"), 0.0),
-    **{"augmentation.randaugment": "", "augmentation.interpolation": "bilinear"},
+    **{"augmentation.randaugment": "", "augmentation.interpolation": "bilinear", "augmentation.random_erasing": 0.0},
     **dict.fromkeys(("mixing.mixup_alpha", "mixing.cutmix_alpha", "optimization.label_smoothing"), 0.0),
     **{"optimization.loss": "cross_entropy", "optimization.class_weights": "none", "distillation.teacher": ""},
     **{"model.crop_pct": None, "model.eval_mode": False, "run.parallelism": "ddp", "run.push_to": ""},
@@ -107,6 +106,7 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
         vertical_flip=options.vertical_flip,
         scale=changed.scale,
         ratio=changed.ratio,
+        color=changed.color_jitter,
         min_visible=options.min_visible,
         size=crop,
     )
