@@ -73,6 +73,12 @@ def read_examples(rows: Rows, limit: int, size: int) -> list[Example]:
     return examples
 
 
+def to_pixels(picture: Image.Image) -> torch.Tensor:
+    """Return a picture as a trained vision transformer takes it, `(1, 3, H, W)`, normalised as for ImageNet."""
+    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
+    return ((pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1).unsqueeze(0)
+
+
 def compare_samplers(
     names: Sequence[str],
     examples: Sequence[Example],
@@ -167,9 +173,7 @@ def _measure_features(
     model: Any, names: Mapping[str, object], example: Example, cell_size: int, num_iterations: int
 ) -> dict[str, dict[str, float]]:
     """Compare a model in which every layer has super tokens with the model as it is."""
-    pixels = torch.from_numpy(np.asarray(example.picture, dtype=np.float32) / 255)
-    pixels = ((pixels - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).permute(2, 0, 1).unsqueeze(0)
-    inputs: dict[str, Any] = {"pixel_values": pixels}
+    inputs: dict[str, Any] = {"pixel_values": to_pixels(example.picture)}
     # what has positions for one size asks for this at others
     if "interpolate_pos_encoding" in signature(model.forward).parameters:
         inputs["interpolate_pos_encoding"] = True
