@@ -68,8 +68,9 @@ def test_settings_of_an_image_processor_load(tmp_path):
 def test_pipeline_answers_what_the_model_says(frames, video_file, tmp_path, processor_class):
     model = order_frames(SViTForVideoClassification(tiny_video_config(num_frames=6))).eval()
     model.save_pretrained(tmp_path / "model")
-    processor = processor_class(size=SIZE)
-    processor.save_pretrained(tmp_path / "model")
+    # the pipeline of Transformers 5.5 asks for no video processor
+    for each in {SViTImageProcessorPil, processor_class}:
+        each(size=SIZE).save_pretrained(tmp_path / "model")
     if processor_class is SViTVideoProcessor:
         assert type(AutoVideoProcessor.from_pretrained(tmp_path / "model")) is SViTVideoProcessor
     answers = pipeline("video-classification", model=str(tmp_path / "model"))(str(video_file), top_k=5)
