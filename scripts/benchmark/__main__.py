@@ -8,15 +8,18 @@ weights. Results are checked first: if one is wrong, no time is shown, and the e
 """
 
 import argparse
+import math
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from scripts.benchmark.best_forms import BEST_FORMS, BEST_PEER_FORMS
 from scripts.benchmark.contestants import (
     GROWTH_FORMS,
     INFERENCE_FORMS,
@@ -52,6 +55,7 @@ LARGER_CELLS = ([8, 4, 2, 1], [16, 8, 2, 1])
 ALL_ON_CPU = {
     "inference": "model --batch-size 8 1 --rounds 7 --programs",
     "compiled": "model --rounds 7 --compile --peers",
+    "best": "model --best --batch-size 8 1 --rounds 5 --peers swin-t convnext-t",
     "base": "model --model base --rounds 5 --peers",
     "large": "model --model large --rounds 3 --peers",
     "training": "model --task training --rounds 5 --peers swin-t convnext-t",
@@ -92,6 +96,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="of Transformers or timm; or none")
     parser.add_argument("--compile", action="store_true", help="add forms that torch.compile makes")
     parser.add_argument("--programs", action="store_true", help="add exported programs and 8 bits, on a CPU")
+    parser.add_argument("--best", action="store_true", help="instead, the fastest forms of all networks, on a CPU")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is compiled")
     parser.add_argument("--data", default="", help="for data: images as for training; else two photographs")
     parser.add_argument("--num-images", type=int, default=256)
     parser.add_argument("--num-workers", type=int, nargs="+", default=[0])
@@ -119,10 +125,11 @@ def run(options: argparse.Namespace) -> Results:
         dtypes,
         measure_peaks(dtypes, device, stopwatch),
         options.task,
-        options.compile,
-        options.programs,
+        options.compile or options.best,
+        options.programs or options.best,
         say,
         [f"{dtype}: emulated here" for dtype in emulated],
+        deadline=time.monotonic() + options.seconds,
     )
     sizes = options.image_size or (GROWTH_SIZES if options.part == "growth" else (224,))
     cases: list[Case] = []
@@ -139,8 +146,10 @@ def run(options: argparse.Namespace) -> Results:
             elif options.part == "data":
                 cases += measure_data(options, session, **shape)
             else:
-                own = INFERENCE_FORMS if options.task == "inference" else TRAINING_FORMS
-                entries = [(network, own), *((peer, PEER_FORMS) for peer in peers)]
+                own, of_peers = INFERENCE_FORMS if options.task == "inference" else TRAINING_FORMS, PEER_FORMS
+                if options.best:
+                    own, of_peers = BEST_FORMS, BEST_PEER_FORMS
+                entries = [(network, own), *((peer, of_peers) for peer in peers)]
                 cases.append(measure_classifiers(entries, session, part="model", **shape))
     described = provenance(device) | {"threads": torch.get_num_threads(), "memory allocator": allocator}
     described |= {"command": shlex.join(["python", "-m", "scripts.benchmark", *sys.argv[1:]])}

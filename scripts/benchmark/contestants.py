@@ -2,6 +2,8 @@
 """The contestants of a case: built, checked, and measured side by side."""
 
 import gc
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -101,6 +103,7 @@ class Session:
         say: Takes lines about progress.
         left_out: Who does not take part, and why.
         min_seconds: How long a turn lasts at least.
+        deadline: Of `time.monotonic`, after which nothing more is compiled.
     """
 
     device: torch.device
@@ -114,6 +117,7 @@ class Session:
     say: Callable[[str], None] = lambda text: None
     left_out: list[str] = field(default_factory=list)
     min_seconds: float = MIN_SECONDS
+    deadline: float = math.inf
 
     def takes(self, form: Form, dtype: str) -> bool:
         """Tell whether a form takes part in a dtype."""
@@ -290,6 +294,9 @@ def classifier_contestants(
             if session.takes(form, dtype):
                 name = f"{network.name} {form.name}"
                 session.say(f"  {name}, {dtype}")
+                if form.compiles and time.monotonic() > session.deadline:
+                    session.left_out.append(f"{name}, {dtype}, batch {batch_size}: no time left to compile")
+                    continue
                 with session.leaving_out(f"{name}, {dtype}"):
                     work = step(form, dtype)
                     error = check_outputs(name, "int8" if form.is_int8 else dtype, work.outputs(), expected)

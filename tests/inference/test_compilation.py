@@ -14,6 +14,7 @@ from torch._inductor.utils import run_and_get_code
 from svit_hf import SViTBackbone, SViTForImageClassification
 from svit_hf.errors import SViTError
 from svit_hf.inference import compile_frozen, compile_layers, fold_for_inference
+from svit_hf.inference.compilation import compile_with_constants
 
 
 def two_stage_config(**kwargs):
@@ -103,6 +104,25 @@ def test_generated_code_of_a_frozen_model_joins_convolution_and_gelu():
     # the stem's four, and one per layer
     assert sum("'gelu'" in line for line in convolutions) >= 4 + 2
     assert "frozen_param" in code
+    assert not torch._inductor.config.freezing
+
+
+def test_any_network_is_traced_with_its_weights_as_constants():
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append((torch._inductor.config.freezing, torch.is_grad_enabled()))
+        return graph
+
+    # PyTorch compiles none of its own classes of modules
+    class Network(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs)
+
+    network = Network(2, 2)
+    compile_with_constants(network, backend=backend)
+    network(torch.ones(1, 2))
+    assert seen == [(True, False)]
     assert not torch._inductor.config.freezing
 
 

@@ -7,19 +7,24 @@ import pytest
 import torch
 from picture_data import write_folder
 from scripts.benchmark import __main__ as benchmark
-from scripts.benchmark import contestants, operators
+from scripts.benchmark import best_forms, contestants, operators
+from scripts.benchmark.best_forms import BEST_FORMS, BEST_PEER_FORMS
 from scripts.benchmark.contestants import Peaks
 from scripts.benchmark.networks import PEERS, with_lively_norms
 from scripts.benchmark.official_operators import with_official_operators
 from scripts.benchmark.results import Results
 from tiny import tiny_config
+from transformers import ConvNextConfig, ConvNextForImageClassification
 
 from svit_hf import SViTForImageClassification
 from svit_hf.benchmark import measuring
 from svit_hf.benchmark.forms import EAGER
+from svit_hf.extras import missing_packages
 from svit_hf.inference import fold_for_inference
 
 
+# looked for and not imported, which is done in a way of its own
+needs_openvino = pytest.mark.skipif(bool(missing_packages("openvino")), reason="openvino is not installed")
 PEAKS = Peaks({"fp32": 1e11}, 1e10)
 
 
@@ -72,6 +77,42 @@ def test_models_are_measured_beside_official_operators_and_peers(run, tmp_path, 
     shown = capsys.readouterr().out
     assert "peer eager" in shown
     assert "left_out: ['bf16: emulated here']" in shown
+
+
+def tiny_convnext(size):
+    layout = {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 5}
+    return ConvNextForImageClassification(ConvNextConfig(image_size=size, **layout))
+
+
+@needs_openvino
+def test_best_forms_are_measured_and_nothing_compiled_after_the_time(run, monkeypatch):
+    monkeypatch.setitem(PEERS, "peer", tiny_convnext)
+    # a program for ONNX Runtime takes long to make, and is tested elsewhere
+    monkeypatch.setattr(benchmark, "BEST_FORMS", [form for form in BEST_FORMS if form.name != "onnx"])
+    # at 64 pixels the last stage has as many tokens as heads, which OpenVINO gets wrong
+    status, results = run("model", "peer", "--best", "--seconds", "0", "--image-size", "96")
+    assert status == 0
+    assert names(results) == ["tiny eager", "tiny folded", "tiny openvino", "peer eager", "peer openvino"]
+    left_out = results.runs[0]["left_out"]
+    late = [f"{form}, fp32, batch 2: no time left to compile" for form in ("tiny folded-frozen", "peer frozen")]
+    assert left_out == ["bf16: emulated here", *late]
+
+
+@needs_openvino
+def test_best_forms_of_peers_compute_in_the_precision_of_the_images(monkeypatch):
+    precisions = []
+    monkeypatch.setattr(
+        best_forms, "run_in_openvino", lambda program, precision: precisions.append(precision) or torch.Tensor.sum
+    )
+    _, openvino, frozen = BEST_PEER_FORMS
+    peer = torch.nn.Conv2d(3, 4, 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        built = openvino.build(peer, torch.device("cpu"), dtype)
+        with torch.inference_mode():
+            built(torch.ones(1, 3, 8, 8, dtype=dtype))
+        assert built.model.weight.dtype == torch.float32
+        assert frozen.build(peer, torch.device("cpu"), dtype).weight.dtype == dtype
+    assert precisions == ["f32", "bf16"]
 
 
 def test_official_operators_compute_what_the_model_computes():

@@ -18,7 +18,9 @@ from svit_hf.errors import SViTError
 from svit_hf.export.exporting import ExportOptions, FormatName, QuantizeName, export_classifier
 from svit_hf.export.loading import load_program
 from svit_hf.inference import compile_frozen, fold_for_inference, quantize_for_inference
+from svit_hf.inference.compilation import compile_with_constants
 from svit_hf.kernels import use_kernels
+from svit_hf.model.modeling_svit import SViTPreTrainedModel
 
 
 # half of them give the ranges of activations where a program in 8 bits wants any
@@ -86,7 +88,8 @@ class Form:
         # torch's stub knows only the overload without a memory format
         module = module.to(device, dtype).to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if self.freezes:
-            compile_frozen(module)
+            freeze = compile_frozen if isinstance(module, SViTPreTrainedModel) else compile_with_constants
+            freeze(module)
         elif self.compiles:
             module.compile(dynamic=False)
         return module

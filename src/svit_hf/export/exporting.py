@@ -295,7 +295,7 @@ def _export(
     num_bytes = DISK_SHARE * sum(tensor.nbytes for tensor in source.state_dict().values()) + DISK_MARGIN
     with Progress(3, "steps") as progress, _new_folder(Path(output_dir).absolute(), num_bytes) as folder:
         progress.note("tracing and translating the model, which takes minutes for a large one")
-        with _exporters_to_stderr():
+        with exporters_to_stderr():
             _write_program(source, folder, options, inputs)
             progress.advance()
             progress.note("loading the program")
@@ -414,7 +414,7 @@ def _int8_quantizer(calibration: torch.Tensor) -> Any:
 
 
 @contextmanager
-def _exporters_to_stderr() -> Iterator[None]:
+def exporters_to_stderr() -> Iterator[None]:
     """Send what exporters print to stderr, and leave out warnings about code that is not the user's."""
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         # PyTorch's own use of what it deprecates, in exporters and when it copies a graph

@@ -27,7 +27,7 @@ def load_program(folder: Path) -> Predict:
         SViTError: If a package is missing that the program needs.
     """
     if (folder / "model.xml").is_file():
-        return _load_openvino(folder / "model.xml")
+        return run_in_openvino(folder / "model.xml")
     from transformers.exporters import ExportedModel
 
     options: dict[str, Any] = {}
@@ -65,11 +65,17 @@ def import_openvino() -> Any:
             sys.modules["openvino_telemetry"] = reporter
 
 
-def _load_openvino(path: Path) -> Predict:
+def run_in_openvino(program: Any, precision: str = "f32") -> Predict:
+    """Compile a program for a CPU, and return a function from images to logits.
+
+    Args:
+        program: What `openvino.convert_model` returned, or the path of a `model.xml`.
+        precision: Of the arithmetic, `"f32"` or `"bf16"`; weights and images are in float32.
+    """
     # by default it takes all threads, and bfloat16 where the processor has it
-    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-    program = import_openvino().compile_model(path, "CPU", settings)
-    return lambda pixel_values: torch.from_numpy(program(pixel_values.numpy())[0])
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}
+    compiled = import_openvino().compile_model(program, "CPU", settings)
+    return lambda pixel_values: torch.from_numpy(compiled(pixel_values.numpy())[0])
 
 
 def _session_options() -> Any:

@@ -5,6 +5,7 @@ import inspect
 from typing import Any, NoReturn
 
 import torch
+from torch import nn
 from torch._inductor import config as inductor_config
 
 from svit_hf.errors import SViTError
@@ -61,6 +62,18 @@ def compile_frozen(model: SViTPreTrainedModel, **options: Any) -> None:
     _prepare(model, options)
     if "save_pretrained" not in vars(model):
         raise SViTError("`model` is not folded; compile what `fold_for_inference` returns.")
+    compile_with_constants(model, **options)
+    for name in ("_apply", "load_state_dict"):
+        setattr(model, name, _refuse_other_weights)
+
+
+def compile_with_constants(model: nn.Module, **options: Any) -> None:
+    """Compile any network in place, with its weights as constants; nothing keeps them from being changed.
+
+    Args:
+        model: In evaluation mode.
+        **options: Arguments of `torch.compile`; `dynamic` is False unless given.
+    """
     options.setdefault("dynamic", False)
     model.compile(**options)
     compiled: Any = model._compiled_call_impl
@@ -72,8 +85,6 @@ def compile_frozen(model: SViTPreTrainedModel, **options: Any) -> None:
 
     # what `nn.Module` calls in the place of `forward`, and leaves out of copies and pickles
     model._compiled_call_impl = call
-    for name in ("_apply", "load_state_dict"):
-        setattr(model, name, _refuse_other_weights)
 
 
 def _prepare(model: SViTPreTrainedModel, options: dict[str, Any]) -> None:
