@@ -69,7 +69,7 @@ def given(tmp_path_factory):
             file = folder / "pictures" / split / LABELS[number % 2] / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
-    for name in ("cells", "boxes", "ade20k", "coco", "nuclei"):
+    for name in ("cells", "boxes", "ade20k", "coco", "nuclei", "blood"):
         write_squares(folder / name, {"train": 5, "test": 2})
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     for name in ("svit-small-224", "svit-base-224", "svit-large-224", "runs/pictures/model"):
@@ -79,7 +79,7 @@ def given(tmp_path_factory):
 
 
 def test_commands_are_found():
-    assert len(GUIDE_COMMANDS) == 10
+    assert len(GUIDE_COMMANDS) == 11
     assert {*RECIPES} == {arguments.values[0][1] for arguments in [*GUIDE_COMMANDS, *RECIPE_COMMANDS]}
 
 

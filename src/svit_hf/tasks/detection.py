@@ -20,7 +20,7 @@ from svit_hf.tasks.average_precision import AveragePrecision
 from svit_hf.tasks.coco import coco_rows
 from svit_hf.tasks.objects import CATEGORY_FIELDS, Objects, category_field, class_indices, corner_boxes, object_fields
 from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_picture
-from svit_hf.tasks.rows import CLASS_NAMES, no_rows, parquet_rows
+from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, no_rows, parquet_rows
 from svit_hf.tasks.task import DenseTask, Rows, Sample
 from svit_hf.tasks.yolo import yolo_rows
 
@@ -39,6 +39,7 @@ class Detection(DenseTask):
         head: As in `build_model`.
         augmentation: As in `DenseTask`.
         box_format: What `bbox` is: "xywh" (left, top, width, height, as in COCO) or "xyxy" (two corners); in pixels.
+            Boxes of YOLO's files are shares of the picture in any case.
         clip_boxes: Whether boxes may reach out of their image, and be empty: they are cut, and dropped.
     """
 
@@ -77,8 +78,9 @@ class Detection(DenseTask):
         picture = decode_picture(row.get("image"), origin)
         check_stated_size(row, picture, origin)
         fields = object_fields(row, origin)
+        box_format = row.get(BOX_FORMAT, self.box_format)
         boxes, is_there = corner_boxes(
-            fields.get("bbox", []), self.box_format, (picture.height, picture.width), origin, self.clip_boxes
+            fields.get("bbox", []), box_format, (picture.height, picture.width), origin, self.clip_boxes
         )
         labels = class_indices(category_field(fields, len(boxes), origin), self.labels, origin, row.get(CLASS_NAMES))
         crowd = np.array([bool(value) for value in fields.get("iscrowd", [False] * len(boxes))], dtype=bool)

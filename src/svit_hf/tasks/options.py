@@ -26,7 +26,8 @@ class AnnotationOptions:
             of instances.
         reduce_labels: Semantic segmentation: 0 in a mask is no class but ignored, and class 0 is stored as 1, as in
             ADE20K.
-        box_format: Detection: `bbox` is left, top, width, height (xywh, as in COCO) or two corners (xyxy), in pixels.
+        box_format: Detection: `bbox` is left, top, width, height (xywh, as in COCO) or two corners (xyxy), in pixels;
+            files of YOLO have their own.
         clip_boxes: Detection: boxes may reach out of their image, and be empty: they are cut, and dropped.
     """
 

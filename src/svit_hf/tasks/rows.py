@@ -20,6 +20,8 @@ from svit_hf.tasks.task import DenseTask, Rows
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
 # added to rows whose classes are numbers, where the data name them: what they mean, in the order of the numbers
 CLASS_NAMES = "svit_class_names"
+# added to rows whose boxes were made here: how they are stored, whatever is said of the data
+BOX_FORMAT = "svit_box_format"
 # other words for a split
 SPLIT_WORDS = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
 

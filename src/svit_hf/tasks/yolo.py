@@ -9,7 +9,7 @@ from PIL import Image
 
 from svit_hf.errors import DataError
 from svit_hf.tasks.pictures import Origin, decode_picture
-from svit_hf.tasks.rows import CLASS_NAMES, folder_pairs, pictures_in, read_labels
+from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, folder_pairs, pictures_in, read_labels
 from svit_hf.tasks.task import Rows
 
 
@@ -33,7 +33,7 @@ def yolo_rows(path: Path, split: str) -> Rows | None:
     def load(index: int) -> Mapping[str, Any]:
         picture = decode_picture(files[index], Origin(files[index].name, 0))
         objects = _read_boxes(folders[1] / f"{files[index].stem}.txt", picture)
-        return {"image": picture, "objects": objects, CLASS_NAMES: labels}
+        return {"image": picture, "objects": objects, CLASS_NAMES: labels, BOX_FORMAT: "xywh"}
 
     labels = read_labels(path)
     boxes = [file for file in (folders[1] / f"{picture.stem}.txt" for picture in files) if file.is_file()]
