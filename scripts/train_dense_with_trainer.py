@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from svit_hf import SViTConfig
 from svit_hf.files import whole_file, write_text
 from svit_hf.tasks import TASKS, DenseTask, task_class
+from svit_hf.tasks.measuring import NUM_DRAWN, contact_sheet
 from svit_hf.tasks.pictures import Augmentation
-from svit_hf.tasks.task import Rows, TrainingExamples
+from svit_hf.tasks.task import TrainingExamples
 from svit_hf.training.weights import WeightAverage
-
-
-NUM_DRAWN = 4
 
 
 class Follow(TrainerCallback):
@@ -75,12 +72,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     trainer.train()
     seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
     with follow.average.in_place():
-        metrics = task.evaluate(model, rows["test"], options.batch_size).compute()
+        metrics = task.evaluate(model, rows["test"], options.batch_size).metrics
         trainer.save_model()
         task.processor.save_pretrained(options.output_dir)
         write_text(options.output_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         with whole_file(options.output_dir / "predictions.png") as file:
-            draw_predictions(task, model, rows["test"]).save(file, "PNG")
+            samples = [task.read(*rows["test"][index]) for index in range(min(NUM_DRAWN, len(rows["test"])))]
+            contact_sheet(task, model, samples).save(file, "PNG")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
         f"{parameters / 1e6:.2f} M parameters, {seconds:.0f} seconds of training ({processor_seconds:.0f} of the "
@@ -167,21 +165,6 @@ def training_arguments(options: argparse.Namespace) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
     )
-
-
-def draw_predictions(task: DenseTask, model: torch.nn.Module, rows: Rows) -> Image.Image:
-    """Draw the first pictures of a split: above what is annotated, below what the model says."""
-    model.train(False)
-    samples = [task.read(*rows[index]) for index in range(min(NUM_DRAWN, len(rows)))]
-    predictions = task.predict(model, [sample.picture for sample in samples])
-    tiles = [[task.draw(sample.picture, sample.target) for sample in samples]]
-    tiles.append([task.draw(sample.picture, said) for sample, said in zip(samples, predictions, strict=True)])
-    edge = 256
-    sheet = Image.new("RGB", (edge * len(samples), edge * len(tiles)))
-    for row, pictures in enumerate(tiles):
-        for column, picture in enumerate(pictures):
-            sheet.paste(picture.resize((edge, edge)), (column * edge, row * edge))
-    return sheet
 
 
 if __name__ == "__main__":

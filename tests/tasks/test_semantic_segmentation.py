@@ -238,7 +238,13 @@ def test_evaluation_counts_every_picture_once(tmp_path):
     pq.write_table(pa.Table.from_pylist([row(MASK)] * 5), tmp_path / "test.parquet")
     task = SemanticSegmentation(LABELS, SIZE)
     model = task.build_model(pretrained_config(), width=32, head_options=OPTIONS["upernet"]).train()
-    metric = task.evaluate(model, task.find_rows(tmp_path, "test"), batch_size=2)
-    assert metric.counts.sum() == 5 * (MASK != 255).sum()
+    rows, metric = task.find_rows(tmp_path, "test"), task.metric()
+    report = task.evaluate(model, rows, batch_size=2)
+    assert report.num_images == 5
     assert model.training
-    json.dumps(metric.compute())
+    for index in range(5):
+        sample = task.read(*rows[index])
+        metric.update(index, task.predict(model.eval(), [sample.picture])[0], sample)
+    assert metric.counts.sum() == 5 * (MASK != 255).sum()
+    assert report.metrics == metric.compute()
+    json.dumps(report.metrics)

@@ -3,6 +3,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,8 @@ class DenseReport:
         }
 
 
-def contact_sheet(task: "DenseTask", model: torch.nn.Module, loader: EvaluationLoader) -> Image.Image:
-    """Draw the first pictures of a split: above what is annotated, below what the model says."""
+def first_samples(loader: EvaluationLoader) -> list["Sample"]:
+    """Return the first pictures of a split that are whole, as they were read."""
     source, limits = loader.maker.source, loader.maker.limits
     samples: list[Sample] = []
     for row in read_rows(source, segments(source.shard_sizes, [0], 0, source.num_samples)):
@@ -68,6 +69,11 @@ def contact_sheet(task: "DenseTask", model: torch.nn.Module, loader: EvaluationL
         # the evaluation has counted those that are broken
         with suppress(DecodingError):
             samples.append(source.decode(row, limits))
+    return samples
+
+
+def contact_sheet(task: "DenseTask", model: torch.nn.Module, samples: Sequence["Sample"]) -> Image.Image:
+    """Draw pictures beside each other: above what is annotated, below what the model says."""
     with evaluating(model):
         predictions = task.predict(model, [sample.picture for sample in samples])
     rows = [[task.draw(sample.picture, sample.target) for sample in samples]]

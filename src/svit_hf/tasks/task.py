@@ -308,10 +308,10 @@ class DenseTask(Task):
 
     def write_contact_sheet(self, model: torch.nn.Module, loader: "EvaluationLoader", file: Path) -> None:
         """Draw the first pictures: above what is annotated, below what the model says."""
-        from svit_hf.tasks.measuring import contact_sheet
+        from svit_hf.tasks.measuring import contact_sheet, first_samples
 
         with whole_file(file) as unfinished:
-            contact_sheet(self, model, loader).save(unfinished, "PNG")
+            contact_sheet(self, model, first_samples(loader)).save(unfinished, "PNG")
 
     @abstractmethod
     def metric(self) -> Metric:
@@ -334,19 +334,13 @@ class DenseTask(Task):
     def draw(self, picture: Image.Image, prediction: Any) -> Image.Image:
         """Draw a prediction on a copy of its picture."""
 
-    def evaluate(self, model: torch.nn.Module, rows: Rows, batch_size: int = 8) -> Metric:
-        """Count what a model says of every row; the model is in evaluation mode meanwhile."""
-        was_training = model.training
-        model.train(False)
-        metric = self.metric()
-        for start in range(0, len(rows), batch_size):
-            indices = range(start, min(start + batch_size, len(rows)))
-            samples = [self.read(*rows[index]) for index in indices]
-            predictions = self.predict(model, [sample.picture for sample in samples])
-            for index, prediction, sample in zip(indices, predictions, samples, strict=True):
-                metric.update(index, prediction, sample)
-        model.train(was_training)
-        return metric
+    def evaluate(self, model: torch.nn.Module, rows: Rows, batch_size: int = 8) -> "DenseReport":
+        """Count what a model says of every row, in this process; the model is in evaluation mode meanwhile."""
+        from svit_hf.data.loading import EvaluationLoader
+        from svit_hf.tasks.rows_source import RowsSource
+
+        loader = EvaluationLoader(RowsSource(rows, self, "rows"), self.evaluation_example, batch_size=batch_size)
+        return self.measure(model, loader, Ranks(next(model.parameters()).device))
 
 
 class TrainingExamples(Dataset[dict[str, Any]]):
