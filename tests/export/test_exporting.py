@@ -246,6 +246,8 @@ class TestPrograms:
         # progress is not a result
         assert capsys.readouterr().out == ""
 
+        # nothing of this machine: operators would name the files that they came from
+        assert b"modeling_svit" not in (tmp_path / "out" / "model.onnx").read_bytes()
         session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
         (pixels,), (logits,) = session.get_inputs(), session.get_outputs()
         assert (pixels.name, pixels.shape[1]) == ("pixel_values", 3)

@@ -81,6 +81,12 @@ def test_numbers_are_those_of_the_metric(task, saved, data, capsys):
     assert "square" in printed.rpartition("by class")[2]
     with Image.open(sheet) as drawn:
         assert drawn.size == (4 * 256, 2 * 256)
+        # the second picture, since the first has no object
+        sample = opened.task.read(*rows[1])
+        said = opened.task.predict(opened.model, [opened.task.read(*rows[index]).picture for index in range(4)])[1]
+        for place, answer in enumerate((sample.target, said)):
+            tile = opened.task.draw(sample.picture, answer).resize((256, 256))
+            assert drawn.crop((256, 256 * place, 512, 256 * place + 256)).tobytes() == tile.tobytes()
 
 
 @pytest.mark.parametrize("task", TASKS)
