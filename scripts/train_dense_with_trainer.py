@@ -25,6 +25,7 @@ from svit_hf.tasks import TASKS, DenseTask, task_class
 from svit_hf.tasks.measuring import NUM_DRAWN, contact_sheet
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import TrainingExamples
+from svit_hf.training.starting_model import TINY
 from svit_hf.training.weights import WeightAverage
 
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if labels is None:
         raise SystemExit(f"{options.data} does not name its classes; give them with --labels, in their order")
     task = make_task(options, labels)
-    backbone = options.backbone or small_config(options.drop_path_rate)
+    backbone = options.backbone or SViTConfig(**TINY, drop_path_rate=options.drop_path_rate)
     # random weights follow from the seed
     torch.manual_seed(options.seed)
     model = task.build_model(backbone, width=options.width, head_options=json.loads(options.head_options))
@@ -130,17 +131,6 @@ def make_task(options: argparse.Namespace, labels: Sequence[str]) -> DenseTask:
         vertical_flip=options.vertical_flip, scale=tuple(options.scale), color=options.color, size=crop
     )
     return task_class(options.task)(labels, size, options.head, augmentation, **own)
-
-
-def small_config(drop_path_rate: float) -> SViTConfig:
-    """Return an architecture of 1.5 M parameters."""
-    return SViTConfig(
-        hidden_sizes=[32, 64, 128, 192],
-        depths=[1, 2, 3, 1],
-        num_attention_heads=[1, 2, 4, 6],
-        super_token_sizes=[8, 4, 1, 1],
-        drop_path_rate=drop_path_rate,
-    )
 
 
 def training_arguments(options: argparse.Namespace) -> TrainingArguments:
