@@ -1,39 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from hub.hub_stand_in import Fault
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 
 from svit_hf import cli
-from svit_hf.errors import SViTError
-from svit_hf.hub.command import read_card_text
 
 
 REPO = "someone/svit-pets"
 GUIDE = Path(__file__).parents[2] / "docs/guides/publish.md"
-CARD = {
-    "summary": "A summary.",
-    "data": "Some data.",
-    "command": "svit-hf convert svit_small.pth svit-small-224",
-    "settings": {},
-    "evaluations": [
-        {
-            "dataset_name": "Pets",
-            "dataset_id": "pets/five",
-            "split": "test",
-            "num_images": 8,
-            "metrics": {"accuracy": 0.75},
-            "task_id": "default",
-        }
-    ],
-    "limits": "Limits.",
-    "provenance": "From somewhere.",
-    "licence": "unknown",
-}
 
 
 @pytest.fixture
@@ -90,47 +68,13 @@ def test_offline_is_no_wait(default_hub, run_folder, capsys, monkeypatch, waits)
     assert "offline mode" in capsys.readouterr().err
 
 
-def test_card_comes_from_a_file(default_hub, model_folder, tmp_path):
-    (tmp_path / "card.json").write_text(json.dumps(CARD))
-    assert push(model_folder, REPO, "--card", tmp_path / "card.json", "--no-dry-run") == 0
-    contents = default_hub.repositories[REPO].contents()
-    card = ModelCard(contents["README.md"].decode())
-    assert card.data.model_name == "svit-pets"
-    assert card.data.eval_results[0].metric_value == 0.75
-    assert b"0.75" in contents[".eval_results/pets--five.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sumary": "typo"}, r"unexpected keyword argument 'sumary'.* Its fields are summary, data"),
-        ({"location": "elsewhere"}, "multiple values for keyword argument 'location'"),
-        ({"evaluations": [{"split": "test"}]}, "'dataset_name', 'dataset_id', 'num_images', and 'metrics'"),
-        ({"evaluations": [1]}, "must be a mapping, not int"),
-        ({"evaluations": 1}, "'int' object is not iterable"),
-    ],
-)
-def test_card_file_has_to_hold_the_fields_of_a_card(tmp_path, change, message):
-    (tmp_path / "card.json").write_text(json.dumps(CARD | change))
-    with pytest.raises(SViTError, match=message):
-        read_card_text(tmp_path / "card.json", REPO)
-
-
-@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), ("{", "is no card"), ("[]", "'list'")])
-def test_card_file_has_to_be_json(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "card.json").write_text(content)
-    with pytest.raises(SViTError, match=message):
-        read_card_text(tmp_path / "card.json", REPO)
-
-
 def test_commands_of_the_guide_run(default_hub, run_folder, model_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     run_folder.rename("runs/pets")
     model_folder.rename("svit-small-224")
     text = GUIDE.read_text()
-    (tmp_path / "card.json").write_text(re.search(r"^```json\n(.*?)^```", text, re.DOTALL | re.MULTILINE)[1])
+    (tmp_path / "svit-small-224/README.md").write_text(re.search(r"^```markdown\n(.*?)^```", text, re.S | re.M)[1])
     commands = [
         shlex.split(line, comments=True)
         for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf push`: a model goes to the Hub, after a look at what would go."""
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from svit_hf.errors import PushError, SViTError
-from svit_hf.hub.model_card import CardText, Evaluation
+from svit_hf.errors import PushError
 from svit_hf.hub.push import push_folder
 
 
@@ -30,7 +28,6 @@ class PushCommand:
         private: Whether a new repository is private. One that exists stays as it is.
         message: Message of the commit.
         licence: Identifier on the Hub of the licence of the weights, for a card that is made of the report of a run.
-        card: A JSON file with what the card says, for a model without one: fields of svit_hf.hub.model_card.CardText.
     """
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
@@ -40,7 +37,6 @@ class PushCommand:
     private: bool = True
     message: str | None = None
     licence: str | None = None
-    card: Path | None = None
 
     def run(self) -> int:
         """Push, or show what would be pushed, and return the exit status.
@@ -49,7 +45,6 @@ class PushCommand:
             SViTError: If something in the folder is not fit to be published.
             PushError: If the push failed.
         """
-        card = None if self.card is None else read_card_text(self.card, self.repo_id)
         try:
             report = push_folder(
                 self.folder,
@@ -57,7 +52,6 @@ class PushCommand:
                 revision=self.revision,
                 private=self.private,
                 message=self.message,
-                card=card,
                 licence=self.licence,
                 dry_run=self.dry_run,
             )
@@ -71,24 +65,3 @@ class PushCommand:
             lines = ["The card:", "", report.publication.card, "", *lines, "Add --no-dry-run to push it."]
         print("\n".join(lines))  # noqa: T201 - a program's result
         return 0
-
-
-def read_card_text(path: Path, repo_id: str) -> CardText:
-    """Read what a card says from a JSON file.
-
-    Args:
-        path: An object whose keys are the fields of `CardText`; `name` and `location` are those of the repository.
-        repo_id: The repository.
-
-    Raises:
-        SViTError: If it is none, a field is missing, or one is unknown.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("evaluations", "comparisons"):
-            content[name] = [Evaluation(**entry) for entry in content.get(name, [])]
-        return CardText(name=repo_id.rpartition("/")[2], location=repo_id, **content)
-    # no JSON, not of the form of a card, or with fields that cards do not have: Python says which
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        known = ", ".join(field.name for field in fields(CardText) if field.name not in ("name", "location"))
-        raise SViTError(f"`card` is {str(path)!r}, which is no card: {error}. Its fields are {known}.") from error

@@ -10,8 +10,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from svit_hf.provenance import versions
@@ -56,7 +55,6 @@ class Evaluation:
         num_images: How many images that is.
         metrics: Values by name, such as `{"accuracy": 0.836}`.
         weights: What was evaluated, in the words of the card.
-        task_id: Name of the task in the data set's `eval.yaml`, where `dataset_id` is a data set of the Hub.
     """
 
     dataset_name: str
@@ -65,7 +63,6 @@ class Evaluation:
     num_images: int
     metrics: Mapping[str, float]
     weights: str = "these"
-    task_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,19 @@ def build_model_card(model: PreTrainedModel, text: CardText) -> ModelCard:
         limits=text.limits,
         provenance=text.provenance,
     )
-    results = [result for evaluation in text.evaluations for result in eval_results(evaluation, tag)]
+    results = [
+        EvalResult(
+            task_type=tag,
+            dataset_type=evaluation.dataset_id,
+            dataset_name=evaluation.dataset_name,
+            dataset_split=evaluation.split,
+            metric_type=METRIC_TYPES.get(name, name),
+            metric_name=_words(name),
+            metric_value=value,
+        )
+        for evaluation in text.evaluations
+        for name, value in evaluation.metrics.items()
+    ]
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=tag,
@@ -182,56 +191,6 @@ def with_location(card: str, location: str) -> str:
     return LOCATION.sub(lambda found: f"{found[1] or found[2]}{location}", card)
 
 
-def eval_results(evaluation: Evaluation, tag: str) -> list[EvalResult]:
-    """Return the entries of `model-index`, the older form of metrics on the Hub; `tag` is that of the pipeline."""
-    return [
-        EvalResult(
-            task_type=tag,
-            dataset_type=evaluation.dataset_id,
-            dataset_name=evaluation.dataset_name,
-            dataset_split=evaluation.split,
-            metric_type=METRIC_TYPES.get(name, name),
-            metric_name=_words(name),
-            metric_value=value,
-        )
-        for name, value in evaluation.metrics.items()
-    ]
-
-
-def eval_result_files(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    """Return the files of `.eval_results/`, the newer form, which the Hub shows on the pages of benchmarks.
-
-    A file has one number for each task of one data set of the Hub: the accuracy. Other data sets have no place there.
-    """
-    entries: dict[str, list[EvalResultEntry]] = {}
-    for evaluation in evaluations:
-        if evaluation.task_id is not None and "accuracy" in evaluation.metrics:
-            entry = EvalResultEntry(
-                dataset_id=evaluation.dataset_id,
-                task_id=evaluation.task_id,
-                value=evaluation.metrics["accuracy"],
-                notes=f"top-1 accuracy, split {evaluation.split}, {evaluation.num_images} images",
-            )
-            entries.setdefault(evaluation.dataset_id, []).append(entry)
-    return {
-        f".eval_results/{dataset_id.replace('/', '--')}.yaml": yaml_dump(eval_result_entries_to_yaml(results))
-        for dataset_id, results in entries.items()
-    }
-
-
-def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
-    """Return the rows of the card's table: what was measured, and the number; joined they are the row."""
-    return [
-        (
-            f"| {escaped(evaluation.dataset_name)} | {escaped(evaluation.split)} | {escaped(evaluation.weights)} "
-            f"| {evaluation.num_images} | {escaped(_words(name))} | ",
-            f"{value:.4f} |",
-        )
-        for evaluation in evaluations
-        for name, value in evaluation.metrics.items()
-    ]
-
-
 def _template() -> Template:
     return Template(resources.files("svit_hf.hub").joinpath("model_card_template.md").read_text(encoding="utf-8"))
 
@@ -239,7 +198,12 @@ def _template() -> Template:
 def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return "It was not evaluated."
-    rows = ["".join(row) for row in evaluation_rows(evaluations)]
+    rows = [
+        f"| {escaped(evaluation.dataset_name)} | {escaped(evaluation.split)} | {escaped(evaluation.weights)} "
+        f"| {evaluation.num_images} | {escaped(_words(name))} | {value:.4f} |"
+        for evaluation in evaluations
+        for name, value in evaluation.metrics.items()
+    ]
     return "\n".join(["| data | split | weights | images | metric | value |", "|---|---|---|---|---|---|", *rows])
 
 

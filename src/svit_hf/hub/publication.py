@@ -24,10 +24,6 @@ from svit_hf.evaluation.checkpoints import load_and_compare
 from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
-    eval_result_files,
-    eval_results,
-    evaluation_rows,
-    pipeline_tag,
     with_location,
 )
 from svit_hf.hub.probe import PROBE_FILE, write_probe
@@ -47,7 +43,6 @@ CARD = "README.md"
 CODE = "*_svit.py"
 MODEL = ("config.json", "preprocessor_config.json", WEIGHTS, PROBE_FILE, CODE)
 PUBLISHED = (*MODEL, CARD, "LICENSE", "LICENSE.*", "NOTICE")
-CARD_REMEDY = "Correct the card, or remove it to have one made of the report."
 SAVE_WITH_CODE = "`svit_hf.save_with_code`, or remove its *_svit.py files to have them added here"
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 
@@ -96,23 +91,23 @@ def prepare_publication(
     if add_probe and PROBE_FILE not in contents:
         contents[PROBE_FILE] = _probe(folder, type(model))
 
-    of_run = None
-    if report is not None:
-        of_run = card_text_of_run(report, name=repo_id.rpartition("/")[2], location=repo_id, licence=licence)
-    text = card or of_run
-    is_card_of_run = card is None and of_run is not None and CARD not in contents
-    if licence is not None and not is_card_of_run:
+    made_of_report = card is None and CARD not in contents and report is not None
+    if licence is not None and not made_of_report:
         raise SViTError(
             f"`licence` is {licence!r}, but the card is not made here of the report of a run; state it in the card."
         )
-    if text is not None and (card is not None or CARD not in contents):
-        contents[CARD] = str(build_model_card(model, text)).encode()
+    if made_of_report:
+        assert report is not None
+        card = card_text_of_run(report, name=repo_id.rpartition("/")[2], location=repo_id, licence=licence)
+    if card is not None:
+        contents[CARD] = str(build_model_card(model, card)).encode()
     if CARD not in contents:
-        raise SViTError(f"{str(folder)!r} has no {CARD}, no report of a run to make one of, and no `card` was given.")
-    final_card = with_location(_check_card(contents[CARD], of_run, pipeline_tag(model)), repo_id)
+        raise SViTError(
+            f"{str(folder)!r} has no {CARD}, and no report of a run to make one of; write one, whose metadata state a "
+            "`license`."
+        )
+    final_card = with_location(_check_card(contents[CARD]), repo_id)
     contents[CARD] = final_card.encode()
-    if text is not None:
-        contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
 
     for name, content in {WEIGHTS: _read_header(folder / WEIGHTS), **contents}.items():
         _check_no_credentials(name, content)
@@ -248,42 +243,20 @@ def _check_code(folder: Path, auto_maps: Mapping[str, Iterable[str]], remedy: st
                 raise SViTError(f"code is missing in {str(folder)!r} ({error}): {remedy}") from error
 
 
-def _check_card(content: bytes, of_run: CardText | None, tag: str) -> str:
-    """See that the Hub can read a card, and that its numbers are those of the run.
-
-    Args:
-        content: The card.
-        of_run: What a card of the run would say, if the model is from a run whose report there is.
-        tag: Name of the model's pipeline.
-
-    Returns:
-        The text of the card.
+def _check_card(content: bytes) -> str:
+    """Return the text of a card that the Hub can read, and that states a licence.
 
     Raises:
         SViTError: If it is not so.
     """
     try:
-        card = ModelCard(content.decode("utf-8"))
-        data = card.data
+        data = ModelCard(content.decode("utf-8")).data
         assert isinstance(data, ModelCardData)
     # yaml, huggingface_hub and Python have errors of their own for what they cannot read
     except Exception as error:
         raise SViTError(f"the card README.md cannot be read: {error}") from error
     if not data.license:
         raise SViTError("the card README.md states no `license` in its metadata; 'unknown' is a valid one.")
-    if of_run is not None:
-        results = data.eval_results or []
-        stated = {(result.dataset_type, result.dataset_split, result.metric_name): result for result in results}
-        for evaluation in of_run.evaluations:
-            for expected in eval_results(evaluation, tag):
-                key = (expected.dataset_type, expected.dataset_split, expected.metric_name)
-                value = stated[key].metric_value if key in stated else None
-                if value != expected.metric_value:
-                    raise SViTError(
-                        f"the metadata of the card README.md give {value} as {expected.metric_name} on "
-                        f"{expected.dataset_name}, the report of the run {expected.metric_value}. {CARD_REMEDY}"
-                    )
-        _check_table(card.text, of_run)
     return content.decode("utf-8")
 
 
@@ -352,15 +325,6 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
-
-
-def _check_table(text: str, of_run: CardText) -> None:
-    for beginning, number in evaluation_rows([*of_run.evaluations, *of_run.comparisons]):
-        stated = [line for line in text.splitlines() if line.startswith(beginning)]
-        if wrong := [line for line in stated if line != beginning + number]:
-            raise SViTError(
-                f"the card README.md says {wrong[0]!r}, the report of the run {beginning + number!r}. {CARD_REMEDY}"
-            )
 
 
 def _leaves(auto_map: Mapping[str, Any]) -> Iterable[str]:
