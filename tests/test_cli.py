@@ -83,7 +83,7 @@ def test_unknown_command_is_named_with_the_nearest_one(capsys):
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "'quikstart'" in printed.err
-    assert "Did you mean 'quickstart'?" in printed.err
+    assert "Did you mean `quickstart`?" in printed.err
     assert "doctor" in printed.err
 
 

@@ -6,14 +6,13 @@ One that has to read its command line itself has a class method `parse(arguments
 To add one, write it in the folder it belongs to and name it in `COMMANDS`.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module, reload
 from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, nearest
 from svit_hf.memory_allocator import keep_freed_memory
 
 
@@ -105,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _find(name: str) -> type[Runnable]:
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise SViTError(f"there is no command {name!r}. {hint}Commands are {', '.join(COMMANDS)}.")
+        raise SViTError(f"there is no command {name!r}. {nearest(name, COMMANDS)}Commands are {', '.join(COMMANDS)}.")
     # which finds out itself whether that succeeds
     if name != "doctor":
         import_package()

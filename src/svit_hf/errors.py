@@ -5,6 +5,7 @@ The command line prints their message and no traceback. `model/`, which ships to
 use them.
 """
 
+import difflib
 from collections.abc import Iterable
 
 from svit_hf.urls import without_credentials
@@ -62,3 +63,9 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     names = list(names)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return for a message what a mistyped name may have been: a sentence, and empty where nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean `{near[0]}`? " if near else ""

@@ -94,6 +94,14 @@ def files_into(path: str | os.PathLike[str]) -> Iterator[Path]:
                 entry.replace(target)
 
 
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Let a file be at another place too: by a hard link, or as a copy where the disk is another or has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_text(path: str | os.PathLike[str], content: str) -> None:
     """Write a text file in UTF-8, as a whole or not at all."""
     with whole_file(path) as temporary:

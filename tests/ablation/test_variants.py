@@ -47,7 +47,7 @@ class TestFinding:
             find_variants(over)
 
     def test_unknown_config_fields_are_refused(self):
-        with pytest.raises(SViTError, match=r"did you mean `model.config.super_token_sampler`"):
+        with pytest.raises(SViTError, match=r"Did you mean `model.config.super_token_sampler`"):
             find_variants(["super_token_samplers=soft"])
 
 

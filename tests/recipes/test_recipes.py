@@ -70,7 +70,7 @@ def test_official_recipe_is_what_the_paper_says():
 
 
 def test_unknown_recipe_is_named_with_the_nearest_one():
-    with pytest.raises(SViTError, match="Did you mean 'imagenet_small_224'"):
+    with pytest.raises(SViTError, match="Did you mean `imagenet_small_224`"):
         find_recipe("imagenet_smal_224")
 
 
@@ -144,8 +144,8 @@ def test_values_that_only_go_together_may_come_in_any_order():
         (["--optimization.epochs", "1.5"], "--optimization.epochs"),
         (["--optimization.loss", "hinge"], "binary_cross_entropy"),
         (["--optimization.epochs", "0"], "`optimization.epochs` is 0; it has to be at least 1."),
-        (["--model.config.depth", "[1]"], "did you mean `model.config.depths`"),
-        (["--model.config", '{"depth": [1]}'], "did you mean `model.config.depths`"),
+        (["--model.config.depth", "[1]"], "Did you mean `model.config.depths`"),
+        (["--model.config", '{"depth": [1]}'], "Did you mean `model.config.depths`"),
         (["--model.config", "depth"], "--model.config"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 from huggingface_hub import HfApi
 
 from svit_hf.errors import PushError, SViTError
+from svit_hf.files import link_or_copy
 from svit_hf.hub.model_card import CardText
 from svit_hf.hub.push import MAIN_BRANCH, check_repo_id, make_repository, push_folder
 
@@ -143,7 +144,7 @@ class BackgroundPush:
                 # of a process that did not come to its end
                 for left_behind in self.work_dir.glob(f"{STAGED}*"):
                     shutil.rmtree(left_behind)
-            shutil.copytree(folder, staged, copy_function=_link_or_copy)
+            shutil.copytree(folder, staged, copy_function=link_or_copy)
         except (OSError, shutil.Error) as error:
             raise SViTError(f"`folder` is {str(folder)!r}, which cannot be copied to be pushed: {error}") from error
         self._num_jobs += 1
@@ -169,11 +170,3 @@ class BackgroundPush:
             self.log(self.problems[-1])
         finally:
             shutil.rmtree(folder)
-
-
-def _link_or_copy(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination)
-    # another disk, or one without links
-    except OSError:
-        shutil.copy2(source, destination)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf train`: every field of the recipe is an option, and `--recipe` says what their defaults are."""
 
-import difflib
 import json
 import os
 import shlex
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, nearest
 from svit_hf.extras import require_extra
 from svit_hf.recipes import RECIPES
 from svit_hf.training.options import TrainingRecipe
@@ -98,9 +97,7 @@ def find_recipe(name: str) -> TrainingRecipe:
         return RECIPES[name]()
     if name.endswith(".json"):
         return read_recipe(Path(name))
-    near = difflib.get_close_matches(name, RECIPES, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise SViTError(f"`recipe` is {name!r}. {hint}Recipes are {', '.join(RECIPES)}, and JSON files.")
+    raise SViTError(f"`recipe` is {name!r}. {nearest(name, RECIPES)}Recipes are {', '.join(RECIPES)}, and JSON files.")
 
 
 def _take_apart(arguments: Sequence[str]) -> tuple[list[str], str | None, dict[str, Any]]:

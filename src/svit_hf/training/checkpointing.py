@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_hf.errors import SViTError
-from svit_hf.files import whole_folder
+from svit_hf.files import link_or_copy, whole_folder
 
 
 CHECKPOINTS, BEST, SET_ASIDE = "checkpoints", "best", "set_aside"
@@ -208,7 +208,7 @@ def keep_as_best(folder: Path, run_dir: Path) -> dict[str, str]:
             name = path.relative_to(folder)
             if name.as_posix() not in (OPTIMIZER, MANIFEST):
                 (best / name).parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(path, best / name)
+                link_or_copy(path, best / name)
     return digests_of(run_dir / BEST)
 
 
@@ -246,14 +246,6 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        # another file system, or one without links
-        shutil.copyfile(source, target)
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes as JSON. The types of the fields decide what is allowed."""
 
-import difflib
 import json
 import types
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from svit_hf.errors import SViTError
+from svit_hf.errors import SViTError, nearest
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.urls import without_credentials
@@ -114,6 +113,5 @@ def require_config_fields(values: Mapping[str, Any], name: str) -> None:
 
 
 def _refuse_unknown(name: str, known: Sequence[str]) -> None:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(known)}."
-    raise SViTError(f"`{name}` is unknown; {hint}")
+    hint = nearest(name, known) or f"Known are {', '.join(known)}."
+    raise SViTError(f"`{name}` is unknown. {hint}".rstrip())
