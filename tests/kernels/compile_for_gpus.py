@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile what the operators launch, for GPUs that need not be there, and print what each kernel takes of one.
+"""Compile what the operators launch, for a GPU that need not be there, and print what each kernel takes of it.
 
-One line of JSON per kernel, shape, dtype and GPU. The interpreter, which the other tests use, accepts types,
+    python compile_for_gpus.py CAPABILITY DTYPE
+
+One line of JSON per kernel and shape. The interpreter, which the other tests use, accepts types,
 operations and amounts of shared memory that no GPU has. What interprets cannot compile: this is a process of its own.
 Kernels of the feed-forward are bound by instructions more than by bytes: those for an element of the wide map are
 counted in the machine code, in the loop over it or, after a product, outside of the loop.
@@ -10,6 +12,7 @@ counted in the machine code, in the loop over it or, after a product, outside of
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -131,17 +134,16 @@ def instructions_per_element(name, code, options):
 
 
 def main():
-    for capability, grids in GRIDS.items():
-        # there is no GPU to ask
-        feed_forward.MAX_BLOCKS[9] = feed_forward.MAX_BLOCKS[capability // 10]
-        for dtype in TYPES:
-            runs = [(attend, dtype, *grid) for grid in grids] + [(convolve, dtype, *MAPS[capability])]
-            runs += [(mix, dtype, *tokens) for tokens in TOKENS[capability]]
-            for run, *shape in runs:
-                for kernel, arguments, options in launches(run, *shape):
-                    what = {"kernel": kernel.__name__, "capability": capability, "dtype": str(dtype)}
-                    usage = compile_launch(kernel, arguments, options, capability)
-                    print(json.dumps(what | {"shape": shape[1:]} | usage), flush=True)  # noqa: T201 - what the test reads
+    capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
+    # there is no GPU to ask
+    feed_forward.MAX_BLOCKS[9] = feed_forward.MAX_BLOCKS[capability // 10]
+    runs = [(attend, dtype, *grid) for grid in GRIDS[capability]] + [(convolve, dtype, *MAPS[capability])]
+    runs += [(mix, dtype, *tokens) for tokens in TOKENS[capability]]
+    for run, *shape in runs:
+        for kernel, arguments, options in launches(run, *shape):
+            what = {"kernel": kernel.__name__, "shape": shape[1:]}
+            usage = compile_launch(kernel, arguments, options, capability)
+            print(json.dumps(what | usage), flush=True)  # noqa: T201 - what the test reads
 
 
 if __name__ == "__main__":
