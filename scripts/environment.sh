@@ -63,5 +63,25 @@ ensure_environment() (
 # The environment of scripts/check.sh and scripts/test.sh. It is not .venv: torchvision is in it, and beside a CPU
 # build of torch only the tests can live with that (tests/torchvision_on_cpu.py).
 ensure_test_environment() {
-    ensure_environment .venv-test dev,train,vision,kernels,export,openvino,quantization,curves,visualize,demo,dense,video,docs constraints.txt
+    ensure_environment .venv-test dev,train,vision,kernels,export,openvino,quantization,curves,visualize,demo,dense,video,docs constraints.txt &&
+        fetch_web_runtime .venv-test
 }
+
+# Put the archive of ONNX Runtime Web into an environment, where the test of web pages looks for it. Without npm or a
+# network that test skips, and says so; where only a browser has a network, the file can be put there by hand.
+fetch_web_runtime() (
+    cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+    version=$(sed -n 's/^RUNTIME_VERSION = "\(.*\)"$/\1/p' src/svit_hf/export/web_page.py)
+    archive=onnxruntime-web-$version.tgz
+    [ ! -e "$1/$archive" ] || exit 0
+    folder=$(mktemp -d "$1/npm.XXXXXX") || exit
+    trap 'rm -rf "$folder"' EXIT
+    # its file appears as a whole; which files are right, the package knows by their SHA-256
+    if npm pack "onnxruntime-web@$version" --loglevel=error --fetch-retries=0 --fetch-timeout=60000 \
+        --pack-destination "$folder" >"$1/npm.log" 2>&1; then
+        mv "$folder/$archive" "$1/$archive"
+        echo "environment: $1/$archive is there"
+    else
+        echo "environment: npm could not fetch $archive, so that no web page is tried in a browser; see $1/npm.log"
+    fi
+)

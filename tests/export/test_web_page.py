@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page that runs an exported program in the browser: what is written, what is refused, what Chromium makes of it.
 
-Chromium runs the program where SVIT_TEST_ONNXRUNTIME_WEB names the archive that `npm pack` writes.
+Chromium runs the program where scripts/environment.sh could put the archive of ONNX Runtime Web into the environment.
 """
 
 import base64
@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tarfile
 from contextlib import contextmanager
 from functools import partial
@@ -30,11 +31,11 @@ from svit_hf.cli import main
 from svit_hf.errors import SViTError
 from svit_hf.export import web_page
 from svit_hf.export.exporting import FLOAT_TOLERANCE, ExportError, ExportOptions, export_classifier
-from svit_hf.export.web_page import PAGE_FILES, RUNTIME_FILES, WebPage, prepare_page
+from svit_hf.export.web_page import PAGE_FILES, RUNTIME, RUNTIME_FILES, RUNTIME_VERSION, WebPage, prepare_page
 from svit_hf.visualization.super_tokens import assign_places
 
 
-RUNTIME = os.environ.get("SVIT_TEST_ONNXRUNTIME_WEB")
+ARCHIVE = Path(sys.prefix, f"{RUNTIME}-{RUNTIME_VERSION}.tgz")
 # of 255: float32 and nothing else; 3e-5 was the worst seen
 PIXEL_TOLERANCE = 1e-4
 
@@ -228,7 +229,7 @@ class TestInBrowser:
                     assert not is_blended
             assert page.foreign == []
 
-    @pytest.mark.skipif(RUNTIME is None, reason="SVIT_TEST_ONNXRUNTIME_WEB names no archive of onnxruntime-web")
+    @pytest.mark.skipif(not ARCHIVE.exists(), reason=f"there is no {ARCHIVE.name} in {sys.prefix}: npm was not there")
     def test_a_visit(self, tmp_path, capsys):
         labels = {"id2label": dict(enumerate(["<b>cat", "dog", "hen", "cow", "pig"]))}
         two_stages = {"hidden_sizes": [8, 12], "depths": [2, 1], "num_attention_heads": [1, 2]}
@@ -242,7 +243,7 @@ class TestInBrowser:
             model.classifier.weight.mul_(50)
         save_with_code(model, tmp_path / "tiny")
         target = str(tmp_path / "page")
-        assert main(["export", str(tmp_path / "tiny"), target, "--format", "web", "--runtime", RUNTIME]) == 0
+        assert main(["export", str(tmp_path / "tiny"), target, "--format", "web", "--runtime", str(ARCHIVE)]) == 0
         assert f"python -m http.server -d {target}" in capsys.readouterr().out
         for file in (tmp_path / "page").iterdir():
             assert str(Path(web_page.__file__).parents[1]).encode() not in file.read_bytes(), file.name
