@@ -31,7 +31,9 @@ def save(task, folder):
 def test_the_program_says_what_the_model_does(tmp_path, capsys):
     model = save("semantic_segmentation", tmp_path / "model")
     assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / "program")]) == 0
-    assert "compared on            batches of 1x64x96, 2x64x96, 3x64x96 pixels" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "compared on            batches of 1x64x96, 2x64x96, 3x64x96 pixels" in printed
+    assert printed.endswith(f'onnxruntime.InferenceSession("{tmp_path / "program"}/model.onnx")\n')
     program = load_program(tmp_path / "program")
     pixels = torch.randn(5, 3, 64, 96)
     with torch.no_grad():
@@ -48,9 +50,10 @@ def test_the_program_says_what_the_model_does(tmp_path, capsys):
     [
         ("detection", [], "with the head 'd_fine'; of the heads for segmentation and detection 'upernet' is exported"),
         ("semantic_segmentation", ["--format", "pt2"], "`format` is 'pt2'; UperNet is exported to ONNX"),
+        ("semantic_segmentation", ["--format", "web"], "`format` is 'web'; UperNet is exported to ONNX"),
         ("semantic_segmentation", ["--image-size", "96"], "`image_size` is 96; UperNet is exported to ONNX"),
     ],
-    ids=["detector", "format", "size"],
+    ids=["detector", "format", "page", "size"],
 )
 def test_what_is_not_exported_is_refused(task, options, message, tmp_path, capsys):
     save(task, tmp_path / "model")

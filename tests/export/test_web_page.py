@@ -257,6 +257,8 @@ class TestInBrowser:
         with serving(tmp_path / "page") as address, open_page() as page:
             page.goto(address)
             page.wait_for_selector("#file:enabled", state="attached")
+            # where the model runs, so that the page does not freeze meanwhile
+            assert [worker.url for worker in page.workers] == [f"{address}/ort.wasm.bundle.min.mjs"]
             page.locator("#file").set_input_files(tmp_path / "picture.png")
             page.wait_for_selector("#numbers:visible")
             answers = page.locator("#answer li .label").all_inner_texts()

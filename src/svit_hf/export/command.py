@@ -87,7 +87,7 @@ class ExportCommand:
             opened = open_task_model(location)
             network: Any = opened.model
             report = export_upernet(network, self.output_dir, options, image_processor=opened.task.processor)
-            print(_summary(report))  # noqa: T201 - a program's result
+            print(f"{_summary(report)}\n\n{_what_next(report)}")  # noqa: T201 - a program's result
             return 0
         model, processor = _load_model(location), _load_image_processor(location)
         images = None

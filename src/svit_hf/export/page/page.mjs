@@ -8,6 +8,8 @@ import { assignPixels, drawBoundaries } from "./super_tokens.mjs";
 const NUM_CLASSES_SHOWN = 5;
 // longer edge of a drawing, in pixels
 const EDGE = 560;
+// the model runs in a worker, and the page can be scrolled and read meanwhile
+ort.env.wasm.proxy = true;
 
 const element = (id) => document.getElementById(id);
 let settings, session;
@@ -46,8 +48,6 @@ async function answer(file) {
   try {
     const picture = await readPicture(file, settings.limits);
     const { view, pixelValues } = prepare(picture, settings.picture);
-    // what was said is painted before the model keeps the page busy
-    await new Promise((resolve) => setTimeout(resolve, 30));
     const input = new ort.Tensor("float32", pixelValues, [1, settings.picture.mean.length, view.height, view.width]);
     const started = performance.now();
     const outputs = await session.run({ pixel_values: input }, ["logits", ...settings.stages.map((stage) => stage.output)]);
