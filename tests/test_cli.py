@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import dataclasses
+import shlex
+import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -42,6 +45,27 @@ def probe(monkeypatch):
     return behaviour
 
 
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory):
+    """Return a function that gives what bash makes of words, the last of which is not complete."""
+    file = tmp_path_factory.mktemp("completion") / "svit-hf.bash"
+    with file.open("w") as out, contextlib.redirect_stdout(out):
+        assert cli.main(["--completion", "bash"]) == 0
+
+    script = f"""
+        source {shlex.quote(str(file))}
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+        _tyro_svit_hf
+        echo "${{COMPREPLY[@]}}"
+    """
+
+    def complete(*words):
+        command = ["bash", "-c", script, "bash", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    return complete
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_command_is_a_documented_dataclass(name, capsys):
     command = cli._find(name)
@@ -76,6 +100,28 @@ def test_no_command_shows_help_and_fails(capsys):
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"svit-hf {svit_hf.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["ev"], ["evaluate"]),
+        (["export", "m", "o", "--for"], ["--format"]),
+        (["export", "m", "o", "--format", "we"], ["web"]),
+        (["train", "--optimization.epo"], ["--optimization.epochs"]),
+        (["data", "in"], ["inspect"]),
+    ],
+    ids=["command", "option", "value", "recipe", "action"],
+)
+def test_bash_completes(words, completed, completion):
+    assert completion("svit-hf", *words) == completed
+
+
+def test_other_shells(capsys):
+    assert cli.main(["--completion", "zsh"]) == 0
+    assert capsys.readouterr().out.startswith("#compdef svit-hf\n")
+    assert cli.main(["--completion", "dos"]) == 2
+    assert "`--completion` is 'dos'; allowed are bash, zsh, tcsh." in capsys.readouterr().err
 
 
 def test_unknown_command_is_named_with_the_nearest_one(capsys):

@@ -6,6 +6,7 @@ One that has to read its command line itself has a class method `parse(arguments
 To add one, write it in the folder it belongs to and name it in `COMMANDS`.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib import import_module, reload
@@ -17,6 +18,7 @@ from svit_hf.memory_allocator import keep_freed_memory
 
 
 PROGRAM = "svit-hf"
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 class Runnable(Protocol):
@@ -79,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM} {version('svit-hf')}")  # noqa: T201 - a program's result
         return 0
     try:
+        if name == "--completion":
+            return _print_completion(arguments)
         kind: Any = _find(name)
         # after the name is known to be right: 0.1 s
         import tyro
@@ -119,6 +123,22 @@ def import_package() -> None:
         reload(package)
 
 
+def _print_completion(arguments: Sequence[str]) -> int:
+    """Print what makes a shell complete commands, their options, and the values of these."""
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        raise SViTError(f"`--completion` is {' '.join(arguments)!r}; allowed are {', '.join(SHELLS)}.")
+    import tyro
+
+    # tyro ends the process once it has printed
+    with contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(
+            {name: _find(name) for name in COMMANDS},
+            prog=PROGRAM,
+            args=["--tyro-print-completion", *arguments],
+        )
+    return 0
+
+
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
@@ -129,4 +149,5 @@ SViT, the Vision Transformer with Super Token Sampling, for Hugging Face Transfo
 commands:
 {commands}
 
-{PROGRAM} COMMAND --help lists the arguments of a command; {PROGRAM} --version prints the version."""
+{PROGRAM} COMMAND --help lists the arguments of a command; {PROGRAM} --version prints the version;
+{PROGRAM} --completion {{{",".join(SHELLS)}}} prints what makes a shell complete commands and options."""
