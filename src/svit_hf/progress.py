@@ -3,6 +3,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +30,11 @@ class Progress:
         self._bar: Any = None
         if is_shown and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=initial, unit=f" {unit}", file=sys.stderr, leave=False)
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether this is shown as a bar."""
+        return self._bar is not None
 
     def advance(self, count: int = 1) -> None:
         """Count units that are done."""
@@ -67,6 +74,25 @@ class Progress:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep Transformers and datasets from drawing bars of their own."""
+    # not where nothing is drawn: seconds pass while these are imported
+    import datasets
+    from transformers.utils import logging
+
+    transformers_draws, datasets_draws = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if transformers_draws:
+            logging.enable_progress_bar()
+        if datasets_draws:
+            datasets.enable_progress_bars()
 
 
 def say(line: str) -> None:

@@ -43,7 +43,7 @@ from svit_hf.hub.remote_code import save_with_code
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
-from svit_hf.progress import say
+from svit_hf.progress import quiet_libraries, say
 
 
 MOST_INK = 16
@@ -269,19 +269,13 @@ def settings_of(arguments: TrainingArguments) -> dict[str, object]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep libraries from drawing bars and giving advice between our own lines."""
-    verbosity, draws_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    datasets_draws_bars = not datasets.are_progress_bars_disabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     try:
-        yield
+        with quiet_libraries():
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        if draws_bars:
-            logging.enable_progress_bar()
-        if datasets_draws_bars:
-            datasets.enable_progress_bars()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +13,7 @@ from svit_hf.errors import SViTError
 from svit_hf.evaluation.options import InputOptions, WeightsName, require_positive
 from svit_hf.extras import require_extra
 from svit_hf.files import require_writable, write_text
+from svit_hf.progress import quiet_libraries
 from svit_hf.tasks.options import AnnotationOptions, TaskName
 from svit_hf.urls import without_credentials
 
@@ -78,7 +77,7 @@ class EvaluateCommand(InputOptions):
         for name in ("output", "sheet"):
             if (file := getattr(self, name)) is not None:
                 require_writable(file, name)
-        with _quiet_libraries():
+        with quiet_libraries():
             evaluations = (self._evaluate_dense if is_dense else self._evaluate)(locations)
         if processes().is_main_process:
             print(f"{'model':<24}{self.model}\n{_comparison(evaluations)}")  # noqa: T201 - a program's result
@@ -205,7 +204,7 @@ class PredictCommand(InputOptions):
         location = find_model(self.model, self.weights)
         is_dense = dense_head(location) is not None
         _require_unset(self, is_dense)
-        with _quiet_libraries():
+        with quiet_libraries():
             source = open_images(self.sources, self.data, self.split)
             if self.output is None and (source.num_samples > MOST_IMAGES_SHOWN or state.num_processes > 1):
                 raise SViTError(
@@ -262,21 +261,3 @@ def _comparison(evaluations: dict[str, Any]) -> str:
     for name, evaluation in evaluations.items():
         lines += ["", f"{name}, by class", evaluation.report.class_table(evaluation.class_names)]
     return "\n".join(lines)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep libraries from drawing bars of their own."""
-    import datasets
-    from transformers.utils import logging
-
-    transformers_draws, datasets_draws = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if transformers_draws:
-            logging.enable_progress_bar()
-        if datasets_draws:
-            datasets.enable_progress_bars()

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says on stderr: blocks at both ends, a row per evaluation, and one live line, or plain ones in a file."""
 
-import sys
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import psutil
 import torch
-from tqdm import tqdm
+
+from svit_hf.progress import Progress, duration, say
 
 
 class Console:
@@ -22,17 +23,14 @@ class Console:
     def __init__(self, is_speaking: bool, num_updates: int):
         self.is_speaking = is_speaking
         self.num_updates = num_updates
-        self._bar: Any = None
+        self._live: Progress | None = None
 
     def say(self, text: str) -> None:
         """Print a line, above the live one."""
-        if not self.is_speaking:
-            return
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
+        if self._live is not None:
+            self._live.say(text)
+        elif self.is_speaking:
+            say(text)
 
     def block(self, title: str, lines: Mapping[str, object]) -> None:
         """Print names and values."""
@@ -40,14 +38,15 @@ class Console:
         self.say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in lines.items())]))
 
     def start(self, update: int) -> None:
-        """Begin the live line, if this is a terminal."""
-        if self.is_speaking and sys.stderr.isatty():
-            self._bar = tqdm(total=self.num_updates, initial=update, unit="update", file=sys.stderr, leave=False)
+        """Begin the live line, if this is a terminal; elsewhere the rows of the log are the plain lines."""
+        self._live = Progress(
+            self.num_updates, "updates", initial=update, is_shown=self.is_speaking, every_seconds=math.inf
+        )
 
     def advance(self) -> None:
         """Move the live line by an update."""
-        if self._bar is not None:
-            self._bar.update()
+        if self._live is not None:
+            self._live.advance()
 
     def progress(self, row: Mapping[str, Any], seconds_left: float) -> None:
         """Show a row of the log."""
@@ -57,17 +56,16 @@ class Console:
             f"loss {loss} lr {row['learning_rate']:.2e} {row['images_per_second']:.0f} img/s "
             f"wait {row['data_wait_share']:.0%} mem {row['memory_gib']:.1f}G{skipped}"
         )
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
+        if self._live is not None and self._live.has_bar:
+            self._live.note(text)
         else:
             place = f"epoch {row['epoch']:.2f} update {row['update']}/{self.num_updates}"
             self.say(f"{place} {text} eta {duration(seconds_left)}")
 
     def close(self) -> None:
         """End the live line."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._live is not None:
+            self._live.close()
 
 
 class Stopwatch:
@@ -99,10 +97,3 @@ class Stopwatch:
             return torch.cuda.max_memory_allocated(self.device)
         occupied: int = psutil.Process().memory_info().rss
         return occupied
-
-
-def duration(seconds: float) -> str:
-    """Write a duration as hours and minutes, or minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02d}" if hours else f"{minutes}m{rest:02d}"

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers.utils import logging
 
 from svit_hf.data.loading import TrainingLoader, explaining_killed_workers
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
@@ -21,6 +20,7 @@ from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.kernels import use_kernels
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.progress import duration, quiet_libraries
 from svit_hf.provenance import device_name
 from svit_hf.tasks.task import Task
 from svit_hf.training.assembly import (
@@ -41,7 +41,7 @@ from svit_hf.training.checkpointing import (
     restore_best,
     sweep,
 )
-from svit_hf.training.console import Console, duration
+from svit_hf.training.console import Console
 from svit_hf.training.ending import ending_together
 from svit_hf.training.fully_sharded import shard
 from svit_hf.training.loop import Run
@@ -137,7 +137,7 @@ def train(
         for note in start.notes:
             run.console.say(note)
         try:
-            with _without_bars_of_libraries(), _pushing(run, data, command):
+            with quiet_libraries(), _pushing(run, data, command):
                 run.run()
                 report = on_rank_zero(lambda: write_outcome(run, data, command), accelerator)
                 run.console.block("done", _summary(report, data.task.best_metric, output_dir))
@@ -341,18 +341,6 @@ def _explaining_full_disk() -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise disk_full_error(error) from error
-
-
-@contextmanager
-def _without_bars_of_libraries() -> Iterator[None]:
-    """Keep Transformers from drawing a bar for every file that it writes."""
-    draws_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if draws_bars:
-            logging.enable_progress_bar()
 
 
 def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[str, object]:
