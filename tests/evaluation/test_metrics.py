@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 from evaluation_data import NAMES, logits_of, make_classifier, picture
-from evaluation_ranks import on_ranks
 from PIL import Image
 
 from svit_hf import SViTImageProcessorPil
-from svit_hf.errors import EvaluationError
 from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
 
 
@@ -83,31 +81,6 @@ def test_rows_of_no_common_length_are_refused(predictions):
 def test_nothing_to_compare_is_refused():
     with pytest.raises(ValueError, match="nothing to compare"):
         TopKAccuracy().compute(predictions=[], references=[])
-
-
-@pytest.mark.parametrize("sizes", [(3, 1), (4, 0), (0, 0, 4), (2, 1, 1)], ids=lambda sizes: "-".join(map(str, sizes)))
-def test_processes_add_up_counts(sizes):
-    ends = np.cumsum(sizes)
-    shares = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
-
-    def compute(share, reduce):
-        metric = TopKAccuracy(k=2)
-        for row in share:
-            metric.add_batch(predictions=[RANKED[row]], references=[REFERENCES[row]])
-        return metric.compute(reduce=reduce, num_expected=4)
-
-    expected = TopKAccuracy(k=2).compute(predictions=RANKED, references=REFERENCES)
-    assert on_ranks(compute, shares) == [expected] * len(sizes)
-
-
-def test_unexpected_number_of_images_is_refused():
-    with pytest.raises(EvaluationError, match="4 images were counted, and `num_expected` is 5"):
-        TopKAccuracy().compute(predictions=RANKED, references=REFERENCES, num_expected=5)
-
-
-def test_metric_that_was_given_nothing_is_refused():
-    with pytest.raises(ValueError, match="nothing to compare"):
-        TopKAccuracy().compute()
 
 
 def test_evaluator_of_evaluate_takes_the_metric(tmp_path):

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svit_hf.errors import EvaluationError
 from svit_hf.evaluation.label_maps import NO_CLASS, LabelMap
-from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
+from svit_hf.evaluation.metrics import rank_classes
 from svit_hf.evaluation.report import ClassCounts, ClassificationReport
 
 
@@ -81,31 +81,54 @@ def evaluate_batches(  # noqa: PLR0913 - what is measured, how, and over which p
     """
     started = time.perf_counter()
     device = torch.device(device)
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
     num_classes = _num_classes(model) if num_classes is None else num_classes
     # Apple's GPUs have no float64
     counts = _Counts(num_classes, torch.device("cpu") if device.type == "mps" else device)
     excluded = None if label_map is None else label_map.excluded(num_classes).to(device)
     with evaluating(model), torch.no_grad():
-        for batch in batches:
-            if should_stop is not None and should_stop():
-                counts.of["interruptions"] += 1
-                break
+        for batch, views in outputs_of(model, batches, device, autocast_dtype, flip, should_stop, forward):
             counts.of["broken"] += len(batch.get("bad_images", ()))
-            pixel_values, targets = _select(batch, label_map, num_classes)
-            counts.of["left_out"] += len(batch["labels"]) - len(targets)
-            if len(targets) == 0:
+            counts.of["interruptions"] += views is None
+            if not views:
                 continue
-            pixel_values = pixel_values.to(device, non_blocking=True)
-            views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
-            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                outputs = [(forward or model)(view) for view in views]
-            counts.add(_log_probabilities(outputs, excluded, num_classes), targets)
+            targets = _targets(batch, label_map, num_classes)
+            is_kept = (targets != NO_CLASS).any(dim=1)
+            counts.of["left_out"] += (~is_kept).sum()
+            counts.add(_log_probabilities(views, excluded, num_classes)[is_kept.to(device)], targets[is_kept])
     counts.values.copy_(reduce(counts.values))
     if counts.of["interruptions"].item():
         raise EvaluationInterruptedError("the evaluation was interrupted")
     return counts.report(num_expected, seconds=time.perf_counter() - started)
+
+
+def outputs_of(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    device: torch.device,
+    autocast_dtype: torch.dtype | None,
+    flip: bool,
+    should_stop: Callable[[], bool] | None,
+    forward: Callable[[torch.Tensor], Any] | None,
+) -> Iterator[tuple[Mapping[str, Any], list[torch.Tensor] | None]]:
+    """Yield each batch with the logits `(B, num_classes)` of its images, and with `flip` of their mirror images.
+
+    A batch without images has none. With `None`, before which `should_stop` said yes, it ends. The arguments are those
+    of `evaluate_batches`.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    for batch in batches:
+        if should_stop is not None and should_stop():
+            yield {}, None
+            return
+        if not len(batch["labels"]):
+            yield batch, []
+            continue
+        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
+        views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
+        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+            outputs = [(forward or model)(view) for view in views]
+        yield batch, [getattr(output, "logits", output) for output in outputs]
 
 
 class _Counts:
@@ -113,12 +136,12 @@ class _Counts:
 
     def __init__(self, num_classes: int, device: torch.device):
         sizes = {
-            "hits": len(("first", "among the first five", "all")),
-            **dict.fromkeys(("broken", "left_out", "not_finite", "interruptions", "loss"), 1),
+            **dict.fromkeys(
+                ("images", "hits", "top5_hits", "broken", "left_out", "not_finite", "interruptions", "loss"), 1
+            ),
             **dict.fromkeys(("class_images", "class_hits"), num_classes),
             **dict.fromkeys(("bin_hits", "bin_confidence"), NUM_BINS),
         }
-        self.metric = TopKAccuracy()
         self.values = torch.zeros(sum(sizes.values()), dtype=torch.float64, device=device)
         self.of = dict(zip(sizes, self.values.split(list(sizes.values())), strict=True))
 
@@ -142,7 +165,9 @@ class _Counts:
         confidence = _rounded(log_probabilities.amax(dim=1).exp().double().nan_to_num(0))
         bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)
 
-        self.of["hits"] += self.metric.count(ranked, references)
+        self.of["images"] += len(references)
+        self.of["hits"] += is_hit.sum()
+        self.of["top5_hits"] += (ranked == references[:, None]).sum()
         self.of["not_finite"] += (~is_finite).sum()
         self.of["loss"] -= _rounded(scores.double()).sum()
         self.of["class_images"].index_add_(0, references, torch.ones_like(is_hit))
@@ -160,17 +185,22 @@ class _Counts:
         """
         of = {name: counts.cpu() for name, counts in self.of.items()}
         num_broken, num_left_out = int(of["broken"]), int(of["left_out"])
-        if 0 < num_expected == num_broken:
-            raise EvaluationError(f"none of the {num_expected} images could be read.")
-        num_images = num_expected - num_broken - num_left_out
-        accuracies = self.metric.ratios(of["hits"], num_images)
+        num_images = int(of["images"])
+        if num_images + num_broken + num_left_out != num_expected:
+            raise EvaluationError(
+                f"{num_images + num_broken + num_left_out} images were counted, and `num_expected` is {num_expected}: "
+                "some were left out or counted twice."
+            )
+        if not num_images:
+            raise EvaluationError(f"none of the {num_expected} images could be read and has a class of the model.")
         return ClassificationReport(
             num_images=num_images,
-            num_hits=int(of["hits"][0]),
+            num_hits=int(of["hits"]),
             num_broken=num_broken,
             num_left_out=num_left_out,
             num_not_finite=int(of["not_finite"]),
-            **accuracies,
+            accuracy=int(of["hits"]) / num_images,
+            top5_accuracy=int(of["top5_hits"]) / num_images,
             loss=float(of["loss"]) / num_images,
             calibration_error=float((of["bin_hits"] - of["bin_confidence"]).abs().sum()) / num_images,
             classes=tuple(
@@ -207,34 +237,26 @@ def _num_classes(model: nn.Module) -> int:
     return num_labels
 
 
-def _select(
-    batch: Mapping[str, Any], label_map: LabelMap | None, num_classes: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pixel values and right classes `(B, n)` of the images that count."""
+def _targets(batch: Mapping[str, Any], label_map: LabelMap | None, num_classes: int) -> torch.Tensor:
+    """Return the right classes of images, `(B, n)`, filled up with `NO_CLASS`."""
     labels = batch["labels"]
-    if label_map is None:
-        if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
-            wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise EvaluationError(
-                f"the data has label {wrong}, and the model has the classes 0 to {num_classes - 1}. Labels of -1 are "
-                "those of a split without labels."
-            )
-        return batch["pixel_values"], labels[:, None]
-    targets = label_map.targets_of(labels, batch.get("sample_ids"))
-    is_kept = (targets != NO_CLASS).any(dim=1)
-    if is_kept.all():
-        return batch["pixel_values"], targets
-    return batch["pixel_values"][is_kept], targets[is_kept]
+    if label_map is not None:
+        return label_map.targets_of(labels, batch.get("sample_ids"))
+    if not 0 <= labels.min() <= labels.max() < num_classes:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
+        raise EvaluationError(
+            f"the data has label {wrong}, and the model has the classes 0 to {num_classes - 1}. Labels of -1 are "
+            "those of a split without labels."
+        )
+    return labels[:, None]
 
 
-def _log_probabilities(outputs: list[Any], excluded: torch.Tensor | None, num_classes: int) -> torch.Tensor:
+def _log_probabilities(outputs: list[torch.Tensor], excluded: torch.Tensor | None, num_classes: int) -> torch.Tensor:
     """Average the probabilities of several views: `(B, num_classes)`, as float32 logarithms."""
     views = []
-    for output in outputs:
-        logits = getattr(output, "logits", output).float()
+    for logits in outputs:
         if logits.shape[-1] != num_classes:
             raise EvaluationError(f"`num_classes` is {num_classes}, and the model gives {logits.shape[-1]} logits.")
-        if excluded is not None:
-            logits = logits.masked_fill(excluded, -torch.inf)
-        views.append(logits.log_softmax(dim=-1))
+        allowed = logits.float() if excluded is None else logits.float().masked_fill(excluded, -torch.inf)
+        views.append(allowed.log_softmax(dim=-1))
     return torch.stack(views).logsumexp(dim=0) - math.log(len(views))

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from svit_hf.errors import EvaluationError
-from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluating
-from svit_hf.evaluation.report import MOST_CLASSES_SHOWN, NUM_WORST_SHOWN
+from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluating, outputs_of
+from svit_hf.evaluation.report import Report, table_of_classes
 
 
 # a label is predicted from this probability on
@@ -35,7 +34,7 @@ class LabelScores(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MultiLabelReport:
+class MultiLabelReport(Report):
     """Numbers of an evaluation with several labels per image, over all processes.
 
     Attributes:
@@ -63,30 +62,9 @@ class MultiLabelReport:
     best_metric = "mean_average_precision"
     log_fields = ("mean_average_precision", "micro_f1", "macro_f1", "loss", "num_images")
 
-    @property
-    def images_per_second(self) -> float:
-        """Images of all processes per second, decoding included."""
-        return self.num_images / self.seconds
-
     def line(self) -> str:
         """Return the most important numbers in a line."""
         return f"mAP {self.mean_average_precision:7.2%}  F1 {self.micro_f1:7.2%}  loss {self.loss:.4f}"
-
-    def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return everything as plain values; numbers that are not finite become `None`."""
-        names = [str(index) for index in range(len(self.classes))] if class_names is None else class_names
-        return {
-            "num_images": self.num_images,
-            "num_broken": self.num_broken,
-            "num_not_finite": self.num_not_finite,
-            "mean_average_precision": self.mean_average_precision,
-            "micro_f1": self.micro_f1,
-            "macro_f1": self.macro_f1,
-            "loss": self.loss if math.isfinite(self.loss) else None,
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
-            "classes": [{"name": name, **scores._asdict()} for name, scores in zip(names, self.classes, strict=True)],
-        }
 
     def rows(self) -> dict[str, str]:
         """Return the lines of a table, by their title."""
@@ -101,26 +79,14 @@ class MultiLabelReport:
         counted = {"  broken, not counted": self.num_broken, "  output not finite": self.num_not_finite}
         return rows | {title: str(count) for title, count in counted.items() if count}
 
-    def table(self) -> str:
-        """Return the report for a reader, a line for each number."""
-        return "\n".join(f"{title:<24}{value}" for title, value in self.rows().items())
-
     def class_table(self, class_names: Sequence[str] | None = None) -> str:
         """Return the numbers by label: of all that some image has, or of the worst if these are many."""
-        names = [str(index) for index in range(len(self.classes))] if class_names is None else class_names
-        named = [
-            (name, scores.num_images, scores.average_precision, scores.f1 or 0.0)
-            for name, scores in zip(names, self.classes, strict=True)
-            if scores.average_precision is not None
+        rows = [
+            (name, precision, f"{precision:>7.2%}  {f1:>7.2%}  {num_images:>6}")
+            for name, (num_images, precision, f1) in self.named(class_names)
+            if precision is not None
         ]
-        title = "label"
-        if len(named) > MOST_CLASSES_SHOWN:
-            title = f"worst {NUM_WORST_SHOWN} of {len(named)} labels"
-            named = sorted(named, key=lambda entry: entry[2])[:NUM_WORST_SHOWN]
-        width = max(len(title), *(len(name) for name, *_ in named))
-        lines = [f"{title:<{width}}       AP       F1  images"]
-        lines += [f"{name:<{width}}  {precision:>7.2%}  {f1:>7.2%}  {n:>6}" for name, n, precision, f1 in named]
-        return "\n".join(lines)
+        return table_of_classes("label", "labels", "     AP       F1  images", rows)
 
 
 def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over which processes
@@ -140,18 +106,18 @@ def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over whi
     """Evaluate a model on this process's share of the images, and report on all of them.
 
     Args:
-        model: Called with `pixel_values`, it returns logits `(B, num_classes)`, or something that has them.
+        model: As in `evaluate_batches`, and so is what is not named here.
         batches: Mappings with `pixel_values` `(B, C, H, W)`, `labels` `(B, n)` of 0 and 1, `sample_ids` `(B,)` and,
             where there are any, `bad_images`.
         num_expected: Images in the data, over all processes, broken ones among them.
         num_classes: Labels that the model knows.
-        reduce: Adds up a float64 tensor over all processes, and gives everybody the sum.
-        device: Where the model is.
-        autocast_dtype: Precision of the forward pass; that of the model if `None`.
-        flip: Average the probabilities of each image and of its mirror image.
+        reduce: See there.
+        device: See there.
+        autocast_dtype: See there.
+        flip: See there.
         columns: The model's label for each of the data's, int64 `(n,)`; the same ones if `None`.
-        should_stop: Asked before each batch, about this process. If it says yes anywhere, nobody gets a report.
-        forward: What to call instead of `model`, with the same result.
+        should_stop: See there.
+        forward: See there.
 
     Raises:
         EvaluationError: If the images are not as many as expected, or none could be read.
@@ -159,25 +125,17 @@ def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over whi
     """
     started = time.perf_counter()
     device = torch.device(device)
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
     # logits and targets of an image side by side, then whether it was counted
     table = torch.zeros(num_expected, 2 * num_classes + 1, dtype=torch.float64)
     # broken ones, and interruptions
     counts = torch.zeros(2, dtype=torch.float64)
     with evaluating(model), torch.no_grad():
-        for batch in batches:
-            if should_stop is not None and should_stop():
-                counts[1] += 1
-                break
+        for batch, views in outputs_of(model, batches, device, autocast_dtype, flip, should_stop, forward):
             counts[0] += len(batch.get("bad_images", ()))
-            if not len(batch["labels"]):
+            counts[1] += views is None
+            if not views:
                 continue
-            pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-            views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
-            with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-                outputs = [(forward or model)(view) for view in views]
-            logits = [getattr(output, "logits", output).double().cpu() for output in outputs]
+            logits = [view.double().cpu() for view in views]
             if flip:
                 logits = [torch.logit(torch.stack([view.sigmoid() for view in logits]).mean(dim=0))]
             rows = batch["sample_ids"]

@@ -20,8 +20,56 @@ class ClassCounts(NamedTuple):
     num_hits: int
 
 
+class Report:
+    """What reports of classifiers have in common; they are dataclasses.
+
+    Attributes:
+        best_metric: The number by which models are compared.
+        log_fields: What a row of a training's log tells.
+    """
+
+    best_metric: str
+    log_fields: tuple[str, ...]
+    num_images: int
+    loss: float
+    classes: tuple[Any, ...]
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of all processes per second, decoding included."""
+        return self.num_images / self.seconds
+
+    def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return everything as plain values; numbers that are not finite become `None`.
+
+        Args:
+            class_names: Names of the model's classes; without them, classes are listed by number.
+        """
+        values = {name: value for name, value in vars(self).items() if name != "classes"}
+        return {
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            "images_per_second": self.images_per_second,
+            # a list, because two classes may have the same name
+            "classes": [{"name": name, **counts._asdict()} for name, counts in self.named(class_names)],
+        }
+
+    def named(self, class_names: Sequence[str] | None) -> list[tuple[str, Any]]:
+        """Return the entry of each class with its name, or with its number without names."""
+        names = map(str, range(len(self.classes))) if class_names is None else class_names
+        return list(zip(names, self.classes, strict=True))
+
+    def rows(self) -> dict[str, str]:
+        """Return the lines of a table, by their title."""
+        raise NotImplementedError
+
+    def table(self) -> str:
+        """Return the report for a reader, a line for each number."""
+        return "\n".join(f"{title:<24}{value}" for title, value in self.rows().items())
+
+
 @dataclass(frozen=True)
-class ClassificationReport:
+class ClassificationReport(Report):
     """Numbers of an evaluation, over all processes.
 
     Attributes:
@@ -62,34 +110,9 @@ class ClassificationReport:
         """The 95 % confidence interval of the accuracy."""
         return wilson_interval(self.num_hits, self.num_images)
 
-    @property
-    def images_per_second(self) -> float:
-        """Images of all processes per second, decoding included."""
-        return self.num_images / self.seconds
-
     def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
-        """Return everything as plain values; numbers that are not finite become `None`.
-
-        Args:
-            class_names: Names of the model's classes; without them, classes are listed by number.
-        """
-        names = _names(self.classes, class_names)
-        return {
-            "num_images": self.num_images,
-            "num_hits": self.num_hits,
-            "num_broken": self.num_broken,
-            "num_left_out": self.num_left_out,
-            "num_not_finite": self.num_not_finite,
-            "accuracy": self.accuracy,
-            "accuracy_interval": list(self.accuracy_interval),
-            "top5_accuracy": self.top5_accuracy,
-            "loss": self.loss if math.isfinite(self.loss) else None,
-            "calibration_error": self.calibration_error,
-            "seconds": self.seconds,
-            "images_per_second": self.images_per_second,
-            # a list, because two classes may have the same name
-            "classes": [{"name": name, **counts._asdict()} for name, counts in zip(names, self.classes, strict=True)],
-        }
+        """Return everything as plain values, see `Report`."""
+        return super().to_json(class_names) | {"accuracy_interval": list(self.accuracy_interval)}
 
     def rows(self) -> dict[str, str]:
         """Return the lines of a table, by their title."""
@@ -110,30 +133,34 @@ class ClassificationReport:
         }
         return rows | {title: str(count) for title, count in counted.items() if count}
 
-    def table(self) -> str:
-        """Return the report for a reader, a line for each number."""
-        return "\n".join(f"{title:<24}{value}" for title, value in self.rows().items())
-
     def class_table(self, class_names: Sequence[str] | None = None) -> str:
         """Return accuracies by class: of all that have images, or of the worst if these are many.
 
         Args:
             class_names: Names of the model's classes; without them, classes are numbered.
         """
-        named = [
-            (name, counts)
-            for name, counts in zip(_names(self.classes, class_names), self.classes, strict=True)
-            if counts.num_images
+        rows = [
+            (name, num_hits / num_images, f"{num_hits / num_images:>8.2%}  {num_hits:>5}  {num_images:>6}")
+            for name, (num_images, num_hits) in self.named(class_names)
+            if num_images
         ]
-        title = "class"
-        if len(named) > MOST_CLASSES_SHOWN:
-            title = f"worst {NUM_WORST_SHOWN} of {len(named)} classes"
-            named = sorted(named, key=lambda entry: entry[1].num_hits / entry[1].num_images)[:NUM_WORST_SHOWN]
-        width = max(len(title), *(len(name) for name, _ in named))
-        lines = [f"{title:<{width}}  accuracy  right  images"]
-        for name, (num_images, num_hits) in named:
-            lines.append(f"{name:<{width}}  {num_hits / num_images:>8.2%}  {num_hits:>5}  {num_images:>6}")
-        return "\n".join(lines)
+        return table_of_classes("class", "classes", "accuracy  right  images", rows)
+
+
+def table_of_classes(title: str, plural: str, heading: str, rows: Sequence[tuple[str, float, str]]) -> str:
+    """Return a table with a line for each class, or for the worst if these are many.
+
+    Args:
+        title: What a class is called.
+        plural: What several are called.
+        heading: Of the numbers.
+        rows: Name, score and numbers of each class.
+    """
+    if len(rows) > MOST_CLASSES_SHOWN:
+        title = f"worst {NUM_WORST_SHOWN} of {len(rows)} {plural}"
+        rows = sorted(rows, key=lambda row: row[1])[:NUM_WORST_SHOWN]
+    width = max(len(title), *(len(name) for name, *_ in rows))
+    return "\n".join(f"{name:<{width}}  {text}" for name, _, text in [(title, 0.0, heading), *rows])
 
 
 def wilson_interval(num_hits: int, num_images: int) -> tuple[float, float]:
@@ -147,7 +174,3 @@ def wilson_interval(num_hits: int, num_images: int) -> tuple[float, float]:
     half = math.sqrt(z_squared * (share * (1 - share) / num_images + z_squared / (4 * num_images**2)))
     scale = 1 + z_squared / num_images
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
-
-
-def _names(classes: tuple[ClassCounts, ...], class_names: Sequence[str] | None) -> Sequence[str]:
-    return [str(index) for index in range(len(classes))] if class_names is None else class_names
