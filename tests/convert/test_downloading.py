@@ -3,14 +3,16 @@
 
 import inspect
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from svit_hf import SViTForImageClassification
 from svit_hf.cli import main
-from svit_hf.convert.downloading import TRIES, fetch_checkpoint
+from svit_hf.convert.downloading import fetch_checkpoint
 from svit_hf.errors import ConversionError
 
 
@@ -26,8 +28,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.tag, self.kind = CONTENT, '"one"', "application/octet-stream"
-        self.break_after, self.says_length, self.asked = None, True, []
+        self.content, self.break_after, self.says_length, self.asked = CONTENT, None, True, []
 
     @property
     def address(self):
@@ -37,16 +38,14 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server = self.server
-        wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
+        wanted = self.headers.get("Range")
         server.asked.append(wanted)
         if self.path.partition("?")[0] != "/weights.pth":
             self.send_error(404)
             return
-        start = int(wanted[6:-1]) if wanted and condition == server.tag else 0
+        start = int(wanted[6:-1]) if wanted else 0
         body = server.content[start:]
         self.send_response(206 if start else 200)
-        self.send_header("Content-Type", server.kind)
-        self.send_header("ETag", server.tag)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
         if server.says_length:
@@ -59,7 +58,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # between attempts
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     server = Server()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -85,29 +87,21 @@ def test_download_is_kept_and_not_made_twice(server, tmp_path):
     assert files_in(tmp_path) == [file.name]
 
 
-def test_broken_download_goes_on_where_it_was(server, tmp_path):
-    server.break_after = 3000
+# the oldest huggingface_hub does not go on after a connection that is closed
+@pytest.mark.newest
+def test_broken_download_goes_on_where_it_was(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    server.break_after = 6000
     file = fetch_checkpoint(server.address, tmp_path / "out", LIMIT)
     assert file.read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=3000-", "bytes=6000-", "bytes=9000-"]
+    assert server.asked == [None, "bytes=6000-"]
 
 
-def test_given_up_download_is_continued_by_the_same_command(server, tmp_path):
-    server.break_after = 100
-    with pytest.raises(ConversionError, match=r"0\.0 MB are kept in .*give the same command again"):
+def test_download_that_ends_early_leaves_nothing(server, tmp_path):
+    server.break_after = 0
+    with pytest.raises(ConversionError, match="cannot be downloaded"):
         fetch_checkpoint(server.address, tmp_path / "out", LIMIT)
-    assert len(server.asked) == TRIES
-    server.break_after = None
-    assert fetch_checkpoint(server.address, tmp_path / "out", LIMIT).read_bytes() == CONTENT
-    assert server.asked[TRIES:] == [f"bytes={TRIES * 100}-"]
-
-
-def test_another_version_of_the_file_is_not_put_behind_the_first(server, tmp_path):
-    server.break_after = 100
-    with pytest.raises(ConversionError):
-        fetch_checkpoint(server.address, tmp_path / "out", LIMIT)
-    server.content, server.tag, server.break_after = CONTENT[::-1], '"two"', None
-    assert fetch_checkpoint(server.address, tmp_path / "out", LIMIT).read_bytes() == CONTENT[::-1]
+    assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("says_length", [True, False])
@@ -115,13 +109,13 @@ def test_too_large_a_file_is_refused(server, tmp_path, says_length):
     server.says_length = says_length
     with pytest.raises(ConversionError, match="`max_gigabytes` allows 5e-06"):
         fetch_checkpoint(server.address, tmp_path / "out", 5000)
-    assert all(file.stat().st_size <= 5000 for file in tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_page_and_missing_file_are_no_checkpoints(server, tmp_path):
-    with pytest.raises(ConversionError, match="cannot be downloaded: 404"):
+    with pytest.raises(ConversionError, match=r"cannot be downloaded: .*404"):
         fetch_checkpoint(server.address + "x", tmp_path / "out", LIMIT)
-    server.kind = "text/html"
+    server.content = b"\n<!DOCTYPE html><html></html>"
     with pytest.raises(ConversionError, match="is a web page and no file"):
         fetch_checkpoint(server.address, tmp_path / "out", LIMIT)
     assert files_in(tmp_path) == []
@@ -140,7 +134,7 @@ def test_other_kinds_of_addresses_are_refused(address, tmp_path):
 
 
 def test_password_in_an_address_is_hidden(server, tmp_path):
-    address = server.address.replace("http://", "http://me:secret@")
+    address = server.address.replace("http://", "http://me:secret@") + "x"
     with pytest.raises(ConversionError) as refused:
         fetch_checkpoint(address, tmp_path / "out", LIMIT)
     assert "secret" not in str(refused.value)
@@ -166,7 +160,7 @@ def test_google_drive_without_gdown_is_a_sentence(tmp_path, monkeypatch):
 
 def test_gdown_takes_what_it_is_given():
     gdown = pytest.importorskip("gdown", reason="gdown is not installed")
-    inspect.signature(gdown.download).bind("link", "file", quiet=True, resume=True, use_cookies=False, progress=print)
+    inspect.signature(gdown.download).bind("link", "file", quiet=True, use_cookies=False, progress=print)
 
 
 def test_command_converts_what_it_downloads_as_safely_as_a_file(server, tmp_path, capsys):
