@@ -4,7 +4,8 @@ import re
 from dataclasses import fields, replace
 
 import pytest
-from huggingface_hub import ModelCard
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
@@ -13,6 +14,7 @@ from svit_hf.hub.model_card import (
     Evaluation,
     build_model_card,
     escaped,
+    eval_result_files,
     with_location,
 )
 
@@ -104,6 +106,16 @@ def test_use_names_the_place_and_can_be_moved(model):
     moved = with_location(card, "else/where")
     assert moved == card.replace("somewhere/svit-test", "else/where") != card
     assert "`svit-hf doctor else/where`" in moved
+
+
+def test_results_of_data_sets_on_the_hub_have_the_newer_form():
+    on_hub = replace(TEXT.evaluations[0], task_id="some_task")
+    (path, content), *others = eval_result_files([on_hub, *TEXT.evaluations]).items()
+    assert path == ".eval_results/some--images.yaml"
+    assert others == []
+    (entry,) = parse_eval_result_entries(yaml.safe_load(content))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("some/images", "some_task", 0.875)
+    assert entry.notes == "top-1 accuracy, split test, 123 images"
 
 
 def test_text_from_outside_is_shown_and_does_nothing(model):

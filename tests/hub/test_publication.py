@@ -188,7 +188,9 @@ def test_licence_of_a_card_that_is_there_is_not_changed(run_folder):
 def test_model_without_a_card_needs_one(model_folder):
     with pytest.raises(SViTError, match=r"has no README\.md, and no report of a run to make one of"):
         prepare_publication(model_folder, REPO)
-    assert "A summary." in prepare_publication(model_folder, REPO, CARD).card
+    publication = prepare_publication(model_folder, REPO, CARD)
+    assert "A summary." in publication.card
+    assert not any(name.startswith(".eval_results") for name in names(publication))
 
 
 def test_model_without_code_gets_that_of_the_package(model_folder):
@@ -215,7 +217,6 @@ def test_other_folders_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize(("content", "message"), [("[]", "holds a list"), ("{", "cannot be read"), ("{}", "KeyError")])
 def test_report_has_to_be_one(run_folder, content, message):
-    (run_folder / "model/README.md").unlink()
     (run_folder / "report.json").write_text(content)
     with pytest.raises(SViTError, match=message):
         prepare_publication(run_folder, REPO)

@@ -3,8 +3,9 @@
 
 import pytest
 import torch
+import yaml
 from hub.hub_stand_in import Fault
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from svit_hf.errors import PushError, SViTError
 from svit_hf.hub.push import push_folder
@@ -26,6 +27,7 @@ def test_one_commit_holds_the_model_its_code_and_its_card(hub, api, run_folder):
     contents = repository.contents()
     assert contents.keys() == {
         ".gitattributes",
+        ".eval_results/pets--five.yaml",
         "README.md",
         "config.json",
         "model.safetensors",
@@ -53,7 +55,12 @@ def test_card_on_the_hub_tells_the_run_and_where_it_is(hub, api, run_folder, rep
         "accuracy": report["metrics"]["ema"]["accuracy"],
         "top-5 accuracy": 1.0,
     }
-    assert card.data.eval_results[0].dataset_type == "pets/five"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(contents[".eval_results/pets--five.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == (
+        "pets/five",
+        "default",
+        card.data.eval_results[0].metric_value,
+    )
 
 
 def test_nothing_here_changes_and_training_may_go_on(hub, api, run_folder):

@@ -74,21 +74,21 @@ def test_origin_of_the_weights_is_told(report):
 
 
 @pytest.mark.parametrize(
-    ("path", "format", "dataset_id", "name"),
+    ("path", "format", "dataset_id", "task_id", "name"),
     [
-        ("pets/five", "hub", "pets/five", "five"),
+        ("pets/five", "hub", "pets/five", "default", "five"),
         # a folder may be called so, too
-        ("pets/five", "auto", "five", "five"),
-        ("hf://datasets/pets/five@v1/data/*.parquet", "auto", "pets/five", "five"),
-        ("images/five/*.parquet", "parquet", "five", "five"),
-        ("hub-like", "hub", "hub-like", "hub-like"),
+        ("pets/five", "auto", "five", None, "five"),
+        ("hf://datasets/pets/five@v1/data/*.parquet", "auto", "pets/five", "default", "five"),
+        ("images/five/*.parquet", "parquet", "five", None, "five"),
+        ("hub-like", "hub", "hub-like", None, "hub-like"),
     ],
 )
-def test_data_set_is_called_one_of_the_hub_only_if_that_is_certain(report, path, format, dataset_id, name):
+def test_data_set_is_called_one_of_the_hub_only_if_that_is_certain(report, path, format, dataset_id, task_id, name):
     report["data"]["path"] = path
     report["recipe"]["data"]["format"] = format
     (evaluation,) = card_text_of_run(report).evaluations
-    assert (evaluation.dataset_id, evaluation.dataset_name) == (dataset_id, name)
+    assert (evaluation.dataset_id, evaluation.task_id, evaluation.dataset_name) == (dataset_id, task_id, name)
 
 
 def test_run_without_evaluation_has_no_numbers(report):

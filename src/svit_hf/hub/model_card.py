@@ -10,7 +10,8 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 from transformers import PreTrainedModel
 
 from svit_hf.provenance import versions
@@ -55,6 +56,7 @@ class Evaluation:
         num_images: How many images that is.
         metrics: Values by name, such as `{"accuracy": 0.836}`.
         weights: What was evaluated, in the words of the card.
+        task_id: Name of the task in the data set's `eval.yaml`, where `dataset_id` is a data set of the Hub.
     """
 
     dataset_name: str
@@ -63,6 +65,7 @@ class Evaluation:
     num_images: int
     metrics: Mapping[str, float]
     weights: str = "these"
+    task_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,27 @@ def quoted(text: str) -> str:
 def with_location(card: str, location: str) -> str:
     """Return a card whose lines of code load the model from another place."""
     return LOCATION.sub(lambda found: f"{found[1] or found[2]}{location}", card)
+
+
+def eval_result_files(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Return the files of `.eval_results/`, the newer form, which the Hub shows on the pages of benchmarks.
+
+    A file has one number for each task of one data set of the Hub: the accuracy. Other data sets have no place there.
+    """
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for evaluation in evaluations:
+        if evaluation.task_id is not None and "accuracy" in evaluation.metrics:
+            entry = EvalResultEntry(
+                dataset_id=evaluation.dataset_id,
+                task_id=evaluation.task_id,
+                value=evaluation.metrics["accuracy"],
+                notes=f"top-1 accuracy, split {evaluation.split}, {evaluation.num_images} images",
+            )
+            entries.setdefault(evaluation.dataset_id, []).append(entry)
+    return {
+        f".eval_results/{dataset_id.replace('/', '--')}.yaml": yaml_dump(eval_result_entries_to_yaml(results))
+        for dataset_id, results in entries.items()
+    }
 
 
 def _template() -> Template:

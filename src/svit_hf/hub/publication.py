@@ -24,6 +24,7 @@ from svit_hf.evaluation.checkpoints import load_and_compare
 from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
+    eval_result_files,
     with_location,
 )
 from svit_hf.hub.probe import PROBE_FILE, write_probe
@@ -91,16 +92,16 @@ def prepare_publication(
     if add_probe and PROBE_FILE not in contents:
         contents[PROBE_FILE] = _probe(folder, type(model))
 
-    made_of_report = card is None and CARD not in contents and report is not None
-    if licence is not None and not made_of_report:
+    of_run = None
+    if report is not None:
+        of_run = card_text_of_run(report, name=repo_id.rpartition("/")[2], location=repo_id, licence=licence)
+    if licence is not None and (card is not None or of_run is None or CARD in contents):
         raise SViTError(
             f"`licence` is {licence!r}, but the card is not made here of the report of a run; state it in the card."
         )
-    if made_of_report:
-        assert report is not None
-        card = card_text_of_run(report, name=repo_id.rpartition("/")[2], location=repo_id, licence=licence)
-    if card is not None:
-        contents[CARD] = str(build_model_card(model, card)).encode()
+    text = card or of_run
+    if text is not None and (card is not None or CARD not in contents):
+        contents[CARD] = str(build_model_card(model, text)).encode()
     if CARD not in contents:
         raise SViTError(
             f"{str(folder)!r} has no {CARD}, and no report of a run to make one of; write one, whose metadata state a "
@@ -108,6 +109,8 @@ def prepare_publication(
         )
     final_card = with_location(_check_card(contents[CARD]), repo_id)
     contents[CARD] = final_card.encode()
+    if text is not None:
+        contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
 
     for name, content in {WEIGHTS: _read_header(folder / WEIGHTS), **contents}.items():
         _check_no_credentials(name, content)

@@ -9,10 +9,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelInfo
 
 # HTTPError is that of httpx; since huggingface_hub 2, of httpx2
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -28,10 +29,11 @@ from huggingface_hub.utils.sha import git_hash
 
 from svit_hf.errors import PushError, SViTError
 from svit_hf.hub.model_card import CardText
-from svit_hf.hub.publication import Publication, prepare_publication
+from svit_hf.hub.publication import WEIGHTS, Publication, prepare_publication
 
 
 MAIN_BRANCH = "main"
+EVAL_RESULTS = ".eval_results/*"
 # before each further attempt; huggingface_hub itself makes some requests again, too
 WAIT_SECONDS = (1, 2, 4, 8, 16)
 # a server that asks for more patience is not waited for
@@ -45,6 +47,7 @@ HINTS = {
 # what huggingface_hub raises when a request fails, or an upload that it makes of several
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 
+CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 Result = TypeVar("Result")
 
 
@@ -55,11 +58,13 @@ class VerifiedCommit(NamedTuple):
         oid: The commit whose files are the published ones.
         is_new: Whether this push made it; it makes none if nothing has changed.
         is_private: Whether the repository is private.
+        deleted: Results of earlier weights that it took away.
     """
 
     oid: str
     is_new: bool
     is_private: bool
+    deleted: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,7 @@ class PushReport:
         width = max(map(len, sizes))
         lines = [f"{path:<{width}} {size:>12,} bytes" for path, size in sizes.items()]
         lines += [f"left out: {name} ({reason})" for name, reason in self.publication.left_out.items()]
+        lines += [f"deleted: {name} (of earlier weights)" for name in (self.commit.deleted if self.commit else ())]
         lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
         visibility = "private" if self.is_private else "public"
         if self.commit is None:
@@ -188,7 +194,7 @@ def commit_files(
         api: The Hub.
         repo_id: The repository; made if it is not there.
         revision: The branch; made from `main` if it is not there.
-        files: All that the commit holds. Other files in the repository stay.
+        files: All that the commit holds. Other files in the repository stay, except results of other weights.
         private: Whether a new repository is private.
         message: Of the commit.
 
@@ -198,10 +204,12 @@ def commit_files(
     info = make_repository(api, repo_id, revision, private)
     parent = str(info.sha)
     try:
+        stale = _stale_results(_tree(api, repo_id, parent), files)
+        operations: list[CommitOperation] = [*files, *map(CommitOperationDelete, stale)]
 
         def commit() -> str:
             return api.create_commit(
-                repo_id, files, commit_message=message, revision=revision, parent_commit=parent
+                repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
             ).oid
 
         oid = _retry(commit, recover=lambda: _find_commit(api, repo_id, revision, parent, files))
@@ -216,7 +224,7 @@ def commit_files(
             f"commit {oid} of {repo_id} was made, but holds something else than was sent: {', '.join(differences)}. "
             "Do not use it."
         )
-    return VerifiedCommit(oid, oid != parent, bool(info.private))
+    return VerifiedCommit(oid, oid != parent, bool(info.private), tuple(stale))
 
 
 def _info(api: HfApi, repo_id: str, revision: str) -> ModelInfo:
@@ -251,6 +259,14 @@ def _find_commit(
         f"nothing was committed to {repo_id}: somebody else committed {head} to the branch {revision} meanwhile. Push "
         "again to put this model on top of that."
     )
+
+
+def _stale_results(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
+    """Return the files with results that would be taken for those of the new weights."""
+    published = {file.path_in_repo: file for file in files}
+    if WEIGHTS not in tree or not _differs(tree[WEIGHTS], published[WEIGHTS]):
+        return []
+    return [path for path in tree if fnmatch(path, EVAL_RESULTS) and path not in published]
 
 
 def _differences(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:

@@ -122,13 +122,15 @@ def _public_text(text: str) -> str:
 
 def _evaluation(report: Mapping[str, Any], weights: str) -> Evaluation:
     data, metrics = report["data"], report["metrics"][weights]
+    hub_id = _hub_id(report)
     return Evaluation(
         dataset_name=_data_name(data),
-        dataset_id=_hub_id(report) or _data_name(data),
+        dataset_id=hub_id or _data_name(data),
         split=data["eval_split"],
         num_images=metrics.get("num_images", data["num_eval"]),
         metrics={name: metrics[name] for name in CARD_METRICS if metrics.get(name) is not None},
         weights=WEIGHTS[weights],
+        task_id=(report["recipe"]["data"].get("config_name") or "default") if hub_id else None,
     )
 
 
