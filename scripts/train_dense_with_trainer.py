@@ -30,7 +30,7 @@ from svit_hf.training.weights import WeightAverage
 
 
 class Follow(TrainerCallback):
-    """Tells the examples which epoch it is, and averages the weights."""
+    """Callback that tells the examples which epoch it is, and averages the weights."""
 
     def __init__(self, examples: TrainingExamples, decay: float):
         self.examples, self.decay = examples, decay

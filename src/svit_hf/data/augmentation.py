@@ -30,7 +30,7 @@ ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 class TrainingTransform:
-    """Make a training tensor of a picture.
+    """Random crop, flip and change of colours that make a training tensor of a picture.
 
     Args:
         size: Height and width of the result, in pixels.

@@ -10,7 +10,7 @@ from svit_hf.data.sharding import SampleKey
 
 
 class EvaluationTransform:
-    """Make a tensor of a picture as an image processor of Transformers does, one by one, in a worker.
+    """Image processor of Transformers that makes a tensor of one picture at a time, in a worker.
 
     Args:
         processor: The image processor of a model.

@@ -36,7 +36,7 @@ MIDDLE_GREY = 128
 
 
 class RandAugment:
-    """Apply a few random operations of random strength to a picture.
+    """A few random operations of random strength on a picture.
 
     Args:
         policy: See `AugmentationOptions.randaugment`.

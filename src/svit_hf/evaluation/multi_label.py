@@ -105,19 +105,9 @@ def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over whi
 ) -> MultiLabelReport:
     """Evaluate a model on this process's share of the images, and report on all of them.
 
-    Args:
-        model: As in `evaluate_batches`, and so is what is not named here.
-        batches: Mappings with `pixel_values` `(B, C, H, W)`, `labels` `(B, n)` of 0 and 1, `sample_ids` `(B,)` and,
-            where there are any, `bad_images`.
-        num_expected: Images in the data, over all processes, broken ones among them.
-        num_classes: Labels that the model knows.
-        reduce: See there.
-        device: See there.
-        autocast_dtype: See there.
-        flip: See there.
-        columns: The model's label for each of the data's, int64 `(n,)`; the same ones if `None`.
-        should_stop: See there.
-        forward: See there.
+    The arguments are those of `evaluate_batches`, but for these: in `batches`, `labels` are `(B, n)` of 0 and 1, and
+    there have to be `sample_ids` `(B,)`; `columns`, int64 `(n,)`, is the model's label for each of the data's, the
+    same ones if `None`.
 
     Raises:
         EvaluationError: If the images are not as many as expected, or none could be read.

@@ -117,7 +117,7 @@ def _add_mixed(module: Any, hidden_states: torch.Tensor, normalized: torch.Tenso
         and not _has_hooks(mlp)
         and _is_own(mlp, "forward")
         and _has_plain_products(mlp, normalized)
-        and all(_is_bare(each) for each in (scaling, drop_path, dropout))
+        and all(_can_be_bypassed(each) for each in (scaling, drop_path, dropout))
         and (type(scaling) is nn.Identity or type(scaling).__name__ == "SViTLayerScale")
         and type(drop_path).__name__ == "SViTDropPath"
         and type(dropout) is nn.Dropout
@@ -215,7 +215,7 @@ def _resolve(kernels: str, device: torch.device, dtype: torch.dtype, sampler: st
 def _operators_for_depthwise(module: Any, hidden_states: torch.Tensor) -> Any | None:
     # a feed-forward may be without one
     convolution = getattr(module, "convolution", None)
-    if type(convolution) is not nn.Conv2d or not _is_bare(convolution):
+    if type(convolution) is not nn.Conv2d or not _can_be_bypassed(convolution):
         return None
     return _operators(module, hidden_states)
 
@@ -223,7 +223,7 @@ def _operators_for_depthwise(module: Any, hidden_states: torch.Tensor) -> Any | 
 def _operators_for_feed_forward(module: Any, hidden_states: torch.Tensor) -> Any | None:
     """Return the operators for GELU and depthwise convolution, or None where they are not what the model has."""
     depthwise, activation = module.depthwise, module.activation
-    if type(activation) is not GELUActivation or not _is_bare(activation):
+    if type(activation) is not GELUActivation or not _can_be_bypassed(activation):
         return None
     if _has_hooks(depthwise) or not _is_own(depthwise, "forward"):
         return None
@@ -252,7 +252,7 @@ def _has_plain_products(mlp: Any, hidden_states: torch.Tensor) -> bool:
     PyTorch's own are faster in float32, where they round to TF32.
     """
     return _dtype_of_convolutions(hidden_states) in (torch.bfloat16, torch.float16) and all(
-        (type(each) is nn.Conv2d or getattr(each, "is_plain_elsewhere", False)) and _is_bare(each)
+        (type(each) is nn.Conv2d or getattr(each, "is_plain_elsewhere", False)) and _can_be_bypassed(each)
         for each in (mlp.fc1, mlp.fc2)
     )
 
@@ -264,11 +264,11 @@ def _is_plain_layer_norm(norm: object) -> bool:
         and len(norm.normalized_shape) == 1
         and norm.weight is not None
         and norm.bias is not None
-        and _is_bare(norm)
+        and _can_be_bypassed(norm)
     )
 
 
-def _is_bare(module: nn.Module) -> bool:
+def _can_be_bypassed(module: nn.Module) -> bool:
     """Whether nothing would be missed if kernels used a module's weights without calling it.
 
     Offloading and sharding bring weights in by hooks or by a `forward` of the object; inspection reads them out there.

@@ -185,12 +185,7 @@ def depthwise_residual_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Differentiate `depthwise_residual`; this itself cannot be differentiated.
 
-    Args:
-        gradient: Of the result, shape `(B, C, H, W)`.
-        hidden_states: As in `depthwise_residual`, and so on.
-        weight: See there.
-        activation: See there.
-        shortcut: See there.
+    `gradient` is that of the result, `(B, C, H, W)`; the rest as there.
 
     Returns:
         The gradients of hidden states, weight and bias, each of its shape and dtype; the bias has the weight's dtype.

@@ -171,18 +171,7 @@ def feed_forward_backward(
 ) -> list[torch.Tensor]:
     """Differentiate `feed_forward`; this itself cannot be differentiated.
 
-    Args:
-        gradient: Of the result, shape `(B, C, H, W)`.
-        hidden_states: As in `feed_forward`, and so on.
-        before: What it returned beside the result.
-        widen_weight: See there.
-        taps: See there.
-        taps_bias: See there.
-        shortcut: See there.
-        narrow_weight: See there.
-        narrow_bias: See there.
-        scale: See there.
-        factors: See there.
+    `gradient` is that of the result, `(B, C, H, W)`, `before` what was returned beside it; the rest as there.
 
     Returns:
         The gradients of hidden states, `widen_weight` and its bias, taps and theirs, `narrow_weight` and its bias, and

@@ -148,15 +148,8 @@ def differentiate_normalize_and_sample(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute the gradients of `normalize_and_sample`, for channels that fit into one tile.
 
-    Args:
-        gradient: Of the super tokens, shape `(B, C, Gh, Gw)`; rounded to bfloat16 where the tokens are that.
-        tokens: As was given, like all of the following, or returned.
-        weight: Likewise.
-        mean: Likewise.
-        rstd: Likewise.
-        association: Likewise.
-        mass: Likewise.
-        cell_size: `(h, w)`.
+    `gradient` is that of the super tokens, `(B, C, Gh, Gw)`, rounded to bfloat16 where the tokens are that; the rest
+    was given there, or returned.
 
     Returns:
         Gradients of tokens (channels_last), weight and bias, in the dtypes of tokens and weight.
