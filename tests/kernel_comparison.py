@@ -13,10 +13,28 @@ IMPLEMENTATION = pytest.mark.parametrize("implementation", KERNELS)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 
 
+def cases_of(small, real=()):
+    """Return cases for a parametrisation over `case`, those at real sizes for GPUs alone."""
+    return [
+        pytest.param(case.values, marks=marks, id=case.id)
+        for cases, marks in ((small, ()), (real, pytest.mark.gpu))
+        for case in cases
+    ]
+
+
 def tensor_of(device, *shape, dtype=torch.float32):
     """Return normally distributed numbers, the same for a shape every time."""
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(shape, generator=generator).to(device, dtype)
+
+
+def long_batch(device):
+    """Return a batch of more than 2**31 elements, zeros but for its last image, in bfloat16 and channels_last."""
+    tokens = torch.zeros(172, 64, 443, 443, dtype=torch.bfloat16, device=device)
+    tokens = tokens.to(memory_format=torch.channels_last)
+    tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
+    assert tokens.numel() > 2**31
+    return tokens
 
 
 def mix(super_tokens):

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.utils._device import _device_constructors
 
+from svit_hf.kernels import resolve
+
 
 @pytest.fixture(scope="session", autouse=True)
 def bfloat16_in_the_interpreter():
@@ -37,6 +39,13 @@ def bfloat16_in_the_interpreter():
 @pytest.fixture
 def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def kernels(device, implementation):
+    """Return the operators of an implementation."""
+    resolve(implementation, device, torch.float32)
+    return getattr(torch.ops, f"svit_hf_{implementation}")
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,14 @@ Without a GPU they run in Triton's interpreter, on shapes that it can manage.
 
 import pytest
 import torch
-from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, relative_error, tensor_of
+from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, cases_of, long_batch, relative_error, tensor_of
 from tiny import tiny_config
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SViTModel
 from svit_hf.inference import fold_for_inference
-from svit_hf.kernels import resolve, use_kernels
+from svit_hf.kernels import use_kernels
 from svit_hf.model.modeling_svit import SViTConvFFN, SViTDepthwiseResidual
 
 
@@ -64,12 +64,6 @@ def run_and_differentiate(function, arguments, activation, shortcut, direction=N
     return dict(zip(("output", "input", "weight", "bias"), (output.detach(), *gradients), strict=True))
 
 
-@pytest.fixture
-def kernels(device, implementation):
-    resolve(implementation, device, torch.float32)
-    return getattr(torch.ops, f"svit_hf_{implementation}")
-
-
 @IMPLEMENTATION
 class TestAgainstEager:
     def check(self, device, shape, activation, shortcut, kernels, dtype):
@@ -87,15 +81,9 @@ class TestAgainstEager:
         assert {name: error for name, error in errors.items() if not error < tolerance} == {}
 
     @DTYPES
-    @pytest.mark.parametrize(("shape", "activation", "shortcut"), SMALL)
-    def test_forward_and_backward(self, device, shape, activation, shortcut, kernels, dtype):
-        self.check(device, shape, activation, shortcut, kernels, dtype)
-
-    @pytest.mark.gpu
-    @DTYPES
-    @pytest.mark.parametrize(("shape", "activation", "shortcut"), REAL)
-    def test_forward_and_backward_at_real_sizes(self, device, shape, activation, shortcut, kernels, dtype):
-        self.check(device, shape, activation, shortcut, kernels, dtype)
+    @pytest.mark.parametrize("case", cases_of(SMALL, REAL))
+    def test_forward_and_backward(self, device, case, kernels, dtype):
+        self.check(device, *case, kernels, dtype)
 
     def test_programs_that_sum_over_several_strips(self, device, kernels, monkeypatch):
         from svit_hf.kernels.triton import depthwise
@@ -282,13 +270,8 @@ class TestInPrograms:
 
     @pytest.mark.gpu
     def test_more_than_2_to_the_31_elements(self, device, kernels):
-        # the last image of a batch of 2**31 elements and a few more
         _, weight, bias = arguments_of(device, (1, 64, 1, 1), torch.bfloat16)
-        tokens = torch.zeros(172, 64, 443, 443, dtype=torch.bfloat16, device=device).to(
-            memory_format=torch.channels_last
-        )
-        tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
-        assert tokens.numel() > 2**31
+        tokens = long_batch(device)
         output = kernels.depthwise_residual(tokens, weight, bias, "gelu", True)
         alone = kernels.depthwise_residual(tokens[-1:], weight, bias, "gelu", True)
         assert torch.equal(output[-1:], alone)

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from torch.nn import functional as F
 
 from svit_hf.inference import fold_for_inference
-from svit_hf.kernels import resolve, use_kernels
+from svit_hf.kernels import use_kernels
 from svit_hf.model.modeling_svit import SViTLayer
 
 
@@ -70,12 +70,6 @@ def differentiate(function, tensors, direction):
     output = function(tensors)
     gradients = torch.autograd.grad(output, list(tensors.values()), direction)
     return {"output": output.detach()} | dict(zip(tensors, gradients, strict=True))
-
-
-@pytest.fixture
-def kernels(device, implementation):
-    resolve(implementation, device, torch.float32)
-    return getattr(torch.ops, f"svit_hf_{implementation}")
 
 
 @IMPLEMENTATION

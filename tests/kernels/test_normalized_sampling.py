@@ -9,7 +9,7 @@ import copy
 import kernel_comparison
 import pytest
 import torch
-from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, relative_error, tensor_of
+from kernel_comparison import DTYPES, IMPLEMENTATION, OperatorRecorder, cases_of, long_batch, relative_error, tensor_of
 from tiny import tiny_config
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
-from svit_hf.kernels import resolve, use_kernels
+from svit_hf.kernels import use_kernels
 from svit_hf.model.modeling_svit import SViTLayer
 
 
@@ -79,51 +79,28 @@ def sampling_in(names):
 
 @IMPLEMENTATION
 @DTYPES
-class TestAgainstFloat64:
-    def check(self, device, batch_size, channels, height, width, *options, dtype):
-        # far from zero mean and unit deviation, which would hide that they are not taken out
-        tokens = (3 * tensor_of(device, batch_size, channels, height, width) + 1).to(dtype)
-        norm = norm_of(device, channels, dtype)
-        actual = attend_and_differentiate(tokens, norm, *options)
-        expected = attend_and_differentiate(tokens.double(), copy.deepcopy(norm).double(), *options[:-1], None)
-        assert {name: actual[name].dtype for name in actual} == dict.fromkeys(actual, dtype) | {
-            "association": torch.float32
-        }
-        assert not actual["association"].requires_grad
-        assert actual["output"].is_contiguous(memory_format=torch.channels_last)
-        tolerance = FLOAT32_TOLERANCE
-        if dtype != torch.float32:
-            tolerance = HALF_TOLERANCE_EPSILONS * torch.finfo(dtype).eps
-        errors = {name: relative_error(actual[name], expected[name]) for name in actual}
-        assert {name: error for name, error in errors.items() if not error < tolerance} == {}
-
-    @pytest.mark.parametrize(
-        ("batch_size", "channels", "height", "width", "cell_size", "num_iterations", "sampler"), SMALL
-    )
-    def test_forward_and_every_gradient(
-        self, device, batch_size, channels, height, width, cell_size, num_iterations, sampler, implementation, dtype
-    ):
-        options = cell_size, num_iterations, sampler, implementation
-        self.check(device, batch_size, channels, height, width, *options, dtype=dtype)
-
-    @pytest.mark.gpu
-    @pytest.mark.parametrize(
-        ("batch_size", "channels", "height", "width", "cell_size", "num_iterations", "sampler"), REAL
-    )
-    def test_forward_and_every_gradient_at_real_sizes(
-        self, device, batch_size, channels, height, width, cell_size, num_iterations, sampler, implementation, dtype
-    ):
-        options = cell_size, num_iterations, sampler, implementation
-        self.check(device, batch_size, channels, height, width, *options, dtype=dtype)
+@pytest.mark.parametrize("case", cases_of(SMALL, REAL))
+def test_forward_and_every_gradient_are_those_of_float64(device, case, implementation, dtype):
+    shape, options = case[:4], case[4:]
+    # far from zero mean and unit deviation, which would hide that they are not taken out
+    tokens = (3 * tensor_of(device, *shape) + 1).to(dtype)
+    norm = norm_of(device, shape[1], dtype)
+    actual = attend_and_differentiate(tokens, norm, *options, implementation)
+    expected = attend_and_differentiate(tokens.double(), copy.deepcopy(norm).double(), *options, None)
+    assert {name: actual[name].dtype for name in actual} == dict.fromkeys(actual, dtype) | {
+        "association": torch.float32
+    }
+    assert not actual["association"].requires_grad
+    assert actual["output"].is_contiguous(memory_format=torch.channels_last)
+    tolerance = FLOAT32_TOLERANCE
+    if dtype != torch.float32:
+        tolerance = HALF_TOLERANCE_EPSILONS * torch.finfo(dtype).eps
+    errors = {name: relative_error(actual[name], expected[name]) for name in actual}
+    assert {name: error for name, error in errors.items() if not error < tolerance} == {}
 
 
 @IMPLEMENTATION
 class TestOperators:
-    @pytest.fixture
-    def kernels(self, device, implementation):
-        resolve(implementation, device, torch.float32)
-        return getattr(torch.ops, f"svit_hf_{implementation}")
-
     @pytest.mark.parametrize("channels", [1, 6])
     def test_tokens_without_variance_become_the_bias(self, device, kernels, channels):
         norm = norm_of(device, channels)
@@ -331,12 +308,7 @@ class TestLayer:
 
     @pytest.mark.gpu
     def test_more_than_2_to_the_31_elements(self, device, implementation):
-        # the last image of a batch of 2**31 elements and a few more
-        tokens = torch.zeros(172, 64, 443, 443, dtype=torch.bfloat16, device=device).to(
-            memory_format=torch.channels_last
-        )
-        tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
-        assert tokens.numel() > 2**31
+        tokens = long_batch(device)
         norm = norm_of(device, 64, torch.bfloat16)
         output, _ = attend(tokens.requires_grad_(), norm, (8, 8), implementation=implementation)
         (gradient,) = torch.autograd.grad(output.sum(), tokens)

@@ -9,12 +9,12 @@ import copy
 import oracle
 import pytest
 import torch
-from kernel_comparison import DTYPES, IMPLEMENTATION, attend, mix, relative_error, tensor_of
+from kernel_comparison import DTYPES, IMPLEMENTATION, attend, cases_of, long_batch, mix, relative_error, tensor_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from svit_hf import SuperTokenAttention
-from svit_hf.kernels import resolve, use_kernels
+from svit_hf.kernels import use_kernels
 
 
 pytest.importorskip("triton")
@@ -57,51 +57,30 @@ def attend_and_differentiate(tokens, cell_size, num_iterations, sampler, impleme
 
 @IMPLEMENTATION
 @DTYPES
-class TestAgainstEager:
-    def check(self, device, shape, cell_size, num_iterations, sampler, implementation, dtype):
-        tokens = tensor_of(device, *shape, dtype=dtype)
-        actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
-        expected = attend_and_differentiate(tokens.float(), cell_size, num_iterations, sampler, None)
-        tolerance = FLOAT32_TOLERANCE
-        if dtype != torch.float32:
-            tolerance = HALF_TOLERANCE_EPSILONS * torch.finfo(dtype).eps
-        assert actual["association"].dtype == torch.float32
-        assert not actual["association"].requires_grad
-        assert actual["output"].dtype == actual["super tokens"].dtype == actual["gradient"].dtype == dtype
-        assert actual["output"].is_contiguous(memory_format=torch.channels_last)
-        # the same precision whatever the dtype of the tokens: they are compared in float32
-        assert relative_error(actual["association"], expected["association"]) < FLOAT32_TOLERANCE
-        errors = {name: relative_error(actual[name], expected[name]) for name in actual}
-        assert {name: error for name, error in errors.items() if not error < tolerance} == {}
-
-    @pytest.mark.parametrize(
-        ("batch_size", "channels", "height", "width", "cell_size", "num_iterations", "sampler"), SMALL
-    )
-    def test_forward_and_backward(
-        self, device, batch_size, channels, height, width, cell_size, num_iterations, sampler, implementation, dtype
-    ):
-        shape = batch_size, channels, height, width
-        self.check(device, shape, cell_size, num_iterations, sampler, implementation, dtype)
-
-    @pytest.mark.gpu
-    @pytest.mark.parametrize(
-        ("batch_size", "channels", "height", "width", "cell_size", "num_iterations", "sampler"), REAL
-    )
-    def test_forward_and_backward_at_real_sizes(
-        self, device, batch_size, channels, height, width, cell_size, num_iterations, sampler, implementation, dtype
-    ):
-        shape = batch_size, channels, height, width
-        self.check(device, shape, cell_size, num_iterations, sampler, implementation, dtype)
+@pytest.mark.parametrize("case", cases_of(SMALL, REAL))
+def test_forward_and_backward_are_those_of_pytorch(device, case, implementation, dtype):
+    *shape, cell_size, num_iterations, sampler = case
+    tokens = tensor_of(device, *shape, dtype=dtype)
+    actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
+    expected = attend_and_differentiate(tokens.float(), cell_size, num_iterations, sampler, None)
+    tolerance = FLOAT32_TOLERANCE
+    if dtype != torch.float32:
+        tolerance = HALF_TOLERANCE_EPSILONS * torch.finfo(dtype).eps
+    assert actual["association"].dtype == torch.float32
+    assert not actual["association"].requires_grad
+    assert actual["output"].dtype == actual["super tokens"].dtype == actual["gradient"].dtype == dtype
+    assert actual["output"].is_contiguous(memory_format=torch.channels_last)
+    # the same precision whatever the dtype of the tokens: they are compared in float32
+    assert relative_error(actual["association"], expected["association"]) < FLOAT32_TOLERANCE
+    errors = {name: relative_error(actual[name], expected[name]) for name in actual}
+    assert {name: error for name, error in errors.items() if not error < tolerance} == {}
 
 
 @IMPLEMENTATION
-@pytest.mark.parametrize(
-    ("batch_size", "channels", "height", "width", "cell_size", "num_iterations", "sampler"), SMALL
-)
-def test_matches_oracle_forward_and_backward(
-    device, batch_size, channels, height, width, cell_size, num_iterations, sampler, implementation
-):
-    tokens = tensor_of(device, batch_size, channels, height, width)
+@pytest.mark.parametrize("case", cases_of(SMALL))
+def test_matches_oracle_forward_and_backward(device, case, implementation):
+    *shape, cell_size, num_iterations, sampler = case
+    tokens = tensor_of(device, *shape)
     actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
     reference = tokens.cpu().double().requires_grad_()
     expected = oracle.super_token_attention(reference, mix, cell_size, num_iterations, sampler)
@@ -113,11 +92,6 @@ def test_matches_oracle_forward_and_backward(
 
 @IMPLEMENTATION
 class TestOperators:
-    @pytest.fixture
-    def kernels(self, device, implementation):
-        resolve(implementation, device, torch.float32)
-        return getattr(torch.ops, f"svit_hf_{implementation}")
-
     def test_upsampling_differentiates_the_super_tokens(self, device, kernels):
         _, association, _ = kernels.sample_super_tokens(tensor_of(device, 1, 6, 7, 5), (4, 2), 1, "soft")
         super_tokens = tensor_of(device, 1, 6, 2, 3).double().requires_grad_()
@@ -240,12 +214,7 @@ class TestInPrograms:
 
     @pytest.mark.gpu
     def test_more_than_2_to_the_31_elements(self, device, implementation):
-        # the last image of a batch of 2**31 elements and a few more
-        tokens = torch.zeros(172, 64, 443, 443, dtype=torch.bfloat16, device=device).to(
-            memory_format=torch.channels_last
-        )
-        tokens[-1:] = tensor_of(device, 1, 64, 443, 443, dtype=torch.bfloat16)
-        assert tokens.numel() > 2**31
+        tokens = long_batch(device)
         output, _ = attend(tokens, (8, 8), 1, "soft", implementation)
         alone, _ = attend(tokens[-1:], (8, 8), 1, "soft", implementation)
         assert torch.equal(output[-1:], alone)
