@@ -52,14 +52,23 @@ suite() {
     "$venv/bin/python" -m pytest -n 2 --dist worksteal --durations 10 "$@"
 }
 
-lane "environment: newest versions" ensure_test_environment
+# Make both environments at the same time: pip uses one core.
+environments() {
+    ensure_test_environment &
+    local status=0 newest_install=$!
+    if [ ${#fast[@]} -eq 0 ]; then
+        ensure_environment "$oldest" dev,train,vision,curves,visualize,dense,video constraints.txt constraints-floor.txt
+        status=$?
+    fi
+    wait "$newest_install" && return "$status"
+}
+
+lane "environments" environments
 lane "checks" bash scripts/check.sh
 lane "documentation site" bash scripts/docs.sh
 lane "tests, newest versions" suite "$newest" "${fast[@]}"
 result=$closing_line
 if [ ${#fast[@]} -eq 0 ]; then
-    lane "environment: oldest versions" \
-        ensure_environment "$oldest" dev,train,vision,curves,visualize,dense,video constraints.txt constraints-floor.txt
     lane "tests, oldest versions" suite "$oldest" -m "not slow and not newest"
     if [ -f tests/transformers_suite/run.sh ]; then
         lane "Transformers' common tests, newest versions" bash tests/transformers_suite/run.sh "$newest"

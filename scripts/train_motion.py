@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     parser.add_argument("--frames-alone", action="store_true")
     parser.add_argument("--num-frames", type=int, default=4)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--test-clips", type=int, default=600)

@@ -178,11 +178,12 @@ def test_code_of_a_form_runs(model, name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
+        # exporting, quantising and compiling have tests of their own: one of each kind says that they are measured
         ("onnx", "export"),
-        ("openvino", "openvino"),
-        ("int8", "quantization"),
-        ("folded-compiled", None),
         ("folded-frozen", None),
+        pytest.param("openvino", "openvino", marks=pytest.mark.campaign),
+        pytest.param("int8", "quantization", marks=pytest.mark.campaign),
+        pytest.param("folded-compiled", None, marks=pytest.mark.campaign),
     ],
 )
 def test_programs_and_compiled_forms_are_measured(name, extra):

@@ -48,7 +48,7 @@ def test_layers_of_a_stage_share_one_compilation():
     assert counter.frame_count == 2
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_inductor_compiles_once_for_all_sizes():
     torch.manual_seed(0)
     model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))

@@ -151,7 +151,7 @@ class TestOutputs:
         classifier.set_attn_implementation("eager")
         torch.testing.assert_close(classifier(pixels).logits, expected)
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_flex_attention_agrees(self, classifier):
         pixels = images()
         with torch.no_grad():
@@ -465,7 +465,7 @@ class TestCompilation:
         # the first call may start again, to make constants of symbolic floats
         assert num_graphs[0] == num_graphs[-1]
 
-    @pytest.mark.slow
+    @pytest.mark.campaign
     def test_training_step_with_inductor(self):
         torch.manual_seed(0)
         model = SViTForImageClassification(two_stage_config()).train()
