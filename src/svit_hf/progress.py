@@ -44,8 +44,9 @@ class Progress:
         elif self.is_shown and (now := time.monotonic()) >= self._next_line:
             self._next_line = now + self.every_seconds
             rate = (self.done - self.initial) / max(now - self.started, 1e-9)
+            pace = f"{rate:.1f} per second" if rate >= 0.1 else f"{duration(1 / max(rate, 1e-9))} each"
             left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-            self.say(f"{self.done}/{self.total} {self.unit}, {rate:.1f} per second{left}")
+            self.say(f"{self.done}/{self.total} {self.unit}, {pace}{left}")
 
     def note(self, text: str) -> None:
         """Show a text beside the bar; where there is none, as a line."""

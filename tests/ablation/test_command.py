@@ -3,6 +3,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import datasets
@@ -14,6 +15,7 @@ from PIL import Image
 from svit_hf.ablation.processes import train_in_processes
 from svit_hf.cli import main
 from svit_hf.errors import SViTError
+from svit_hf.progress import Progress
 from svit_hf.recipes import smoke
 
 
@@ -67,8 +69,11 @@ def ablate(pictures, *more):
 def test_runs_are_compared_and_not_repeated(pictures, capsys):
     over = ["--over", "super_token_sizes=[2,1],[4,2]", "--seeds"]
     assert ablate(pictures, *over, "1") == 0
-    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
+    names = [line.split()[0] for line in printed.out.splitlines()[:3]]
     assert names == ["variant", "super_token_sizes=[2,1]", "super_token_sizes=[4,2]"]
+    assert printed.out.splitlines()[-1].endswith("the same command with --seeds 4 adds runs.")
+    assert re.search(r"^1/2 runs, .* left$", printed.err, re.MULTILINE)
     runs = pictures.parent / "runs"
     result = json.loads((runs / "ablation.json").read_text())
     assert result["metric"] == "accuracy"
@@ -112,7 +117,7 @@ def test_runs_beside_each_other_give_the_same(pictures, capsys):
 def test_process_that_fails_is_named(pictures, tmp_path):
     recipe = replace(smoke(), data=replace(smoke().data, path=str(tmp_path / "nothing")))
     with pytest.raises(SViTError, match=r"ended with status 2; see '.*seed-0.txt'"):
-        train_in_processes([(tmp_path / "seed-0", recipe)], 2, lambda line: None)
+        train_in_processes([(tmp_path / "seed-0", recipe)], 2, Progress(1, "runs"))
     assert "nothing" in (tmp_path / "seed-0.txt").read_text()
 
 

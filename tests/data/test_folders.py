@@ -106,7 +106,9 @@ def test_what_is_not_used_is_counted(tmp_path, capsys):
     ):
         assert line in remarks
     assert cli.main(["data", "inspect", str(tmp_path)]) == 0
-    assert "not used: images in seg_pred" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "not used: images in seg_pred" in shown
+    assert shown.endswith(f"svit-hf train --recipe smoke --output-dir runs/smoke --data.path {tmp_path}\n")
 
 
 def test_flat_split_matters_only_when_it_is_used(tmp_path):

@@ -58,6 +58,7 @@ def test_run_is_evaluated_with_both_weights(tmp_path, data, evaluate):
         assert result["location"] == str(tmp_path / "run/best" / name)
         assert [counts["name"] for counts in result["classes"]] == NAMES
     lines = [line.split() for line in printed.out.splitlines()]
+    assert lines[-1][:3] == ["svit-hf", "predict", str(tmp_path / "run")]
     assert ["raw", "ema"] in lines
     assert ["images", "101", "101"] in lines
     assert ["accuracy", *(f"{content['results'][name]['accuracy']:.2%}" for name in ("raw", "ema"))] in lines

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import io
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -52,6 +53,8 @@ def predict(tmp_path, capsys):
 def test_files_hold_what_the_model_says(model, pictures, predict, tmp_path):
     rows, printed = predict(pictures, "--embeddings", "--top-k", "3")
 
+    read = eval(printed.out.splitlines()[-1], {"datasets": datasets})["train"]
+    assert read["sample_id"][:] == list(range(NUM_IMAGES))
     assert [row["sample_id"] for row in rows] == list(range(NUM_IMAGES))
     assert [row["source"][-10:] for row in rows] == [
         f"/{'a' if number < 10 else 'b'}/{number:03d}.png" for number in range(NUM_IMAGES)

@@ -44,7 +44,9 @@ def test_then_the_push(default_hub, run_folder, capsys):
     repository = default_hub.repositories[REPO]
     assert repository.titles() == ["Good pets", "initial commit"]
     assert not repository.is_private
-    assert f"pushed and read back: {default_hub.endpoint}/{REPO} (public)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"pushed and read back: {default_hub.endpoint}/{REPO} (public)" in shown
+    assert shown.splitlines()[-1].split() == ["svit-hf", "doctor", REPO]
 
 
 def test_failed_push_is_status_5_and_says_what_to_do(default_hub, run_folder, capsys):

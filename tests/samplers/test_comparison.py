@@ -50,7 +50,8 @@ def test_program_writes_what_it_measured(pictures, vit, capsys):
     lines = capsys.readouterr().out.splitlines()
     measured = json.loads(output.read_text())["measured"]
     assert measured.keys() == {*SUPER_TOKEN_SAMPLERS, RANDOM}
-    assert sorted(line.split()[0] for line in lines[2:]) == sorted(measured)
+    assert sorted(line.split()[0] for line in lines[2:-4]) == sorted(measured)
+    assert f"super_token_sampler={','.join(name for name in measured if name != RANDOM)} " in lines[-1]
     kinds = {"features", "patches", "class", "pixels", "boundaries", "accuracy", "milliseconds"}
     assert all(values.keys() == kinds for values in measured.values())
     assert all(len(values) == 2 for kinds in measured.values() for values in kinds.values())

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from svit_hf.errors import SViTError, TrainingInterruptedError
 from svit_hf.files import write_text
+from svit_hf.progress import Progress
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import to_json
 from svit_hf.training.stopping import StopRequest
@@ -22,7 +23,7 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 def train_in_processes(
     runs: Sequence[tuple[Path, TrainingRecipe]],
     jobs: int,
-    say: Callable[[str], None],
+    progress: Progress,
     *,
     resume: str = "auto",
     resume_changed: bool = False,
@@ -33,7 +34,7 @@ def train_in_processes(
     Args:
         runs: Folders, whose parents are there, and recipes.
         jobs: Runs at the same time.
-        say: Called with a line before each run.
+        progress: Of the runs.
         resume: As in `train`.
         resume_changed: As in `train`.
         command: Not used: the report of each run has its own.
@@ -50,13 +51,14 @@ def train_in_processes(
             while (waiting or active) and not stop.is_set:
                 while waiting and len(active) < jobs:
                     run_dir, recipe = waiting.pop(0)
-                    say(str(run_dir))
+                    progress.say(str(run_dir))
                     active[run_dir] = _start(run_dir, recipe, arguments, threads)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 for run_dir in [run_dir for run_dir, process in active.items() if process.poll() is not None]:
                     if status := active.pop(run_dir).returncode:
                         said = str(run_dir.with_suffix(".txt"))
                         raise SViTError(f"the run {str(run_dir)!r} ended with status {status}; see {said!r}.")
+                    progress.advance()
         finally:
             for process in active.values():
                 process.terminate()

@@ -2,7 +2,7 @@
 """Train every variant with every seed; what is finished stays, and what was stopped goes on."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from svit_hf.ablation.processes import train_in_processes
 from svit_hf.ablation.table import Outcome
 from svit_hf.ablation.variants import change_recipe, folder_of, name_of
 from svit_hf.errors import SViTError
+from svit_hf.progress import Progress
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import REPORT
 from svit_hf.training.recipe_files import to_json
@@ -25,7 +26,6 @@ def run_variants(
     variants: Sequence[Mapping[str, Any]],
     num_seeds: int,
     output_dir: Path,
-    say: Callable[[str], None],
     jobs: int = 1,
     **options: Any,
 ) -> tuple[list[Outcome], str]:
@@ -36,7 +36,6 @@ def run_variants(
         variants: Fields and their values.
         num_seeds: Runs of each variant.
         output_dir: Gets a folder for each variant, and in it the folder of a run for each seed.
-        say: Called with a line before each run.
         jobs: Runs at the same time; more than one are processes of their own.
         options: More arguments of `train`.
 
@@ -66,12 +65,14 @@ def run_variants(
     missing = [(run_dir, of_run) for run_dir, of_run in runs if finished_report(run_dir, of_run) is None]
     for run_dir, _ in missing:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-    if jobs > 1:
-        train_in_processes(missing, jobs, say, **options)
-    else:
-        for run_dir, of_run in missing:
-            say(str(run_dir))
-            train(of_run, run_dir, **options)
+    with Progress(len(missing), "runs", every_seconds=0) as progress:
+        if jobs > 1:
+            train_in_processes(missing, jobs, progress, **options)
+        else:
+            for run_dir, of_run in missing:
+                progress.say(str(run_dir))
+                train(of_run, run_dir, **options)
+                progress.advance()
     reports = [[_read_report(folder / f"seed-{seed}") for seed in seeds] for folder in folders]
     metric = next((name for name in CURVE_METRICS if name in _best(reports[0][0])), None)
     if metric is None:

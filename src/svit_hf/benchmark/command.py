@@ -82,7 +82,6 @@ class BenchmarkCommand:
             dtypes=self.dtype,
             rounds=self.rounds,
             device=device,
-            say=say,
         )
         print("\n\n".join([*tables_of(result), recommendation_of(result)]))  # noqa: T201 - a program's result
         if self.output is not None:

@@ -24,6 +24,7 @@ from svit_hf.benchmark.measuring import (
 )
 from svit_hf.benchmark.memory import bytes_of, measure_working_memory
 from svit_hf.errors import SViTError
+from svit_hf.progress import Progress, say
 
 
 SEED = 0
@@ -93,7 +94,6 @@ def compare_forms(
     dtypes: Sequence[str] = ("fp32", "bf16"),
     rounds: int = 6,
     device: str | torch.device | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Measure a classifier in several forms, on the same made-up images, in turns.
 
@@ -105,7 +105,6 @@ def compare_forms(
         dtypes: Names in `DTYPES`; one that the device only emulates is left out.
         rounds: How often each form has its turn.
         device: Where; the fastest there is by default.
-        say: Takes lines about progress.
 
     Returns:
         What was measured.
@@ -124,11 +123,12 @@ def compare_forms(
     edge = image_size or _edge_of(source)
     result = Comparison()
     with comparable_arithmetic():
-        contestants = _build(source, forms, dtypes, place, result.left_out, say)
-        for batch_size in batch_sizes:
-            say(f"measuring batches of {batch_size}")
-            images = made_up_images(batch_size, edge, getattr(_config_of(source), "num_channels", 3)).to(place)
-            result.measurements.extend(_measure(contestants, images, place, rounds, result.left_out))
+        contestants = _build(source, forms, dtypes, place, result.left_out)
+        with Progress(len(batch_sizes) * rounds, "rounds") as progress:
+            for batch_size in batch_sizes:
+                progress.say(f"measuring batches of {batch_size}")
+                images = made_up_images(batch_size, edge, getattr(_config_of(source), "num_channels", 3)).to(place)
+                result.measurements.extend(_measure(contestants, images, place, rounds, result.left_out, progress))
     return result
 
 
@@ -154,7 +154,6 @@ def _build(
     dtypes: Sequence[str],
     device: torch.device,
     left_out: list[str],
-    say: Callable[[str], None],
 ) -> dict[tuple[Form, str], nn.Module]:
     """Make every form in every dtype that goes with it; what cannot be made is noted."""
     usable = []
@@ -190,6 +189,7 @@ def _measure(
     device: torch.device,
     rounds: int,
     left_out: list[str],
+    progress: Progress,
 ) -> list[Measurement]:
     works: dict[str, Callable[[], torch.Tensor]] = {}
     differences = {}
@@ -207,7 +207,7 @@ def _measure(
         expected = expected if works else found
         differences[label] = float((found - expected).abs().max() / expected.abs().max())
         works[label] = work
-    seconds = measure_interleaved(works, stopwatch_for(device), rounds=rounds)
+    seconds = measure_interleaved(works, stopwatch_for(device), rounds=rounds, after_round=progress.advance)
     rows = []
     for (form, dtype), module in contestants.items():
         if (label := f"{form.name}, {dtype}") not in works:

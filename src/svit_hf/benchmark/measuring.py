@@ -79,7 +79,12 @@ def stopwatch_for(device: torch.device) -> Stopwatch:
 
 
 def measure_interleaved(
-    works: Mapping[str, Work], stopwatch: Stopwatch, *, rounds: int, min_seconds: float = MIN_SECONDS
+    works: Mapping[str, Work],
+    stopwatch: Stopwatch,
+    *,
+    rounds: int,
+    min_seconds: float = MIN_SECONDS,
+    after_round: Callable[[], None] = lambda: None,
 ) -> dict[str, tuple[float, ...]]:
     """Time contestants in turns, A B C A B C ..., so that a busy moment of the machine meets all of them.
 
@@ -88,6 +93,7 @@ def measure_interleaved(
         stopwatch: Gives the seconds of a number of calls.
         rounds: How often everybody has a turn, at least 1.
         min_seconds: How long a turn lasts at least; what is shorter is called more than once.
+        after_round: Called when everybody has had a turn.
 
     Returns:
         Seconds of one call, one entry per round, by name.
@@ -101,6 +107,7 @@ def measure_interleaved(
     for _ in range(rounds):
         for name, work in works.items():
             seconds[name].append(stopwatch(work, calls[name]) / calls[name])
+        after_round()
     return {name: tuple(measured) for name, measured in seconds.items()}
 
 

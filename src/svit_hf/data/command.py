@@ -10,6 +10,7 @@ import tyro
 
 from svit_hf.data.options import DataFormat, DataOptions
 from svit_hf.errors import DataError, SViTError
+from svit_hf.urls import without_credentials
 
 
 @dataclass
@@ -68,6 +69,8 @@ class InspectCommand(SourceArguments):
         print(inspection.text())  # noqa: T201 - a program's result
         if self.write_index is not None:
             inspection.index().write(self.write_index)
+        if inspection.is_usable:
+            print(_train_on(without_credentials(self.source)))  # noqa: T201 - a program's result
         return 0 if inspection.is_usable else DataError.exit_code
 
 
@@ -106,8 +109,12 @@ class ShardCommand(SourceArguments):
             if bad_images:
                 line += f"; {len(bad_images)} that cannot be decoded were left out, `svit-hf data inspect` lists them"
             print(line)  # noqa: T201 - a program's result
-        print(f"Train on them with: svit-hf train --data.path {self.output_dir} ...")  # noqa: T201
+        print(_train_on(str(self.output_dir)))  # noqa: T201 - a program's result
         return 0
+
+
+def _train_on(path: str) -> str:
+    return f"\nTrain on them:\n\n    svit-hf train --recipe smoke --output-dir runs/smoke --data.path {path}"
 
 
 @tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)

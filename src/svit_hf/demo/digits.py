@@ -9,6 +9,7 @@ of the scanned form, 0 to 16.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -43,7 +44,7 @@ from svit_hf.hub.remote_code import save_with_code
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
-from svit_hf.progress import quiet_libraries, say
+from svit_hf.progress import Progress, quiet_libraries, say
 
 
 MOST_INK = 16
@@ -213,7 +214,26 @@ def make_trainer(
 
 
 class TrainingProgress(TrainerCallback):
-    """Progress of a `Trainer` on stderr: a line per epoch."""
+    """Progress of a `Trainer` on stderr: a line per epoch, and a bar on a terminal."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        # the lines of the epochs are those of a file
+        self.progress = Progress(state.max_steps, "steps", every_seconds=math.inf)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Move the bar."""
+        self.progress.advance()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove the bar."""
+        self.progress.close()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -221,7 +241,7 @@ class TrainingProgress(TrainerCallback):
         """Show the mean loss of the epoch that ended."""
         if "loss" in logs:
             epoch, epochs = round(state.epoch or 0), round(args.num_train_epochs)
-            say(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {logs['loss']:.3f}")
+            self.progress.say(f"epoch {epoch:>{len(str(epochs))}}/{epochs}  loss {logs['loss']:.3f}")
 
 
 def classify_digits(model_dir: str, batch_size: int = 60) -> list[tuple[str, float]]:

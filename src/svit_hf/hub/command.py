@@ -9,6 +9,7 @@ import tyro
 
 from svit_hf.errors import PushError
 from svit_hf.hub.push import push_folder
+from svit_hf.progress import say
 
 
 @dataclass
@@ -45,6 +46,8 @@ class PushCommand:
             SViTError: If something in the folder is not fit to be published.
             PushError: If the push failed.
         """
+        if not self.dry_run:
+            say(f"checking {self.folder}, and sending it to {self.repo_id}")
         try:
             report = push_folder(
                 self.folder,
@@ -63,5 +66,7 @@ class PushCommand:
         lines = [report.text()]
         if self.dry_run:
             lines = ["The card:", "", report.publication.card, "", *lines, "Add --no-dry-run to push it."]
+        else:
+            lines.append(f"\nWhether others get what is here, says:\n\n    svit-hf doctor {self.repo_id}")
         print("\n".join(lines))  # noqa: T201 - a program's result
         return 0

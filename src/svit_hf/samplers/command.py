@@ -64,7 +64,7 @@ class SamplersCommand:
         from svit_hf.model.super_tokens_svit import SUPER_TOKEN_SAMPLERS
         from svit_hf.progress import Progress
         from svit_hf.provenance import provenance
-        from svit_hf.samplers.comparison import compare_samplers, read_examples, table_of
+        from svit_hf.samplers.comparison import RANDOM, compare_samplers, read_examples, table_of
         from svit_hf.tasks.rows import no_rows, parquet_rows
 
         rows = parquet_rows(self.data, self.split)
@@ -85,6 +85,13 @@ class SamplersCommand:
             )
         print(f"{len(examples)} pictures; mean (standard deviation over pictures)")  # noqa: T201 - the result
         print(align(table_of(measured)))  # noqa: T201 - a program's result
+        # the random one takes part there without being named
+        names = ",".join(name for name in measured if name != RANDOM)
+        over = f"--over super_token_sampler={names} --output-dir runs/samplers"
+        print(  # noqa: T201
+            "\nCompare them by training, on pictures with labels:\n\n"
+            f"    svit-hf ablate --recipe smoke --data.path pictures {over}"
+        )
         if self.output is not None:
             content = provenance(torch.device("cpu")) | {"measured": measured}
             write_text(self.output, json.dumps(content, indent=1) + "\n")

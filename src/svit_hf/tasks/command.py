@@ -81,6 +81,7 @@ class EvaluateCommand(InputOptions):
             evaluations = (self._evaluate_dense if is_dense else self._evaluate)(locations)
         if processes().is_main_process:
             print(f"{'model':<24}{self.model}\n{_comparison(evaluations)}")  # noqa: T201 - a program's result
+            print(f'\nPredict other pictures:\n\n    svit-hf predict {self.model} "new/*.jpg"')  # noqa: T201
             if self.output is not None:
                 write_text(self.output, self._content(evaluations, locations))
         last = list(evaluations.values())[-1]
@@ -228,7 +229,8 @@ class PredictCommand(InputOptions):
         if state.is_main_process:
             lines = [predictions.table()] if predictions.num_images <= MOST_IMAGES_SHOWN else []
             if self.output is not None:
-                lines.append(predictions.summary())
+                parts = f'datasets.load_dataset("parquet", data_files="{self.output}/part-*.parquet")'
+                lines += [predictions.summary(), f"\nIn Python, this reads them:\n\n    {parts}"]
             print("\n".join(lines))  # noqa: T201 - a program's result
         return 0
 
