@@ -93,7 +93,9 @@ class TestCheck:
         assert content["num_bytes"] == len(b"program")
         assert len(content["sizes"]["shapes"]) == 4
 
-    @pytest.mark.parametrize(("format", "compared"), [("onnx", [1, 3, 5]), ("pt2", [0, 1, 2, 3, 4, 5])])
+    @pytest.mark.parametrize(
+        ("format", "compared"), [("onnx", [1, 3, 5]), ("openvino", [1, 3, 5]), ("pt2", [0, 1, 2, 3, 4, 5])]
+    )
     def test_int8_is_compared_on_pictures_that_did_not_calibrate(
         self, tmp_path, monkeypatch, program_of_constants, format, compared
     ):
@@ -169,7 +171,7 @@ class TestArguments:
         [
             ({"format": "tflite"}, "`format` is 'tflite'; allowed are onnx, openvino, pt2"),
             ({"quantize": "int4"}, "`quantize` is 'int4'; allowed are none, int8"),
-            ({"format": "openvino", "quantize": "int8"}, "with `format` 'openvino' there is float32 alone"),
+            ({"format": "web", "quantize": "int8"}, "with `format` 'web' there is float32 alone"),
             ({"format": "pt2", "quantize": "int8", "fold": False}, "'pt2' is always made of the folded model"),
             ({"format": "pt2", "opset": 18}, "`opset` is 18; with `format` 'pt2' there is none"),
             ({"tolerance": -1.0}, r"`tolerance` is -1\.0; it has to be at least 0"),
@@ -212,9 +214,10 @@ class TestArguments:
         [
             (ExportOptions(), None, "export"),
             (ExportOptions("openvino"), None, "openvino"),
+            (ExportOptions("openvino", "int8"), torch.zeros(2, 3, 32, 32), "export"),
             (ExportOptions("pt2", "int8"), torch.zeros(2, 3, 32, 32), "quantization"),
         ],
-        ids=["onnx", "openvino", "int8"],
+        ids=["onnx", "openvino", "openvino-int8", "pt2-int8"],
     )
     def test_missing_package_is_named(self, tmp_path, monkeypatch, options, images, extra):
         monkeypatch.setattr("svit_hf.extras.missing_packages", lambda extra: ["no_such_package"])
@@ -316,13 +319,20 @@ class TestPrograms:
             assert ((found - expected).abs().max() < FLOAT_TOLERANCE) == is_right, shape
 
     @needs_onnx
-    def test_int8_changes_logits_a_little(self, model, tmp_path):
+    @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_openvino)])
+    def test_int8_changes_logits_a_little(self, model, tmp_path, format):
         images = torch.randn(8, 3, 32, 32)
-        report = export_classifier(model, tmp_path / "out", ExportOptions(quantize="int8"), images=images)
+        report = export_classifier(model, tmp_path / "out", ExportOptions(format, quantize="int8"), images=images)
         assert report.images.num_images == 4
         # 8 bits are seen, and are not far off
         assert 1e-3 < report.images.mean_error < 0.1
         assert report.error == report.images.mean_error
+        if format == "openvino":
+            # what OpenVINO computes in 8 bits is between these; no other program is left beside it
+            assert "FakeQuantize" in (tmp_path / "out" / "model.xml").read_text()
+            names = {"model.xml", "model.bin", "config.json", CHECK_FILE}
+            assert {path.name for path in (tmp_path / "out").iterdir()} == names
+            assert {"onnxruntime", "openvino"} <= report.versions.keys()
 
     @needs_torchao
     def test_int8_in_pytorchs_format(self, tmp_path):

@@ -25,6 +25,7 @@ FormName = Literal[
     "pt2",
     "int8",
     "onnx-int8",
+    "openvino-int8",
 ]
 
 

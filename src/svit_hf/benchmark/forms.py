@@ -125,6 +125,12 @@ svit-hf export MODEL exported --format {format}      # once, in a shell
 from transformers.exporters import ExportedModel
 model = ExportedModel.from_pretrained("exported")"""
 
+_OPENVINO = """\
+svit-hf export MODEL exported --format openvino{options}      # once, in a shell
+
+import openvino
+model = openvino.compile_model("exported/model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})"""
+
 EAGER = Form("eager", run_on("eager"), "# as it is")
 
 FORMS = {
@@ -153,8 +159,7 @@ FORMS = {
         Form(
             "openvino",
             _program("openvino"),
-            "svit-hf export MODEL exported --format openvino      # once, in a shell\n\nimport openvino\n"
-            'model = openvino.compile_model("exported/model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
+            _OPENVINO.format(options=""),
             memory_format=torch.contiguous_format,
             is_program=True,
         ),
@@ -170,6 +175,14 @@ FORMS = {
             "onnx-int8",
             _program("onnx", "int8"),
             _EXPORT.format(format="onnx --quantize int8 --calibration PICTURES"),
+            memory_format=torch.contiguous_format,
+            is_program=True,
+            is_int8=True,
+        ),
+        Form(
+            "openvino-int8",
+            _program("openvino", "int8"),
+            _OPENVINO.format(options=" --quantize int8 --calibration PICTURES"),
             memory_format=torch.contiguous_format,
             is_program=True,
             is_int8=True,

@@ -39,8 +39,8 @@ class ExportCommand:
         format: onnx for ONNX Runtime, openvino for OpenVINO, pt2 for torch.export.load, web for a static page: a
             picture in, classes and super tokens out, in the visitor's browser.
         quantize: int8 rounds weights and activations to 8 bits; only with --calibration.
-        calibration: A folder of pictures like those that the model is for. In ONNX, every second one calibrates int8,
-            and the others tell what it changes; in pt2, which needs no calibration, all of them do that.
+        calibration: A folder of pictures like those that the model is for. Every second one calibrates int8, and the
+            others tell what it changes; in pt2, which needs no calibration, all of them do that.
         num_pictures: Pictures to take from this folder, evenly spread.
         fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
         image_size: Height and width, in pixels, around which the program is compared; by default the model's own.

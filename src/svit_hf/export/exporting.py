@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -70,8 +71,8 @@ class ExportOptions:
     Args:
         format: `"onnx"` for ONNX Runtime, `"openvino"` for OpenVINO, `"pt2"` for `torch.export.load`,
             `"web"` for a page that runs an ONNX program in the browser.
-        quantize: `"int8"` rounds weights and activations to 8 bits: in ONNX of all convolutions and the classifier,
-            in `"pt2"` of projections and the classifier.
+        quantize: `"int8"` rounds weights and activations to 8 bits: in ONNX and OpenVINO of all convolutions and the
+            classifier, in `"pt2"` of projections and the classifier.
         fold: Whether batch norms, shortcuts and layer scales are folded into convolutions first; the program then
             does the same in fewer passes over memory.
         image_size: Height and width, in pixels, around which the program is compared; by default those of the config.
@@ -94,12 +95,12 @@ class ExportOptions:
         for name, allowed in [("format", get_args(FormatName)), ("quantize", get_args(QuantizeName))]:
             if getattr(self, name) not in allowed:
                 raise ExportError(f"`{name}` is {getattr(self, name)!r}; allowed are {', '.join(allowed)}.")
-        if not self.is_onnx and self.opset is not None:
+        if self.format not in ("onnx", "web") and self.opset is not None:
             raise ExportError(
                 f"`opset` is {self.opset}; with `format` {self.format!r} there is none. Leave it out, or choose "
                 "'onnx'."
             )
-        if self.format in ("openvino", "web") and self.quantize == "int8":
+        if self.format == "web" and self.quantize == "int8":
             raise ExportError(f"`quantize` is 'int8'; with `format` {self.format!r} there is float32 alone.")
         if self.format == "web" and self.image_size is not None:
             raise ExportError(
@@ -113,8 +114,8 @@ class ExportOptions:
 
     @property
     def is_onnx(self) -> bool:
-        """Whether the program is one of ONNX."""
-        return self.format in ("onnx", "web")
+        """Whether the program is one of ONNX, or made of one: OpenVINO reads in it how ONNX Runtime rounds."""
+        return self.format in ("onnx", "web") or (self.format, self.quantize) == ("openvino", "int8")
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,9 @@ def export_classifier(
         model: The model.
         output_dir: The folder to write; new or empty.
         options: What to export; ONNX in float32 by default.
-        images: Preprocessed pictures, `(N, num_channels, height, width)`, for int8 and nothing else. In ONNX, every
-            second one calibrates, that is gives the ranges of activations, and the program is compared on the others.
-            A `pt2` program finds ranges as it runs, and is compared on all of them.
+        images: Preprocessed pictures, `(N, num_channels, height, width)`, for int8 and nothing else. Every second one
+            calibrates, that is gives the ranges of activations, and the program is compared on the others. A `pt2`
+            program finds ranges as it runs, and is compared on all of them.
         image_processor: What prepares the pictures; saved beside the program.
         runtime: Where ONNX Runtime Web is, for a page; see `prepare_page`.
 
@@ -190,7 +191,7 @@ def export_classifier(
     page = prepare_page(model.config, image_processor, runtime) if options.format == "web" else None
     size = _size_to_compare(model.config, options) if page is None else page.size
     calibration, held_out = None, images
-    if images is not None and options.format == "onnx":
+    if images is not None and options.is_onnx:
         calibration, held_out = images[::2], images[1::2]
     model = _copy(model)
     channels, least = model.config.num_channels, smallest_size(model.config, "pt2")
@@ -363,12 +364,7 @@ def _write_program(model: PreTrainedModel, folder: Path, options: ExportOptions,
 
     config = model.config
     sample, dynamic_shapes = inputs.sample, inputs.variables
-    if options.format == "openvino":
-        exported = DynamoExporter().export(model, sample, DynamoConfig(dynamic_shapes=dynamic_shapes))
-        _save_openvino(exported.program, folder / "model.xml")
-        config.save_pretrained(folder)
-        return
-    if options.format == "pt2":
+    if not options.is_onnx:
         exporter = DynamoExporter()
         if options.quantize == "int8":
             # goes into export.json, where `load_program` finds what the program needs
@@ -384,16 +380,25 @@ def _write_program(model: PreTrainedModel, folder: Path, options: ExportOptions,
         # where in which file of this machine each operator came from
         for node in exported.program.graph.all_nodes():
             node.metadata_props.clear()
-    exported.save_pretrained(folder)
+    if options.format == "openvino":
+        _save_openvino(exported, folder, options)
+        config.save_pretrained(folder)
+    else:
+        exported.save_pretrained(folder)
 
 
-def _save_openvino(program: torch.export.ExportedProgram, path: Path) -> None:
+def _save_openvino(exported: Any, folder: Path, options: ExportOptions) -> None:
     openvino = import_openvino()
-    converted = openvino.convert_model(program)
-    for ports, name in ((converted.inputs, "pixel_values"), (converted.outputs, "logits")):
-        ports[0].get_tensor().set_names({name})
-    # by default it rounds the weights to 16 bits
-    openvino.save_model(converted, path, compress_to_fp16=False)
+    with tempfile.TemporaryDirectory(dir=folder) as onnx_folder:
+        source = exported.program
+        if options.is_onnx:
+            exported.save_pretrained(onnx_folder)
+            source = Path(onnx_folder) / "model.onnx"
+        converted = openvino.convert_model(source)
+        for ports, name in ((converted.inputs, "pixel_values"), (converted.outputs, "logits")):
+            ports[0].get_tensor().set_names({name})
+        # by default it rounds the weights to 16 bits
+        openvino.save_model(converted, folder / "model.xml", compress_to_fp16=False)
 
 
 def _int8_quantizer(calibration: torch.Tensor) -> Any:
@@ -424,11 +429,14 @@ def exporters_to_stderr() -> Iterator[None]:
 
 
 def _packages(options: ExportOptions) -> tuple[str, ...]:
+    packages = ["torch", "transformers"]
     if options.is_onnx:
-        return ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+        packages += ["onnx", "onnxscript", "onnxruntime"]
     if options.format == "openvino":
-        return ("torch", "transformers", "openvino")
-    return ("torch", "transformers", *(("torchao",) if options.quantize == "int8" else ()))
+        packages.append("openvino")
+    elif options.format == "pt2" and options.quantize == "int8":
+        packages.append("torchao")
+    return tuple(packages)
 
 
 def _size_to_compare(config: SViTConfig, options: ExportOptions) -> tuple[int, int]:
@@ -466,9 +474,9 @@ def _check_installation(options: ExportOptions) -> None:
         )
     if options.is_onnx:
         require_extra("export", "export")
-    elif options.format == "openvino":
+    if options.format == "openvino":
         require_extra("openvino", "export --format openvino")
-    elif options.quantize == "int8":
+    elif options.format == "pt2" and options.quantize == "int8":
         require_extra("quantization", "export --format pt2 --quantize int8")
 
 
