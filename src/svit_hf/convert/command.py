@@ -18,9 +18,9 @@ from svit_hf.errors import ConversionError
 class ConvertCommand:
     """Convert an official SViT checkpoint (.pth) to a folder that Transformers loads.
 
-    A checkpoint that is an address is downloaded beside the output folder first, and kept there. Nothing in the
-    checkpoint is executed. Missing or unknown weights, or weights of the wrong shape, are errors, and nothing is
-    written then.
+    A checkpoint that is an address is downloaded beside the output folder first, and kept there; what breaks off goes
+    on when the same command is given again. Nothing in the checkpoint is executed. Missing or unknown weights, or
+    weights of the wrong shape, are errors, and nothing is written then.
 
     Args:
         checkpoint: The official .pth file, or its address: http, https, or a link to a file in Google Drive, which
