@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The super-token algorithm against the dense oracle, and the properties that every sampler has."""
 
+from typing import NamedTuple
+
 import oracle
 import pytest
 import torch
@@ -17,13 +19,21 @@ from svit_hf.model.super_tokens_svit import (
 # worst case measured over the comparisons of this file, float32 against the float64 oracle: 2.2e-7
 FLOAT32_TOLERANCE = 1e-5
 
-# batch, channels, height, width, cell, iterations
+
+class Grid(NamedTuple):
+    """Tokens, `(B, C, H, W)`, and how they are sampled."""
+
+    shape: tuple[int, int, int, int]
+    cell_size: tuple[int, int]
+    num_iterations: int
+
+
 GRIDS = [
-    pytest.param(2, 16, 8, 8, (4, 4), 1, id="B2-C16-8x8-cell4"),
-    pytest.param(1, 5, 12, 8, (4, 2), 1, id="B1-C5-12x8-cell4x2"),
-    pytest.param(2, 7, 6, 15, (2, 3), 2, id="B2-C7-6x15-cell2x3-rounds2"),
-    pytest.param(1, 16, 8, 16, (8, 8), 3, id="B1-C16-8x16-cell8-rounds3"),
-    pytest.param(1, 3, 4, 4, (4, 4), 2, id="B1-C3-4x4-single-cell"),
+    pytest.param(Grid((2, 16, 8, 8), (4, 4), 1), id="B2-C16-8x8-cell4"),
+    pytest.param(Grid((1, 5, 12, 8), (4, 2), 1), id="B1-C5-12x8-cell4x2"),
+    pytest.param(Grid((2, 7, 6, 15), (2, 3), 2), id="B2-C7-6x15-cell2x3-rounds2"),
+    pytest.param(Grid((1, 16, 8, 16), (8, 8), 3), id="B1-C16-8x16-cell8-rounds3"),
+    pytest.param(Grid((1, 3, 4, 4), (4, 4), 2), id="B1-C3-4x4-single-cell"),
 ]
 # the tokens of a cell may all leave it for a longer vector of the same direction
 STARVING = [name for name in oracle.SAMPLERS if name not in ("grid", "random", "cosine")]
@@ -53,60 +63,53 @@ def test_every_sampler_has_an_oracle():
 
 
 @pytest.mark.parametrize("sampler", oracle.SAMPLERS)
-@pytest.mark.parametrize(("batch_size", "channels", "height", "width", "cell_size", "num_iterations"), GRIDS)
+@pytest.mark.parametrize("grid", GRIDS)
 class TestSampler:
-    def test_matches_oracle(self, sampler, batch_size, channels, height, width, cell_size, num_iterations):
-        tokens = tokens_of(batch_size, channels, height, width)
-        sampled = sampler_of(sampler)(tokens, cell_size, num_iterations)
-        super_tokens, association = oracle.sample(tokens, cell_size, num_iterations, sampler)
+    def test_matches_oracle(self, sampler, grid):
+        tokens = tokens_of(*grid.shape)
+        sampled = sampler_of(sampler)(tokens, grid.cell_size, grid.num_iterations)
+        super_tokens, association = oracle.sample(tokens, grid.cell_size, grid.num_iterations, sampler)
         grid_size = sampled.super_tokens.shape[-2:]
-        dense = oracle.dense_association(sampled.association, grid_size, cell_size)
+        dense = oracle.dense_association(sampled.association, grid_size, grid.cell_size)
         assert relative_error(sampled.super_tokens, super_tokens) < FLOAT32_TOLERANCE
         assert relative_error(dense, association) < FLOAT32_TOLERANCE
 
-    def test_rows_of_association_sum_to_one(
-        self, sampler, batch_size, channels, height, width, cell_size, num_iterations
-    ):
-        tokens = tokens_of(batch_size, channels, height, width)
-        association = sampler_of(sampler)(tokens, cell_size, num_iterations).association
+    def test_rows_of_association_sum_to_one(self, sampler, grid):
+        tokens = tokens_of(*grid.shape)
+        association = sampler_of(sampler)(tokens, grid.cell_size, grid.num_iterations).association
         torch.testing.assert_close(association.sum(-1), torch.ones(association.shape[:-1]))
 
-    def test_constant_grid_gives_that_constant(
-        self, sampler, batch_size, channels, height, width, cell_size, num_iterations
-    ):
-        constant = tokens_of(1, channels, 1, 1)
-        tokens = constant.expand(batch_size, channels, height, width)
-        super_tokens = sampler_of(sampler)(tokens, cell_size, num_iterations).super_tokens
+    def test_constant_grid_gives_that_constant(self, sampler, grid):
+        constant = tokens_of(1, grid.shape[1], 1, 1)
+        tokens = constant.expand(grid.shape)
+        super_tokens = sampler_of(sampler)(tokens, grid.cell_size, grid.num_iterations).super_tokens
         torch.testing.assert_close(super_tokens, constant.expand_as(super_tokens))
 
-    def test_images_do_not_see_each_other(
-        self, sampler, batch_size, channels, height, width, cell_size, num_iterations
-    ):
-        tokens = tokens_of(batch_size + 1, channels, height, width)
-        together = sampler_of(sampler)(tokens, cell_size, num_iterations)
-        alone = sampler_of(sampler)(tokens.flip(0)[:1], cell_size, num_iterations)
+    def test_images_do_not_see_each_other(self, sampler, grid):
+        tokens = tokens_of(grid.shape[0] + 1, *grid.shape[1:])
+        together = sampler_of(sampler)(tokens, grid.cell_size, grid.num_iterations)
+        alone = sampler_of(sampler)(tokens.flip(0)[:1], grid.cell_size, grid.num_iterations)
         torch.testing.assert_close(together.super_tokens[-1:], alone.super_tokens)
         torch.testing.assert_close(together.association[-1:], alone.association)
 
-    def test_gradient_matches_oracle(self, sampler, batch_size, channels, height, width, cell_size, num_iterations):
-        tokens = tokens_of(batch_size, channels, height, width).requires_grad_()
-        sampled = sampler_of(sampler)(tokens, cell_size, num_iterations)
+    def test_gradient_matches_oracle(self, sampler, grid):
+        tokens = tokens_of(*grid.shape).requires_grad_()
+        sampled = sampler_of(sampler)(tokens, grid.cell_size, grid.num_iterations)
         assert sampled.association.requires_grad == (sampler in oracle.DIFFERENTIABLE)
         weight = torch.randn_like(sampled.super_tokens)
         (gradient,) = torch.autograd.grad((sampled.super_tokens * weight).sum(), tokens)
         reference = tokens.detach().double().requires_grad_()
-        super_tokens, _ = oracle.sample(reference, cell_size, num_iterations, sampler)
+        super_tokens, _ = oracle.sample(reference, grid.cell_size, grid.num_iterations, sampler)
         (expected,) = torch.autograd.grad((super_tokens * weight).sum(), reference)
         assert relative_error(gradient, expected) < FLOAT32_TOLERANCE
 
-    def test_attention_matches_oracle_forward_and_backward(
-        self, sampler, batch_size, channels, height, width, cell_size, num_iterations
-    ):
+    def test_attention_matches_oracle_forward_and_backward(self, sampler, grid):
         # one row and one column short, so that padding takes part where the cell is larger than one
+        batch_size, channels, height, width = grid.shape
         tokens = tokens_of(batch_size, channels, height - 1, width - 1).requires_grad_()
-        output, _ = super_token_attention(tokens, mix, cell_size, num_iterations, sampler_of(sampler))
+        output, _ = super_token_attention(tokens, mix, grid.cell_size, grid.num_iterations, sampler_of(sampler))
         reference = tokens.detach().double().requires_grad_()
-        expected = oracle.super_token_attention(reference, mix, cell_size, num_iterations, sampler)
+        expected = oracle.super_token_attention(reference, mix, grid.cell_size, grid.num_iterations, sampler)
         assert output.shape == tokens.shape
         assert relative_error(output, expected) < FLOAT32_TOLERANCE
         weight = torch.randn_like(output)
