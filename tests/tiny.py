@@ -36,3 +36,29 @@ def order_frames(model: torch.nn.Module) -> torch.nn.Module:
         if isinstance(module, SViTTemporalPositionEmbedding):
             torch.nn.init.normal_(module.weight, std=0.5)
     return model
+
+
+def two_stage_config(**kwargs: Any) -> SViTConfig:
+    """Return a config of a stage with super tokens and one without, for compilers, which take time for each layer."""
+    layout: dict[str, Any] = {
+        "hidden_sizes": [8, 12],
+        "depths": [1, 1],
+        "num_attention_heads": [1, 2],
+        "super_token_sizes": [4, 1],
+        "num_sampling_iterations": [1, 1],
+        "use_layer_scale": [False, True],
+    }
+    return tiny_config(**(layout | kwargs))
+
+
+def one_stage_config(**kwargs: Any) -> SViTConfig:
+    """Return a config of a single layer, with super tokens."""
+    layout: dict[str, Any] = {
+        "hidden_sizes": [8],
+        "depths": [1],
+        "num_attention_heads": [1],
+        "super_token_sizes": [4],
+        "num_sampling_iterations": [1],
+        "use_layer_scale": [True],
+    }
+    return tiny_config(**(layout | kwargs))

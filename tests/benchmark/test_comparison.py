@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 import tyro
-from tiny import tiny_config
+from tiny import one_stage_config, tiny_config
 
 from svit_hf import SViTForImageClassification
 from svit_hf.benchmark import comparison, forms, measuring
@@ -189,9 +189,7 @@ def test_code_of_a_form_runs(model, name, monkeypatch):
 def test_programs_and_compiled_forms_are_measured(name, extra):
     if extra and missing_packages(extra):
         pytest.skip(f"without the packages of the extra {extra}")
-    stage = {"hidden_sizes": [8], "depths": [1], "num_attention_heads": [1], "super_token_sizes": [2]}
-    config = tiny_config(**stage, num_sampling_iterations=[1], use_layer_scale=[True], image_size=32)
-    result = compare(SViTForImageClassification(config), name)
+    result = compare(SViTForImageClassification(one_stage_config(image_size=32)), name)
     assert [row.form for row in result.measurements] == ["eager", name], result.left_out
     assert result.measurements[1].is_right
 

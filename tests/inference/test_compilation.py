@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import one_stage_config, two_stage_config
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
@@ -17,18 +17,6 @@ from svit_hf.inference import compile_frozen, compile_layers, fold_for_inference
 from svit_hf.inference.compilation import compile_with_constants
 
 
-def two_stage_config(**kwargs):
-    layout = {
-        "hidden_sizes": [8, 12],
-        "depths": [2, 2],
-        "num_attention_heads": [1, 2],
-        "super_token_sizes": [4, 1],
-        "num_sampling_iterations": [1, 1],
-        "use_layer_scale": [False, True],
-    }
-    return tiny_config(**(layout | kwargs))
-
-
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
@@ -37,7 +25,7 @@ def fresh_compiler():
 def test_layers_of_a_stage_share_one_compilation():
     torch.manual_seed(0)
     # a rate per layer, which evaluation does not use
-    model = fold_for_inference(SViTForImageClassification(two_stage_config(drop_path_rate=0.3)))
+    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[2, 2], drop_path_rate=0.3)))
     compiled = copy.deepcopy(model)
     counter = CompileCounterWithBackend("eager")
     compile_layers(compiled, backend=counter, fullgraph=True)
@@ -51,7 +39,7 @@ def test_layers_of_a_stage_share_one_compilation():
 @pytest.mark.campaign
 def test_inductor_compiles_once_for_all_sizes():
     torch.manual_seed(0)
-    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    model = fold_for_inference(SViTForImageClassification(one_stage_config()))
     compiled = copy.deepcopy(model)
     compile_layers(compiled, fullgraph=True, dynamic=True)
     with torch.no_grad():
@@ -66,7 +54,7 @@ def test_inductor_compiles_once_for_all_sizes():
     "recompile_limit" not in inspect.signature(torch.compile).parameters, reason="this torch has one limit for all"
 )
 def test_layers_of_all_stages_do_not_use_up_the_limit_of_one_function():
-    model = SViTForImageClassification(two_stage_config(depths=[1, 1])).eval()
+    model = SViTForImageClassification(two_stage_config()).eval()
     counter = CompileCounterWithBackend("eager")
     compile_layers(model, backend=counter, dynamic=False)
     with torch.no_grad():
@@ -77,7 +65,7 @@ def test_layers_of_all_stages_do_not_use_up_the_limit_of_one_function():
 
 @pytest.mark.slow
 def test_recorded_outputs_come_out():
-    model = SViTBackbone(two_stage_config(depths=[1, 1], out_features=["stem", "stage1", "stage2"])).eval()
+    model = SViTBackbone(two_stage_config(out_features=["stem", "stage1", "stage2"])).eval()
     compiled = copy.deepcopy(model)
     compile_layers(compiled, backend="eager")
     pixels = torch.randn(2, 3, 64, 64)
@@ -92,7 +80,7 @@ def test_recorded_outputs_come_out():
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN to join operations in")
 def test_generated_code_of_a_frozen_model_joins_convolution_and_gelu():
     torch.manual_seed(0)
-    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    model = fold_for_inference(SViTForImageClassification(two_stage_config()))
     expected = copy.deepcopy(model)
     pixels = torch.randn(2, 3, 64, 64)
     compile_frozen(model, fullgraph=True)
@@ -127,7 +115,7 @@ def test_any_network_is_traced_with_its_weights_as_constants():
 
 
 def test_frozen_model_keeps_its_weights():
-    model = fold_for_inference(SViTForImageClassification(two_stage_config(depths=[1, 1])))
+    model = fold_for_inference(SViTForImageClassification(two_stage_config()))
     pixels = torch.randn(2, 3, 64, 64)
     expected = model(pixels).logits
     compile_frozen(model, backend="eager")

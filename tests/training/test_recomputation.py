@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import tiny_config, two_stage_config
 from torch.profiler import ProfilerActivity, profile
 
 from svit_hf import SViTForImageClassification
@@ -15,8 +15,12 @@ from svit_hf.training.recomputation import selective_checkpointing
 
 @pytest.fixture
 def models():
+    return models_of(tiny_config(drop_path_rate=0.3))
+
+
+def models_of(config):
     torch.manual_seed(0)
-    plain = SViTForImageClassification(tiny_config(drop_path_rate=0.3)).train()
+    plain = SViTForImageClassification(config).train()
     full, selective = copy.deepcopy(plain), copy.deepcopy(plain)
     full.gradient_checkpointing_enable()
     selective.gradient_checkpointing_enable(selective_checkpointing())
@@ -60,7 +64,8 @@ def what_ran(event):
 
 
 @pytest.mark.slow
-def test_compiles(models):
+def test_compiles():
+    models = models_of(two_stage_config())
     expected = take_step(models["plain"])
     compiled = models["selective"]
     compiled.compile(backend="aot_eager")
