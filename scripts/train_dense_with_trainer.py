@@ -23,6 +23,7 @@ from svit_hf import SViTConfig
 from svit_hf.files import whole_file, write_text
 from svit_hf.tasks import TASKS, DenseTask, task_class
 from svit_hf.tasks.measuring import NUM_DRAWN, contact_sheet
+from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import TrainingExamples
 from svit_hf.training.starting_model import TINY
@@ -120,17 +121,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def make_task(options: argparse.Namespace, labels: Sequence[str]) -> DenseTask:
     """Make the task that the command line describes."""
-    own: dict[str, Any] = {}
-    if options.task == "semantic_segmentation":
-        own = {"is_binary": options.binary}
-    elif options.task == "detection":
-        own = {"box_format": options.box_format, "clip_boxes": options.clip_boxes}
     size = options.image_size[0] if len(options.image_size) == 1 else tuple(options.image_size)
+    annotations = AnnotationOptions(
+        is_binary=options.binary, box_format=options.box_format, clip_boxes=options.clip_boxes
+    )
     crop = (options.crop_size, options.crop_size) if options.crop_size else None
     augmentation = Augmentation(
         vertical_flip=options.vertical_flip, scale=tuple(options.scale), color=options.color, size=crop
     )
-    return task_class(options.task)(labels, size, options.head, augmentation, **own)
+    return task_class(options.task)(labels, size, options.head, augmentation, annotations)
 
 
 def training_arguments(options: argparse.Namespace) -> TrainingArguments:

@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "evaluate": Command("svit_hf.tasks.command", "EvaluateCommand", "Evaluate a model on annotated images."),
     "predict": Command("svit_hf.tasks.command", "PredictCommand", "Predict what is in images, to files."),
-    "data": Command("svit_hf.data.command", "DataCommand", "Look at images before training, or write shards."),
+    "data": Command("svit_hf.tasks.data_command", "DataCommand", "Look at images before training, or write shards."),
     "push": Command("svit_hf.hub.command", "PushCommand", "Publish a model on the Hub in one verified commit."),
     "convert": Command("svit_hf.convert.command", "ConvertCommand", "Make a Transformers folder of an official .pth."),
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),

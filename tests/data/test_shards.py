@@ -78,7 +78,7 @@ def test_command_inspects_and_shards(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "train: 18 images in 4 files" in shown
     assert "2 that cannot be decoded were left out" in shown
-    assert f"svit-hf train --data.path {tmp_path / 'out'}" in shown
+    assert f"svit-hf train --recipe smoke --output-dir runs/smoke --data.path {tmp_path / 'out'}" in shown
     assert cli.main(["data", "shard", *arguments]) == 2
     assert cli.main(["data", "inspect", str(tmp_path / "nowhere" / "at-all")]) == 2
 

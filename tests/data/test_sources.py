@@ -113,7 +113,7 @@ def test_image_folder_without_splits_is_for_training(tmp_path):
 
 def test_image_folder_is_not_streamed(tmp_path):
     write_folder(tmp_path, range(6))
-    with pytest.raises(SViTError, match="one shard, class after class"):
+    with pytest.raises(SViTError, match="one shard, in order"):
         open_source(DataOptions(str(tmp_path), streaming=True), "train")
 
 
@@ -221,7 +221,7 @@ def test_ambiguous_and_missing_columns_are_listed(tmp_path):
 
 
 def test_real_data_sets(real_images):
-    with pytest.raises(SViTError, match="`image_column` could be any of image, mask; name it"):
+    with pytest.raises(SViTError, match="`label_column` is none of image, mask, n_instances, source for sure"):
         open_source(DataOptions(str(real_images / "dsb2018_nuclei"), streaming=True), "train")
     source = open_source(DataOptions(str(real_images / "trashnet6"), streaming=True), "eval")
     assert source.label_names == ("cardboard", "glass", "metal", "paper", "plastic", "trash")

@@ -10,6 +10,7 @@ import torch
 from dense_models import OPTIONS, SIZE, pretrained_config
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from svit_hf import build_model, cli
 from svit_hf.errors import SViTError
@@ -83,6 +84,22 @@ def test_the_order_of_queries_is_no_difference():
     torch.testing.assert_close(probe._summary(boxes.flip(1)), probe._summary(boxes))
 
 
+@pytest.mark.parametrize("task", TAGS)
+def test_nothing_is_loaded_beside_a_training(task, saved, monkeypatch):
+    folder = saved(task)
+    # which would change how other threads initialize and tie weights meanwhile, and draw from their random numbers
+    monkeypatch.delattr(PreTrainedModel, "from_pretrained")
+    state = torch.get_rng_state()
+    prepare_publication(folder, REPO, CARD, add_probe=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    tensors = load_file(folder / "model.safetensors")
+    name = max(tensors)
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SViTError, match=rf"asks for: missing: .*{name}"):
+        prepare_publication(folder, REPO, CARD, add_probe=False)
+
+
 def test_what_is_not_whole_is_refused(saved):
     folder = saved("semantic_segmentation")
     code = (folder / "modeling_svit.py").read_bytes()
@@ -97,5 +114,5 @@ def test_what_is_not_whole_is_refused(saved):
     (folder / "config.json").write_text(json.dumps(config))
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"other": torch.zeros(1)}, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SViTError, match=r"does not hold the weights that config\.json asks for: unexpected: other"):
+    with pytest.raises(SViTError, match=r"does not hold the weights that config\.json asks for: unknown: other"):
         prepare_publication(folder, REPO, CARD)

@@ -13,6 +13,7 @@ from PIL import Image
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks.detection import Detection
 from svit_hf.tasks.objects import Objects
+from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.pictures import Augmentation, Origin, View
 
 
@@ -64,7 +65,7 @@ def test_rounding_at_the_border_is_cut():
 
 def test_boxes_out_of_the_image_are_cut_and_dropped_on_demand():
     objects = {"bbox": [[80, 50, 99, 99], [200, 0, 5, 5], [5, 5, 0, 9]], "category": [0, 1, 2], "iscrowd": [1, 0, 0]}
-    target = Detection(LABELS, SIZE, clip_boxes=True).read(row(objects), ORIGIN).target
+    target = Detection(LABELS, SIZE, annotations=AnnotationOptions(clip_boxes=True)).read(row(objects), ORIGIN).target
     np.testing.assert_array_equal(target.boxes, [[80, 50, 90, 60]])
     assert target.labels.tolist() == [0]
     assert target.crowd.tolist() == [True]
@@ -100,10 +101,11 @@ def test_the_other_box_format_is_suggested():
     objects = {"bbox": [[50, 30, 80, 55]], "category": [0]}
     with pytest.raises(DataError, match="The other format is 'xyxy'"):
         Detection(LABELS, SIZE).read(row(objects), ORIGIN)
-    target = Detection(LABELS, SIZE, box_format="xyxy").read(row(objects), ORIGIN).target
+    task = Detection(LABELS, SIZE, annotations=AnnotationOptions(box_format="xyxy"))
+    target = task.read(row(objects), ORIGIN).target
     np.testing.assert_array_equal(target.boxes, [[50, 30, 80, 55]])
     with pytest.raises(SViTError, match="`box_format` is 'yolo'"):
-        Detection(LABELS, SIZE, box_format="yolo")
+        AnnotationOptions(box_format="yolo")
 
 
 def test_examples_hold_what_is_visible_as_shares_of_the_view():
@@ -239,7 +241,7 @@ def test_yolo_folders(tmp_path):
     rows = Detection.find_rows(tmp_path, "train")
     assert rows.labels == ["cell", "rim"]
     # YOLO's boxes are what they are
-    task = Detection(rows.labels, SIZE, box_format="xyxy", clip_boxes=True)
+    task = Detection(rows.labels, SIZE, annotations=AnnotationOptions(box_format="xyxy", clip_boxes=True))
     assert len(task.read(*rows[0]).target) == 0
     target = task.read(*rows[1]).target
     np.testing.assert_allclose(target.boxes, [[36, 15, 54, 45], [0, 0, 45, 30]])
@@ -275,7 +277,7 @@ def test_pictures_of_two_kinds_with_one_name_are_refused(tmp_path):
 def test_blood_cells(real_images):
     rows = Detection.find_rows(real_images / "bccd", "test")
     assert rows.labels == ["RBC", "WBC", "Platelets"]
-    task = Detection(rows.labels, (96, 128), box_format="xyxy", clip_boxes=True)
+    task = Detection(rows.labels, (96, 128), annotations=AnnotationOptions(box_format="xyxy", clip_boxes=True))
     samples = [task.read(*rows[index]) for index in range(3)]
     assert all(len(sample.target) > 3 for sample in samples)
     with pytest.raises(DataError, match=r"test.parquet, row 0: object 0 .* The other format is 'xyxy'"):

@@ -159,7 +159,7 @@ def test_wrong_annotations_end_the_evaluation(saved, data, capsys):
     ("options", "status", "message"),
     [
         (["--flip"], 2, "`flip` is 'True'; it is for classifiers"),
-        (["--data.streaming", "True"], 2, "`data.streaming` is True; folders of masks or boxes"),
+        (["--data.streaming", "True"], 2, "`streaming` is True, but"),
         (["--split", "train"], 3, "has no split 'train'"),
         (["--annotations.box-format", "xyxy"], 2, "the task 'semantic_segmentation' does not know it"),
     ],

@@ -59,7 +59,7 @@ def test_a_head_for_two_tasks_knows_its_own(checkpoint, tmp_path):
 
 def test_annotations_are_read_as_told(saved):
     opened = open_task_model(saved, annotations=AnnotationOptions(reduce_labels=True))
-    assert opened.task.reduce_labels
+    assert opened.task.annotations.reduce_labels
     with pytest.raises(SViTError, match="`box_format` is 'xyxy'; the task 'semantic_segmentation' does not know it"):
         open_task_model(saved, annotations=AnnotationOptions(box_format="xyxy"))
 

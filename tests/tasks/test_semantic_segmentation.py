@@ -11,6 +11,7 @@ from dense_models import LABELS, OPTIONS, pretrained_config
 from PIL import Image
 
 from svit_hf.errors import DataError, SViTError
+from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.pictures import Augmentation, Origin
 from svit_hf.tasks.semantic_segmentation import ConfusionMatrix, SemanticSegmentation
 from svit_hf.tasks.task import Sample, TrainingExamples
@@ -70,7 +71,7 @@ def test_rows_become_samples():
     ],
 )
 def test_other_ways_to_number_classes(options, mask, expected):
-    task = SemanticSegmentation(["background", "cell"], SIZE, **options)
+    task = SemanticSegmentation(["background", "cell"], SIZE, annotations=AnnotationOptions(**options))
     np.testing.assert_array_equal(task.read(row(blocks(mask)), ORIGIN).target, blocks(expected))
 
 
@@ -100,7 +101,7 @@ def test_masks_that_cannot_be_used_are_named(bad, message):
 )
 def test_impossible_options_are_refused(labels, options, message):
     with pytest.raises(SViTError, match=message):
-        SemanticSegmentation(labels, SIZE, **options)
+        SemanticSegmentation(labels, SIZE, annotations=AnnotationOptions(**options))
 
 
 def test_augmentation_is_a_function_of_seed_epoch_and_sample():

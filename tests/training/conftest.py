@@ -3,14 +3,18 @@
 
 import io
 from dataclasses import replace
+from functools import partial
 
 import datasets
 import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, PartialState
+from hub.hub_stand_in import hub_stand_in
+from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from svit_hf.data.options import AugmentationOptions, MixingOptions
+from svit_hf.hub import background
 from svit_hf.recipes import RECIPES
 
 
@@ -65,6 +69,17 @@ def toy_recipe(toy_images):
         optimization=replace(recipe.optimization, batch_size=16, device_batch_size=16, epochs=1, warmup_epochs=0),
         run=replace(recipe.run, log_every_updates=2),
     )
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Return a stand-in of the Hub, to which runs push."""
+    # constants that huggingface_hub takes from the environment when it is imported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with hub_stand_in() as stand_in:
+        monkeypatch.setattr(background, "HfApi", partial(HfApi, endpoint=stand_in.endpoint, token="a token"))
+        yield stand_in
 
 
 @pytest.fixture(autouse=True)

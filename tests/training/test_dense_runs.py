@@ -21,12 +21,15 @@ from transformers import pipeline
 from transformers.loss import loss_for_object_detection
 from transformers.models.mask2former import modeling_mask2former
 
+from svit_hf.data.options import DataOptions
 from svit_hf.data.sharding import SampleKey
+from svit_hf.data.shards import ShardOptions
 from svit_hf.errors import DataError, EvaluationError, SViTError, TrainingInterruptedError
 from svit_hf.hub.publication import prepare_publication
 from svit_hf.recipes import RECIPES
 from svit_hf.tasks import measuring
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
+from svit_hf.tasks.shards import write_annotated_shards
 from svit_hf.tasks.task import TrainingExamples
 from svit_hf.training import loop
 from svit_hf.training.checkpointing import checkpoints_of
@@ -59,11 +62,28 @@ CHANGES = {
     },
 }
 NUM_TRAIN, NUM_TEST = 13, 5
+TASKS = {name: RECIPES[name]().task.name for name in CHANGES}
 
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory):
     return write_squares(tmp_path_factory.mktemp("squares"), {"train": NUM_TRAIN, "test": NUM_TEST})
+
+
+@pytest.fixture(scope="session")
+def shards(squares, tmp_path_factory):
+    """Return a function that gives shards of the squares for a recipe, with row groups of 3."""
+    written = {}
+
+    def write(name):
+        if name not in written:
+            written[name] = tmp_path_factory.mktemp(name) / "shards"
+            labels = CHANGES[name].get("task__labels", ())
+            options = ShardOptions(rows_per_shard=6, row_group_size=3)
+            write_annotated_shards(TASKS[name], DataOptions(str(squares)), written[name], options, labels)
+        return written[name]
+
+    return write
 
 
 def recipe_of(name, squares, **values):
@@ -93,13 +113,16 @@ def assert_same_run(first, second):
     torch.testing.assert_close(states[0]["state"], states[1]["state"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", CHANGES)
-def test_stopped_run_is_the_same_run_and_leaves_a_model(name, squares, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "streaming"), [("segment_semantic", None), ("segment_instance", True), ("detect", True)]
+)
+def test_stopped_run_is_the_same_run_and_leaves_a_model(name, streaming, squares, shards, hub, tmp_path, monkeypatch):
     # whatever ranks have on average, losses divide by the objects of their own batch
     for module in (loss_for_object_detection, modeling_mask2former):
         monkeypatch.delattr(module, "reduce")
-    recipe = recipe_of(name, squares, augmentation__num_views=2)
-    report = train(recipe, tmp_path / "whole")
+    data = {"data__path": str(shards(name)), "data__streaming": True, "data__shuffle_block": 4} if streaming else {}
+    recipe = recipe_of(name, squares, augmentation__num_views=2, **data)
+    report = train(changed(recipe, run__push_to="tester/squares"), tmp_path / "whole")
     update = loop.Run._train_one_update
 
     def stop_at_once(self, batches):
@@ -120,6 +143,9 @@ def test_stopped_run_is_the_same_run_and_leaves_a_model(name, squares, tmp_path,
     with Image.open(tmp_path / "whole" / "predictions.png") as sheet:
         assert sheet.size == (4 * measuring.TILE, 2 * measuring.TILE)
         assert len(sheet.getcolors(1 << 20)) > 100
+    (tmp_path / "pushed").write_bytes(hub.repositories["tester/squares"].contents()["model.safetensors"])
+    best = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    torch.testing.assert_close(load_file(tmp_path / "pushed"), best, rtol=0, atol=0)
     task = "object-detection" if name == "detect" else "image-segmentation"
     found = pipeline(task, str(tmp_path / "whole" / "model"))(str(squares / "test" / "images" / "1.png"))
     assert {entry["label"] for entry in found} <= set(report["data"]["label_names"])
@@ -181,8 +207,8 @@ def test_pictures_that_are_counted_twice_are_found_out(squares, tmp_path, monkey
         ("segment_semantic", {"task__annotations__box_format": "xyxy"}, "`box_format` is 'xyxy'; the task 'semantic"),
         ("segment_semantic", {"task__head": "d_fine"}, "`head` is 'd_fine'; for 'semantic_segmentation' allowed are"),
         ("segment_semantic", {"data__eval_split": "other"}, "has no split 'other'"),
-        ("segment_semantic", {"data__streaming": True}, "`data.streaming` is True; with `task.name`"),
-        ("segment_semantic", {"data__path": "USER/cells"}, "`data.path` is 'USER/cells'; .* a folder on this machine"),
+        ("segment_semantic", {"data__streaming": True}, "`streaming` is True, but .* is a folder of pictures"),
+        ("segment_semantic", {"data__path": "USER/cells"}, "`path` is 'USER/cells', which is no file or folder here"),
         ("segment_semantic", {"mixing__mixup_alpha": 0.2}, "`mixing.mixup_alpha` is 0.2; with `task.name`"),
         ("segment_semantic", {"augmentation__random_erasing": 0.1}, "it has to be 0.0"),
         ("segment_semantic", {"run__parallelism": "fsdp2"}, "it has to be 'ddp'"),
@@ -259,6 +285,28 @@ def test_two_ranks_killed_and_resumed_are_the_same_run_and_that_of_one_rank(squa
     train(recipe, tmp_path / "alone")
     assert_same_run(tmp_path / "whole", tmp_path / "alone")
     assert numbers_of(tmp_path / "whole") == numbers_of(tmp_path / "alone")
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_stream_goes_on_with_more_ranks_bit_for_bit(name, squares, shards, tmp_path):
+    values = {"run__canonical_sums": True, "run__save_every_updates": 1, "run__evaluation_batch_size": 2}
+    data = {"data__path": str(shards(name)), "data__streaming": True, "data__shuffle_block": 4, "data__num_workers": 1}
+    recipe = recipe_of(name, squares, optimization__epochs=2, optimization__micro_batches=2, **values, **data)
+    (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
+    command = ["-m", "svit_hf", "train", "--recipe", str(tmp_path / "recipe.json"), "--output-dir"]
+    assert "done" in Launch(squares, tmp_path / "alone", *command, str(tmp_path / "alone"), num_ranks=1).end()
+    for num_ranks in (1, 2):
+        launch = Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed"), num_ranks=num_ranks)
+        launch.wait_for_update(2 * num_ranks)
+        for rank in reversed(launch.ranks()):
+            os.kill(rank, signal.SIGKILL)
+        launch.end()
+        time.sleep(1)
+    output = Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed")).end()
+    assert "done" in output, output
+    assert_same_run(tmp_path / "alone", tmp_path / "killed")
+    assert numbers_of(tmp_path / "alone") == numbers_of(tmp_path / "killed")
 
 
 @pytest.mark.campaign

@@ -10,12 +10,10 @@ import subprocess
 import sys
 from contextlib import redirect_stderr
 from dataclasses import replace
-from functools import partial, partialmethod
+from functools import partialmethod
 
 import pytest
 import torch
-from hub.hub_stand_in import hub_stand_in
-from huggingface_hub import HfApi, constants
 from recipe_changes import changed
 from safetensors.torch import load_file
 from torch import nn
@@ -428,16 +426,6 @@ def test_recipe_of_a_run_can_be_run_again(finished, toy_recipe, tmp_path):
 
 
 class TestPushing:
-    @pytest.fixture
-    def hub(self, monkeypatch):
-        # constants that huggingface_hub takes from the environment when it is imported
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        with hub_stand_in() as stand_in:
-            api = partial(HfApi, endpoint=stand_in.endpoint, token="a token")
-            monkeypatch.setattr(background, "HfApi", api)
-            yield stand_in
-
     @pytest.fixture
     def recipe(self, toy_recipe):
         return replace(toy_recipe, run=replace(toy_recipe.run, push_to="tester/toy"))

@@ -28,7 +28,9 @@ def find_columns(features: datasets.Features, options: DataOptions, labelled: bo
     """
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     usual = [name for name in features if name.lower() in IMAGE_NAMES]
-    image_column = _choose("image_column", options.image_column, typed or usual, features)
+    # masks are images, too
+    likely = [name for name in typed if name in usual] if len(typed) > 1 else typed
+    image_column = _choose("image_column", options.image_column, likely or typed or usual, features)
     if not labelled:
         return (image_column,)
     return image_column, _find_label_column(features, options.label_column, options.multi_label)
@@ -67,9 +69,9 @@ def _choose(argument: str, named: str | None, found: list[str], features: datase
     raise SViTError(f"`{argument}` {what}; name it.")
 
 
-def top_columns(*columns: str) -> list[str]:
-    """Return the columns without fields inside them."""
-    return list(dict.fromkeys(column.split(".")[0] for column in columns))
+def top_columns(features: Iterable[str], *columns: str) -> list[str]:
+    """Return the columns without fields inside them; a column of a tar may have dots in its name."""
+    return list(dict.fromkeys(column if column in features else column.split(".")[0] for column in columns))
 
 
 def field_of(row: Any, name: str) -> Any:
@@ -91,7 +93,7 @@ def field_of(row: Any, name: str) -> Any:
 
 def names_in_features(features: datasets.Features | None, label_column: str) -> tuple[str, ...] | None:
     """Return the names of the classes, in order, if the features know them."""
-    if features is None or label_column.split(".")[0] not in features:
+    if features is None or top_columns(features, label_column)[0] not in features:
         return None
     feature = _element_of(field_of(features, label_column))
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -6,11 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from svit_hf.data.columns import LabelIds, field_of, names_in_features, names_of_labels, refuse_lists, remarks_on_names
+from svit_hf.data.columns import (
+    LabelIds,
+    field_of,
+    find_columns,
+    names_in_features,
+    names_of_labels,
+    refuse_lists,
+    remarks_on_names,
+)
 from svit_hf.data.counts import SourceIndex, names_of, read_footers
 from svit_hf.data.decoding import BadImage, DecodingError, ImageLimits, decode_image
 from svit_hf.data.folders import FolderSplit
@@ -263,7 +272,8 @@ def _inspect_files(options: DataOptions, location: Location, split: str, executo
 
 def _inspect_stream(options: DataOptions, location: Location, split: str, executor: Executor) -> SplitInspection:
     with explain_reading(options.path):
-        stream, columns = stream_columns(options, location, split)
+        choose = partial(find_columns, options=options, labelled=True)
+        stream, columns = stream_columns(options, location, split, choose)
     files = location.files(split)
     # an image folder is one shard
     names = names_of(files) if stream.num_shards == len(files) else [split] * stream.num_shards

@@ -2,8 +2,9 @@
 """From options to a source: which split, which columns, which classes, indexed or as a stream, and how many rows."""
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import datasets
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -37,6 +38,40 @@ EVALUATION_SPLITS = ("validation", "valid", "val", "test")
 # local files up to this size are copied into an index, from which any image can be read at any time
 MAX_INDEXED_BYTES = 2 << 30
 
+# from the columns that there are to those that are read, that of the images first
+ChooseColumns = Callable[[datasets.Features], tuple[str, ...]]
+
+
+class StreamedFiles(NamedTuple):
+    """Files of a split that are read in passing.
+
+    Attributes:
+        stream: All of them, one shard each, not decoded.
+        columns: The columns that are read.
+        files: Where they are.
+        footers: What the footers of parquet files say; none of other files.
+        source_index: What the index file says, if there is one.
+    """
+
+    stream: Any
+    columns: tuple[str, ...]
+    files: list[str]
+    footers: list[Footer]
+    source_index: SourceIndex | None
+
+    def counts(self, options: DataOptions, split: str) -> dict[str, FileCounts]:
+        """Return the rows of the shards of each file, by its name.
+
+        Raises:
+            SViTError: If they cannot be known without reading everything.
+        """
+        counts = [footer.rows for footer in self.footers] or _count(options, self.source_index, self.files, split)
+        return dict(zip(names_of(self.files), counts, strict=True))
+
+    def sizes(self) -> list[int] | None:
+        """Return the bytes of each file, where that is known."""
+        return [footer.num_bytes for footer in self.footers] or None
+
 
 def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> ImageSource:
     """Find the images and labels of a split, and count them.
@@ -56,7 +91,7 @@ def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> I
     location = find_location(options)
     if options.validation_share and labelled:
         return _open_share(options, location, split)
-    return _open_split(options, location, _split_name(options, location, split, labelled), labelled)
+    return _open_split(options, location, split_name(options, location, split, labelled), labelled)
 
 
 def _open_split(options: DataOptions, location: Location, split: str, labelled: bool) -> ImageSource:
@@ -65,7 +100,7 @@ def _open_split(options: DataOptions, location: Location, split: str, labelled: 
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
     if location.folder is not None:
         source = _open_folder(options, location, split, labelled)
-    elif _is_streamed(options, location):
+    elif is_streamed(options, location):
         source = _open_stream(options, location, split, labelled)
     else:
         source = _open_table(options, location, split, labelled)
@@ -84,7 +119,7 @@ def _open_share(options: DataOptions, location: Location, split: str) -> ImageSo
             f"`validation_share` is {options.validation_share}, but {options.path!r} has a split {others[0]!r}; leave "
             "`validation_share` out, or name the training files alone."
         )
-    whole = _open_split(options, location, _split_name(options, location, "train", True), True)
+    whole = _open_split(options, location, split_name(options, location, "train", True), True)
     if not isinstance(whole, IndexedSource):
         raise SViTError(
             f"`validation_share` is {options.validation_share}, but {options.path!r} is read as a stream, of which no "
@@ -140,7 +175,12 @@ def labels_of(source: IndexedSource) -> list[int | tuple[int, ...]]:
     return list(source.labels)
 
 
-def _split_name(options: DataOptions, location: Location, split: str, labelled: bool) -> str:
+def split_name(options: DataOptions, location: Location, split: str, labelled: bool = True) -> str:
+    """Return the name of the split that options name as that for training ("train") or evaluation ("eval").
+
+    Raises:
+        SViTError: If there is none of it.
+    """
     wanted = [options.train_split] if split == "train" else [options.eval_split or ""]
     if split == "eval" and options.eval_split is None:
         wanted = list(EVALUATION_SPLITS)
@@ -158,7 +198,12 @@ def _split_name(options: DataOptions, location: Location, split: str, labelled: 
     )
 
 
-def _is_streamed(options: DataOptions, location: Location) -> bool:
+def is_streamed(options: DataOptions, location: Location) -> bool:
+    """Return whether files are read in passing: as it is said, or if they are large or elsewhere.
+
+    Raises:
+        SViTError: If that is asked for where it cannot be.
+    """
     if location.format == "imagefolder":
         require_indexed(options)
         return False
@@ -175,8 +220,8 @@ def require_indexed(options: DataOptions) -> None:
     """
     if options.streaming:
         raise SViTError(
-            f"`streaming` is True, but {options.path!r} is a folder of images: as a stream it would be one shard, "
-            "class after class. Leave `streaming` out, or write shards with `svit-hf data shard`."
+            f"`streaming` is True, but {options.path!r} is a folder of images, which as a stream would be one shard, "
+            "in order. Leave `streaming` out, or write shards with `svit-hf data shard`."
         )
 
 
@@ -218,31 +263,25 @@ def _open_folder(options: DataOptions, location: Location, split: str, labelled:
 
 def _open_table(options: DataOptions, location: Location, split: str, labelled: bool) -> TableSource:
     with explain_reading(options.path):
-        footers = _footers(location, split)
+        footers = footers_of(location, split)
         reference = reference_split(options, location, split)
         names = _stored_names_of(options, location, reference, labelled)
         stored = [names_of_footer(footer, options) for footer in footers] if labelled else [None]
         if names is not None:
             _require_classes_of_files(stored, names, options, split)
-        location.builder.download_and_prepare()
-        table = location.builder.as_dataset(split)
-    columns = find_columns(table.features, options, labelled)
+        table, columns = read_table(location, split, partial(find_columns, options=options, labelled=labelled))
     if labelled and not footers:
         stored = [names_in_features(table.features, columns[1])]
     if labelled and names is None:
         names = names_in_features(table.features, columns[1]) or _names_by_reading(
             options, location, reference, columns[1]
         )
-    shards = None
-    if footers:
-        files = [sum(footer.rows) for footer in footers]
-        shards = dict(zip(names_of(location.files(split)), files, strict=True))
     source = TableSource(
-        _bare(table, *columns),
+        table,
         columns,
         names or (),
         f"{options.path}, split {split}",
-        shards,
+        rows_of_files(location, split),
         stored if labelled else (None,),
         [footer.num_bytes for footer in footers],
         has_files=location.format == "imagefolder",
@@ -254,7 +293,22 @@ def _open_table(options: DataOptions, location: Location, split: str, labelled: 
     return source
 
 
-def _footers(location: Location, split: str) -> list[Footer]:
+def read_table(location: Location, split: str, choose: ChooseColumns) -> tuple[datasets.Dataset, tuple[str, ...]]:
+    """Return a split as a table on this machine, of the columns that are chosen, and their names."""
+    location.builder.download_and_prepare()
+    table = location.builder.as_dataset(split)
+    columns = choose(table.features)
+    return _bare(table, *columns), columns
+
+
+def rows_of_files(location: Location, split: str) -> dict[str, int] | None:
+    """Return the rows of each local parquet file, by its name; None for other data."""
+    footers = footers_of(location, split)
+    rows = [sum(footer.rows) for footer in footers]
+    return dict(zip(names_of(location.files(split)), rows, strict=True)) if footers else None
+
+
+def footers_of(location: Location, split: str) -> list[Footer]:
     """Return the footers of local parquet files; none for other data."""
     return read_footers(location.files(split)) if location.format == "parquet" else []
 
@@ -271,7 +325,7 @@ def _stored_names_of(options: DataOptions, location: Location, split: str, label
     """Return the names of the classes that the first parquet file of a split states."""
     if not labelled or location.format != "parquet":
         return None
-    return next((names_of_footer(footer, options) for footer in _footers(location, split)), None)
+    return next((names_of_footer(footer, options) for footer in footers_of(location, split)), None)
 
 
 def _require_classes_of_files(
@@ -282,7 +336,8 @@ def _require_classes_of_files(
 
 
 def _names_by_reading(options: DataOptions, location: Location, reference: str, label_column: str) -> tuple[str, ...]:
-    table = location.builder.as_dataset(reference).select_columns(top_columns(label_column))
+    table = location.builder.as_dataset(reference)
+    table = table.select_columns(top_columns(table.features, label_column))
     source = f"the split {reference!r} of {options.path!r}"
     if not len(table):
         raise SViTError(f"{source} has no images.")
@@ -296,12 +351,11 @@ def _names_by_reading(options: DataOptions, location: Location, reference: str, 
 
 
 def stream_columns(
-    options: DataOptions, location: Location, split: str, labelled: bool = True
+    options: DataOptions, location: Location, split: str, choose: ChooseColumns
 ) -> tuple[Any, tuple[str, ...]]:
-    """Return the files of a split as a stream of the columns that count, and what these are called.
+    """Return the files of a split as a stream of the columns that are chosen, and what these are called.
 
-    These are the column of the images and, if labels are wanted, theirs. Nothing is counted, and labels are as they
-    are stored.
+    Nothing is counted, and labels are as they are stored.
     """
     set_read_retries()
     builder = location.builder
@@ -310,17 +364,22 @@ def stream_columns(
         stream = stream._resolve_features()
     if stream.features is None:
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
-    columns = find_columns(stream.features, options, labelled)
+    columns = choose(stream.features)
     if isinstance(builder, Parquet):
         # read nothing else
-        builder.config.columns = top_columns(*columns)
+        builder.config.columns = top_columns(stream.features, *columns)
         stream = builder.as_streaming_dataset(split)
     return _bare(stream, *columns), columns
 
 
-def _open_stream(options: DataOptions, location: Location, split: str, labelled: bool) -> StreamingSource:
+def open_files(options: DataOptions, location: Location, split: str, choose: ChooseColumns) -> StreamedFiles:
+    """Open the files of a split as a stream.
+
+    Raises:
+        SViTError: If a file is not a shard that can be opened by itself.
+    """
     with explain_reading(options.path):
-        stream, columns = stream_columns(options, location, split, labelled)
+        stream, columns = stream_columns(options, location, split, choose)
     index = SourceIndex.read(options.index) if options.index else None
     files = location.files(split)
     if stream.num_shards != len(files):
@@ -329,24 +388,31 @@ def _open_stream(options: DataOptions, location: Location, split: str, labelled:
             "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
         )
     footers = read_footers(files) if index is None and all(file.endswith(".parquet") for file in files) else []
+    return StreamedFiles(stream, columns, files, footers, index)
+
+
+def _open_stream(options: DataOptions, location: Location, split: str, labelled: bool) -> StreamingSource:
+    opened = open_files(options, location, split, partial(find_columns, options=options, labelled=labelled))
+    columns = opened.columns
     names: tuple[str, ...] = ()
-    stored: list[tuple[str, ...] | None] = [None] * len(files)
+    stored: list[tuple[str, ...] | None] = [None] * len(opened.files)
     if labelled:
-        of_split = names_in_features(stream.features, columns[1])
-        stored = [names_of_footer(footer, options) or of_split for footer in footers] or [of_split] * len(files)
+        of_split = names_in_features(opened.stream.features, columns[1])
+        stored = [names_of_footer(footer, options) or of_split for footer in opened.footers] or [of_split] * len(
+            stored
+        )
         reference = reference_split(options, location, split)
         stated = _stored_names_of(options, location, reference, labelled) if location.format == "parquet" else of_split
-        names = stated or of_split or _names_of_index(options, columns[1], index)
+        names = stated or of_split or _names_of_index(options, columns[1], opened.source_index)
         _require_classes_of_files(stored, names, options, split)
-    counts = [footer.rows for footer in footers] or _count(options, index, files, split)
     source = StreamingSource(
-        stream,
+        opened.stream,
         columns,
         names,
-        dict(zip(names_of(files), counts, strict=True)),
+        opened.counts(options, split),
         f"{options.path}, split {split}",
         stored,
-        [footer.num_bytes for footer in footers] or None,
+        opened.sizes(),
     )
     source.is_multi_label = labelled and options.multi_label
     return source
@@ -376,9 +442,10 @@ def _count(options: DataOptions, index: SourceIndex | None, files: list[str], sp
     )
 
 
-def _bare(dataset: Any, image_column: str, *label_columns: str) -> Any:
+def _bare(dataset: Any, *columns: str) -> Any:
     """Leave the other columns out, and images as they are stored."""
-    dataset = dataset.select_columns(top_columns(image_column, *label_columns))
-    if isinstance(dataset.features[image_column], datasets.Image):
-        dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    dataset = dataset.select_columns(top_columns(dataset.features, *columns))
+    for name, feature in dataset.features.items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset

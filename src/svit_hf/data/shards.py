@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a source anew as parquet shards that stream well: mixed, of equal size, with small row groups."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from svit_hf.data.decoding import BadImage, DecodingError, ImageLimits, decode_image
+from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits
 from svit_hf.data.loading import read_rows
 from svit_hf.data.locations import find_location
 from svit_hf.data.opening import open_source
@@ -25,6 +24,7 @@ from svit_hf.progress import Progress
 
 
 MEGABYTE = 1_000_000
+CLASSES_FILE = "classes.txt"
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,41 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
         DataError: If no image of a split can be decoded.
     """
     require_new_folder(output_dir, "output_dir")
+    splits = find_location(source).splits
+    sources = {split: open_source(replace(source, eval_split=split), "eval") for split in splits}
+    return write_sources(sources, output_dir, options, source.limits)
+
+
+def write_sources(
+    sources: Mapping[str, ImageSource],
+    output_dir: Path,
+    options: ShardOptions,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    class_names: Sequence[str] = (),
+) -> dict[str, WrittenSplit]:
+    """Write opened sources as shards, by the names of their splits, as `write_shards` does.
+
+    Args:
+        sources: What to read.
+        output_dir: A new or an empty folder.
+        options: What the shards look like.
+        limits: The largest image that is decoded.
+        class_names: Names for classes.txt, one per line, where the shards have no place for them.
+
+    Returns:
+        What was written of each split.
+
+    Raises:
+        SViTError: If the folder is in use.
+        DataError: If no image of a split can be decoded, or an annotation cannot be used.
+    """
+    require_new_folder(output_dir, "output_dir")
     written = {}
     with whole_folder(output_dir) as folder:
-        for split in find_location(source).splits:
-            images = open_source(replace(source, eval_split=split), "eval")
-            written[split] = _write_split(images, folder, split, options, source.limits)
+        for split, source in sources.items():
+            written[split] = _write_split(source, folder, split, options, limits)
+        if class_names:
+            (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
     return {
         split: done._replace(files=[output_dir / file.name for file in done.files]) for split, done in written.items()
     }
@@ -95,10 +125,7 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
 def _write_split(
     source: ImageSource, folder: Path, split: str, options: ShardOptions, limits: ImageLimits
 ) -> WrittenSplit:
-    label = datasets.ClassLabel(names=list(source.label_names))
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.List(label) if source.is_multi_label else label}
-    )
+    schema = source.features().arrow_schema
     bad_images: list[BadImage] = []
     files: list[Path] = []
     with Progress(source.num_samples, f"images of {split}") as progress:
@@ -106,11 +133,9 @@ def _write_split(
         rows = _decodable(shuffled, source, limits, bad_images, progress)
         while first := list(islice(rows, 1)):
             files.append(folder / f"{split}-{len(files):05d}.parquet")
-            with pq.ParquetWriter(files[-1], features.arrow_schema) as writer:
+            with pq.ParquetWriter(files[-1], schema) as writer:
                 for group in _row_groups(first, rows, options):
-                    images = [_stored_anew(row) for row in group]
-                    columns = {"image": images, "label": [row.label for row in group]}
-                    writer.write_table(pa.table(columns, schema=features.arrow_schema))
+                    writer.write_table(pa.Table.from_pylist(group, schema=schema))
     files = [file.rename(file.with_stem(f"{file.stem}-of-{len(files):05d}")) for file in files]
     if not files:
         raise DataError(f"none of the {source.num_samples} images of split {split!r} can be decoded; nothing is kept.")
@@ -119,16 +144,16 @@ def _write_split(
 
 def _decodable(
     rows: Iterator[Row], source: ImageSource, limits: ImageLimits, bad_images: list[BadImage], progress: Progress
-) -> Iterator[Row]:
-    """Yield the rows whose images are images, and name the others."""
+) -> Iterator[dict[str, Any]]:
+    """Yield what is written of the rows whose images are images, and name the others."""
     for row in rows:
         progress.advance()
         try:
-            decode_image(row.image, limits)
+            decoded = source.decode(row, limits)
         except DecodingError as error:
             bad_images.append(BadImage(row.sample_id, *source.locate(row.sample_id), str(error)))
         else:
-            yield row
+            yield source.stored(row, decoded)
 
 
 def shuffled_rows(source: ImageSource, seed: int, shuffle_block: int) -> Iterator[Row]:
@@ -145,7 +170,9 @@ def shuffled_rows(source: ImageSource, seed: int, shuffle_block: int) -> Iterato
             yield held[row]
 
 
-def _row_groups(first: list[Row], rows: Iterator[Row], options: ShardOptions) -> Iterator[list[Row]]:
+def _row_groups(
+    first: list[dict[str, Any]], rows: Iterator[dict[str, Any]], options: ShardOptions
+) -> Iterator[list[dict[str, Any]]]:
     """Yield the row groups of one file, which begins with `first`."""
     num_rows, num_bytes, group = 0, 0, first
     most_rows = options.rows_per_shard or float("inf")
@@ -157,14 +184,7 @@ def _row_groups(first: list[Row], rows: Iterator[Row], options: ShardOptions) ->
             return
         yield group
         num_rows += len(group)
-        num_bytes += sum(len(row.image) for row in group if isinstance(row.image, bytes))
+        num_bytes += sum(len(row["image"]["bytes"]) for row in group)
         if num_rows >= most_rows or num_bytes >= most_bytes:
             return
         group = []
-
-
-def _stored_anew(row: Row) -> dict[str, bytes | str | None]:
-    if isinstance(row.image, str):
-        path = Path(row.image)
-        return {"bytes": path.read_bytes(), "path": path.name}
-    return {"bytes": row.image, "path": None}

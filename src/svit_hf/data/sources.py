@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
@@ -52,11 +53,13 @@ class Row(NamedTuple):
         sample_id: Its place in the source.
         image: Encoded bytes, or the path of a file with them.
         label: Number of the class; `UNLABELLED` for none. Numbers of all labels, if an image may have several.
+        columns: What is stored, where that is more than an image and a label.
     """
 
     sample_id: int
     image: bytes | str | None
     label: int | tuple[int, ...]
+    columns: Mapping[str, Any] | None = None
 
 
 class ImageSource(ABC):
@@ -129,6 +132,17 @@ class ImageSource(ABC):
         for place, ids in enumerate(labels):
             several[place, list(ids)] = 1  # type: ignore[arg-type]
         return batch | {"labels": several}
+
+    def features(self) -> datasets.Features:
+        """Return the columns that `stored` writes."""
+        label = datasets.ClassLabel(names=list(self.label_names))
+        return datasets.Features(
+            {"image": datasets.Image(), "label": datasets.List(label) if self.is_multi_label else label}
+        )
+
+    def stored(self, row: Row, decoded: Any) -> dict[str, Any]:
+        """Return what is written of a row into a table, by its columns; the picture as it was stored."""
+        return {"image": encoded_image(row.image), "label": row.label}
 
     def image_names(self) -> list[str]:
         """Return the names of the image files, empty where they are not known."""
@@ -275,7 +289,7 @@ class TableSource(IndexedSource):
         """
         (column,) = self.columns[1:]
         found, problems = [], []
-        for sample_id, row in enumerate(self.table.select_columns(top_columns(column))):
+        for sample_id, row in enumerate(self.table.select_columns(top_columns(self.table.features, column))):
             try:
                 found.append(self._label_of(sample_id, field_of(row, column)))
             except DataError as error:
@@ -393,18 +407,25 @@ class StreamingSource(ImageSource):
             batches = stream.skip(first).iter(batch_size=1)
             for found, batch in enumerate(islice(batches, stop - first), 1):
                 example = {key: value[0] for key, value in batch.items()}
-                image, *labels = (field_of(example, column) for column in self.columns)
-                row = first + found - 1
-                label: int | tuple[int, ...] = UNLABELLED
-                if labels:
-                    ids = self.label_ids[file]
-                    label = (ids.several if self.is_multi_label else ids)(labels[0], self.shard_names[shard], row)
-                yield Row(start + row, stored_image(image), label)
+                yield self.row_of(example, start + first + found - 1)
         if found != stop - first:
             raise DataError(
                 f"{self.shard_names[shard]} ends after {first + found} rows, but {self.shard_sizes[shard]} were "
                 "counted; it changed, or the `index` is about something else."
             )
+
+    def row_of(self, example: Mapping[str, Any], sample_id: int) -> Row:
+        """Return what was read as a row.
+
+        Raises:
+            DataError: If a label is no class.
+        """
+        image, *labels = (field_of(example, column) for column in self.columns)
+        label: int | tuple[int, ...] = UNLABELLED
+        if labels:
+            ids = self.label_ids[self.places[self.shard_of(sample_id)][0]]
+            label = (ids.several if self.is_multi_label else ids)(labels[0], *self.locate(sample_id))
+        return Row(sample_id, stored_image(image), label)
 
     def parts(self) -> Mapping[str, Any]:
         """Return the rows of the shards of each file, and its bytes."""
@@ -419,6 +440,14 @@ def stored_image(image: Any, has_files: bool = False) -> bytes | str | None:
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
     return image if isinstance(image, bytes) or has_files else None
+
+
+def encoded_image(stored: bytes | str | None) -> dict[str, bytes | str | None]:
+    """Return an image as `datasets` stores it in a table."""
+    if isinstance(stored, str):
+        path = Path(stored)
+        return {"bytes": path.read_bytes(), "path": path.name}
+    return {"bytes": stored, "path": None}
 
 
 @contextmanager

@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from svit_hf.errors import SViTError, listed
-from svit_hf.evaluation.checkpoints import load_and_compare
 from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
@@ -34,9 +33,11 @@ from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.model.own_code_svit import code_files
-from svit_hf.tasks.saved_models import dense_head, open_task_model
+from svit_hf.tasks.saved_models import dense_head, read_head
 from svit_hf.urls import find_credentials
 
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 REPORT = "report.json"
 WEIGHTS = "model.safetensors"
@@ -182,43 +183,48 @@ def _check_model(folder: Path) -> SViTForImageClassification:
     # whatever a broken file raises is the finding
     except Exception as error:
         raise SViTError(f"{str(folder)!r} has no image processor that loads: {error}") from error
+    return _check_weights(folder, SViTForImageClassification, config)
+
+
+def _check_dense_model(folder: Path) -> PreTrainedModel:
+    """The same for a model for segmentation or detection."""
+    head, config = read_head(folder)[:2]
+    return _check_weights(folder, head.model_class, config)
+
+
+def _check_weights(folder: Path, model_class: type[ModelT], config: PreTrainedConfig) -> ModelT:
+    """Compare names and shapes of the weights with what a config asks for.
+
+    Nothing is loaded: beside a training that goes on, that would draw from its random numbers, and Transformers
+    changes what all threads initialize while it loads.
+
+    Returns:
+        The model without its weights, on the device `meta`.
+
+    Raises:
+        SViTError: If a weight is missing or not its own, or the config is no model.
+    """
     # neither memory nor random numbers are needed for shapes
     try:
         with torch.device("meta"):
-            model = SViTForImageClassification(config)
+            model = model_class(config)
     # values that are each possible need not be so together
     except Exception as error:
         raise SViTError(f"{str(folder)!r} has a config.json that is no model: {error}") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = _read_shapes(folder / WEIGHTS)
-    _require_none(
-        folder,
-        {
-            "missing": expected.keys() - found.keys(),
-            "unknown": found.keys() - expected.keys(),
-            "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
-        },
-    )
-    return model
-
-
-def _check_dense_model(folder: Path) -> PreTrainedModel:
-    """Load a model for segmentation or detection, whose head shares some tensors among names.
-
-    Raises:
-        SViTError: If it does not load, or a weight is missing or not its own.
-    """
-    # of all weights that Transformers would load, this one file is published
-    _read_shapes(folder / WEIGHTS)
-    opened = open_task_model(folder)
-    _require_none(folder, load_and_compare(str(folder), type(opened.model))[1])
-    return opened.model
-
-
-def _require_none(folder: Path, differences: Mapping[str, Iterable[str]]) -> None:
+    # of the names that share a tensor, as in some heads, the file has one
+    shared = model.get_expanded_tied_weights_keys(all_submodels=True)
+    there = {shared.get(name, name) for name in found}
+    differences = {
+        "missing": {name for name in expected if shared.get(name, name) not in there},
+        "unknown": found.keys() - expected.keys(),
+        "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
+    }
     if any(differences.values()):
         what = "; ".join(f"{what}: {listed(sorted(names))}" for what, names in differences.items() if names)
         raise SViTError(f"{str(folder / WEIGHTS)!r} does not hold the weights that config.json asks for: {what}.")
+    return model
 
 
 def _check_code(folder: Path, auto_maps: Mapping[str, Iterable[str]], remedy: str) -> None:

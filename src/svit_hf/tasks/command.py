@@ -21,7 +21,10 @@ from svit_hf.urls import without_credentials
 MOST_IMAGES_SHOWN = 20
 # options that the other kind of model does not have
 FOR_CLASSIFIERS = ("image_size", "crop_pct", "flip", "label_map", "mask", "top_k", "embeddings")
-DATA_OF_DENSE_MODELS = ("path", "eval_split", "num_workers", "max_bad_share")
+DATA_OF_CLASSIFIERS = (
+    *("train_split", "multi_label", "validation_share", "validation_seed", "sampling", "shuffle_block"),
+    *("max_image_pixels", "max_image_bytes"),
+)
 FOR_DENSE_MODELS = ("annotations", "sheet", "min_score", "overlays", "task")
 
 
@@ -113,25 +116,23 @@ class EvaluateCommand(InputOptions):
         }
 
     def _evaluate_dense(self, locations: dict[str, str]) -> dict[str, Any]:
-        from svit_hf.data.loading import workers_per_rank
         from svit_hf.evaluation.classifier import processes
         from svit_hf.tasks.evaluation import evaluate_task_model
         from svit_hf.tasks.saved_models import open_task_model
 
         for item in fields(self.data):
             value = getattr(self.data, item.name)
-            if item.name not in DATA_OF_DENSE_MODELS and value != item.default:
-                raise SViTError(f"`data.{item.name}` is {value!r}; folders of masks or boxes are read without it.")
+            if item.name in DATA_OF_CLASSIFIERS and value != item.default:
+                raise SViTError(f"`data.{item.name}` is {value!r}; masks and boxes are read without it.")
         evaluations = {}
         for name, location in locations.items():
             opened = open_task_model(location, processes().device, task=self.task, annotations=self.annotations)
             evaluations[name] = evaluate_task_model(
                 opened,
-                self.data.path,
-                split=self.split or self.data.eval_split,
+                self.data,
+                split=self.split,
                 batch_size=self.batch_size,
                 precision=self.precision,
-                num_workers=workers_per_rank(self.data),
                 sheet=self.sheet,
             )
         return evaluations

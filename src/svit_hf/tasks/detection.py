@@ -14,61 +14,43 @@ import numpy as np
 import torch
 from PIL import Image
 
-from svit_hf.errors import DataError, SViTError
+from svit_hf.errors import DataError
 from svit_hf.tasks import drawing
 from svit_hf.tasks.average_precision import AveragePrecision
 from svit_hf.tasks.coco import coco_rows
-from svit_hf.tasks.objects import CATEGORY_FIELDS, Objects, category_field, class_indices, corner_boxes, object_fields
-from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_picture
-from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, no_rows, parquet_rows
+from svit_hf.tasks.objects import (
+    Objects,
+    category_field,
+    class_indices,
+    corner_boxes,
+    features_of_objects,
+    object_fields,
+    stored_objects,
+)
+from svit_hf.tasks.pictures import Origin, View, decode_picture
+from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, CLASSES_OF_OBJECTS, no_rows, parquet_rows
 from svit_hf.tasks.task import DenseTask, Rows, Sample
 from svit_hf.tasks.yolo import yolo_rows
 
 
-BOX_FORMATS = ("xywh", "xyxy")
 # of predictions that are drawn
 DRAWN_SCORE = 0.5
 
 
 class Detection(DenseTask):
-    """A box and a class for every object; targets and predictions are `Objects`.
-
-    Args:
-        labels: As in `DenseTask`.
-        image_size: As in `DenseTask`.
-        head: As in `build_model`.
-        augmentation: As in `DenseTask`.
-        box_format: What `bbox` is: "xywh" (left, top, width, height, as in COCO) or "xyxy" (two corners); in pixels.
-            Boxes of YOLO's files are shares of the picture in any case.
-        clip_boxes: Whether boxes may reach out of their image, and be empty: they are cut, and dropped.
-    """
+    """A box and a class for every object; targets and predictions are `Objects`."""
 
     name = "detection"
     pipeline_tag = "object-detection"
     best_metric = "map"
-
-    def __init__(
-        self,
-        labels: Sequence[str],
-        image_size: int | tuple[int, int],
-        head: str | None = None,
-        augmentation: Augmentation | None = None,
-        box_format: str = "xywh",
-        clip_boxes: bool = False,
-    ):
-        super().__init__(labels, image_size, head, augmentation)
-        if box_format not in BOX_FORMATS:
-            raise SViTError(f"`box_format` is {box_format!r}; allowed are {list(BOX_FORMATS)}.")
-        self.box_format, self.clip_boxes = box_format, clip_boxes
+    annotation_options = ("box_format", "clip_boxes")
+    annotation_columns = ("objects",)
+    other_columns = ("width", "height")
 
     @classmethod
     def find_rows(cls, path: Path, split: str) -> Rows:
         """Find a split in parquet files, COCO's JSON, or YOLO's folders."""
-        rows = (
-            parquet_rows(path, split, [("objects", name) for name in CATEGORY_FIELDS])
-            or coco_rows(path, split)
-            or yolo_rows(path, split)
-        )
+        rows = parquet_rows(path, split, CLASSES_OF_OBJECTS) or coco_rows(path, split) or yolo_rows(path, split)
         if rows is None:
             raise no_rows(path, split, f"{split}.parquet, COCO's JSON, or folders images/ and labels/ (YOLO)")
         return rows
@@ -78,13 +60,22 @@ class Detection(DenseTask):
         picture = decode_picture(row.get("image"), origin)
         check_stated_size(row, picture, origin)
         fields = object_fields(row, origin)
-        box_format = row.get(BOX_FORMAT, self.box_format)
+        options = self.options_of(row)
+        box_format = row.get(BOX_FORMAT, options.box_format)
         boxes, is_there = corner_boxes(
-            fields.get("bbox", []), box_format, (picture.height, picture.width), origin, self.clip_boxes
+            fields.get("bbox", []), box_format, (picture.height, picture.width), origin, options.clip_boxes
         )
         labels = class_indices(category_field(fields, len(boxes), origin), self.labels, origin, row.get(CLASS_NAMES))
         crowd = np.array([bool(value) for value in fields.get("iscrowd", [False] * len(boxes))], dtype=bool)
         return Sample(picture, Objects(boxes, labels, crowd=crowd).select(is_there), origin)
+
+    def features(self) -> dict[str, Any]:
+        """Return those of objects."""
+        return {"objects": features_of_objects(self.labels)}
+
+    def stored(self, sample: Sample) -> dict[str, Any]:
+        """Return boxes of corner, width and height, with class indices."""
+        return {"objects": stored_objects(sample.target)}
 
     def example(self, sample: Sample, view: View) -> dict[str, Any]:
         """Return `pixel_values` `(3, height, width)`, `class_labels` `(N,)`, and `boxes` `(N, 4)`.

@@ -4,21 +4,21 @@
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
 
 from svit_hf.data.decoding import NUM_LISTED, BadImage
-from svit_hf.data.loading import Batch, EvaluationLoader
+from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
+from svit_hf.data.options import DataOptions
 from svit_hf.evaluation.classifier import AUTOCAST_DTYPES, processes
 from svit_hf.evaluation.options import Precision, require_positive
 from svit_hf.progress import Progress
 from svit_hf.tasks.average_precision import map_of_class
 from svit_hf.tasks.measuring import DenseReport
-from svit_hf.tasks.rows import find_evaluation_rows
-from svit_hf.tasks.rows_source import RowsSource
+from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.saved_models import TaskModel
 from svit_hf.tasks.task import Ranks
 
@@ -98,12 +98,12 @@ class TaskEvaluation:
 
 def evaluate_task_model(
     opened: TaskModel,
-    path: str | os.PathLike[str],
+    data: str | os.PathLike[str] | DataOptions,
     *,
     split: str | None = None,
     batch_size: int = 8,
     precision: Precision = "fp32",
-    num_workers: int = 0,
+    num_workers: int | None = None,
     sheet: Path | None = None,
 ) -> TaskEvaluation:
     """Evaluate a model on annotated pictures.
@@ -112,11 +112,12 @@ def evaluate_task_model(
 
     Args:
         opened: The model and its task, which reads the annotations.
-        path: Folder in one of the layouts of the task.
+        data: Folder in one of the layouts of the task, or whatever else `svit-hf train` takes as `data.path`; or
+            options that say how it is read.
         split: Name of the split; by default validation, or test if there is none.
         batch_size: Pictures per batch of each process.
         precision: Precision of the forward pass: `fp32`, `bf16` or `fp16`.
-        num_workers: Processes that read and decode.
+        num_workers: Processes that read and decode; by default those of the options, or one per CPU, 8 at most.
         sheet: PNG file to write: the first pictures with their annotations, and below them what the model says.
 
     Raises:
@@ -125,16 +126,19 @@ def evaluate_task_model(
     """
     require_positive(batch_size=batch_size)
     state, task = processes(), opened.task
+    options = data if isinstance(data, DataOptions) else DataOptions(path=os.fspath(data))
+    if split is not None:
+        options = replace(options, eval_split=split)
     with state.main_process_first():
-        split, rows = find_evaluation_rows(type(task), Path(path), split)
-    progress = Progress(-(-len(rows) // state.num_processes), "pictures", is_shown=state.is_main_process)
+        source = find_split(type(task), options, "eval").source(task)
+    progress = Progress(-(-source.num_samples // state.num_processes), "pictures", is_shown=state.is_main_process)
     loader = _WatchedLoader(
-        RowsSource(rows, task, f"{path}, split {split}"),
+        source,
         task.evaluation_example,
         batch_size=batch_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        num_workers=num_workers,
+        num_workers=workers_per_rank(options) if num_workers is None else num_workers,
     )
     with progress:
         loader.progress = progress
@@ -145,14 +149,14 @@ def evaluate_task_model(
     height, width = task.size
     count = f", {state.num_processes} processes" if state.num_processes > 1 else ""
     facts = {
-        "data": f"{path}, {len(rows)} pictures of the split {split}",
+        "data": f"{options.path}, {source.num_samples} pictures of the split {source.split}",
         "task": f"{task.name.replace('_', ' ')} by {task.head.name}, {len(task.labels)} classes",
         "images": f"{height} x {width} pixels",
         "computed": f"{precision} on {state.device.type}{count}",
     }
     settings = {
-        "data": str(path),
-        "split": split,
+        "data": options.path,
+        "split": source.split,
         "task": task.name,
         "head": task.head.name,
         "image_shape": [3, height, width],

@@ -19,10 +19,19 @@ from PIL import Image
 from svit_hf.errors import DataError
 from svit_hf.tasks import drawing
 from svit_hf.tasks.average_precision import AveragePrecision
-from svit_hf.tasks.coco import coco_rows, decode_segmentation
+from svit_hf.tasks.coco import coco_rows, decode_segmentation, encode_run_lengths
 from svit_hf.tasks.detection import DRAWN_SCORE, check_stated_size
-from svit_hf.tasks.objects import Objects, boxes_of_masks, category_field, class_indices, object_fields
+from svit_hf.tasks.objects import (
+    Objects,
+    boxes_of_masks,
+    category_field,
+    class_indices,
+    features_of_objects,
+    object_fields,
+    stored_objects,
+)
 from svit_hf.tasks.pictures import Origin, View, decode_mask, decode_picture
+from svit_hf.tasks.rows import CLASS_NAMES, CLASSES_OF_OBJECTS, parquet_rows
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
 from svit_hf.tasks.task import DenseTask, Rows, Sample
 
@@ -33,11 +42,14 @@ class InstanceSegmentation(DenseTask):
     name = "instance_segmentation"
     pipeline_tag = "image-segmentation"
     best_metric = "map"
+    annotation_columns = ("mask", "objects")
+    other_columns = ("categories", "width", "height")
 
     @classmethod
     def find_rows(cls, path: Path, split: str) -> Rows:
         """Find a split in COCO's JSON, parquet files, or folders `images` and `masks`."""
-        return coco_rows(path, split) or SemanticSegmentation.find_rows(path, split)
+        rows = coco_rows(path, split) or parquet_rows(path, split, CLASSES_OF_OBJECTS)
+        return rows or SemanticSegmentation.find_rows(path, split)
 
     def read(self, row: Mapping[str, Any], origin: Origin) -> Sample:
         """Decode a row, and check its masks and classes."""
@@ -48,6 +60,18 @@ class InstanceSegmentation(DenseTask):
         else:
             target = self._from_objects(row, (picture.height, picture.width), origin)
         return Sample(picture, target, origin)
+
+    def features(self) -> dict[str, Any]:
+        """Return those of objects with masks."""
+        import datasets
+
+        code = {"size": datasets.List(datasets.Value("int32")), "counts": datasets.Value("string")}
+        return {"objects": {**features_of_objects(self.labels), "segmentation": datasets.List(code)}}
+
+    def stored(self, sample: Sample) -> dict[str, Any]:
+        """Return masks as run-length codes, with class indices."""
+        masks = [encode_run_lengths(mask) for mask in sample.target.masks]
+        return {"objects": {**stored_objects(sample.target), "segmentation": masks}}
 
     def example(self, sample: Sample, view: View) -> dict[str, Any]:
         """Return `pixel_values` `(3, height, width)`, `class_labels` `(N,)`, `mask_labels` `(N, height/2, width/2)`.
@@ -119,7 +143,8 @@ class InstanceSegmentation(DenseTask):
         for place, segmentation in enumerate(segmentations):
             masks[place] = decode_segmentation(segmentation, size, origin)
         crowd = np.array([bool(value) for value in fields.get("iscrowd", [False] * len(masks))], dtype=bool)
-        return _annotated(masks, class_indices(categories, self.labels, origin), crowd)
+        labels = class_indices(categories, self.labels, origin, row.get(CLASS_NAMES))
+        return _annotated(masks, labels, crowd)
 
 
 def _annotated(masks: np.ndarray, labels: np.ndarray, crowd: np.ndarray) -> Objects:

@@ -63,7 +63,8 @@ def first_samples(loader: EvaluationLoader) -> list["Sample"]:
     """Return the first pictures of a split that are whole, as they were read."""
     source, limits = loader.maker.source, loader.maker.limits
     samples: list[Sample] = []
-    for row in read_rows(source, segments(source.shard_sizes, [0], 0, source.num_samples)):
+    order = list(range(len(source.shard_sizes)))
+    for row in read_rows(source, segments(source.shard_sizes, order, 0, source.num_samples)):
         if len(samples) == NUM_DRAWN:
             break
         # the evaluation has counted those that are broken

@@ -15,6 +15,7 @@ from svit_hf.tasks.pictures import Origin
 CATEGORY_FIELDS = ("category", "categories", "category_id", "label", "labels")
 # of boxes that reach out of the picture: what rounding explains
 MAX_OUTSIDE = 2.0
+_OTHER_FORMATS = {"shares": "", "xywh": "The other format is 'xyxy'; ", "xyxy": "The other format is 'xywh'; "}
 
 
 @dataclass
@@ -53,6 +54,24 @@ def boxes_of_masks(masks: np.ndarray) -> np.ndarray:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
     return boxes
+
+
+def features_of_objects(labels: Sequence[str]) -> dict[str, Any]:
+    """Return the features of `datasets` for what `stored_objects` returns."""
+    import datasets
+
+    return {
+        "bbox": datasets.List(datasets.List(datasets.Value("float64"))),
+        "category": datasets.List(datasets.ClassLabel(names=list(labels))),
+        "iscrowd": datasets.List(datasets.Value("bool")),
+    }
+
+
+def stored_objects(objects: Objects) -> dict[str, Any]:
+    """Return annotated objects as the column `objects`; boxes are left, top, width, height."""
+    boxes = np.concatenate([objects.boxes[:, :2], objects.boxes[:, 2:] - objects.boxes[:, :2]], axis=1)
+    crowd = [False] * len(objects) if objects.crowd is None else objects.crowd.tolist()
+    return {"bbox": boxes.tolist(), "category": objects.labels.tolist(), "iscrowd": crowd}
 
 
 def object_fields(row: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
@@ -124,8 +143,9 @@ def corner_boxes(
     """Return boxes `(N, 4)` of x1, y1, x2, y2 inside of a picture, and which of them are in it at all, bool `(N,)`.
 
     Args:
-        values: Four numbers each, in pixels.
-        box_format: "xywh" (corner, width, height) or "xyxy" (two corners).
+        values: Four numbers each, in pixels; shares of the picture if the format is "shares".
+        box_format: "xywh" (corner, width, height), "xyxy" (two corners), or "shares" (centre, width, height, as in
+            YOLO's files).
         size: Height and width of the picture.
         origin: Where the boxes are from.
         clip: Whether boxes may reach out of the picture by more than rounding explains, and be empty.
@@ -139,9 +159,12 @@ def corner_boxes(
             raise ValueError("not four finite numbers each")
     except (TypeError, ValueError) as error:
         raise DataError(f"{origin}: the boxes {str(list(values))[:200]} are not four numbers each: {error}") from error
-    if box_format == "xywh":
-        boxes[:, 2:] += boxes[:, :2]
     edges = np.array([size[1], size[0]] * 2)
+    if box_format == "shares":
+        boxes[:, :2] -= boxes[:, 2:] / 2
+        boxes *= edges
+    if box_format != "xyxy":
+        boxes[:, 2:] += boxes[:, :2]
     inside = np.clip(boxes, 0, edges)
     is_there = (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
     strange = ~is_there | (np.abs(inside - boxes).max(1, initial=0) > MAX_OUTSIDE)
@@ -149,7 +172,7 @@ def corner_boxes(
         place = int(np.flatnonzero(strange)[0])
         raise DataError(
             f"{origin}: object {place} has the box {list(values[place])} ({box_format}), which is empty or reaches "
-            f"out of the image of {size[1]} x {size[0]} pixels. The other format is "
-            f"{'xyxy' if box_format == 'xywh' else 'xywh'!r}; `clip_boxes` cuts boxes, and drops what is left empty."
+            f"out of the image of {size[1]} x {size[0]} pixels. {_OTHER_FORMATS[box_format]}`clip_boxes` cuts boxes, "
+            "and drops what is left empty."
         )
     return inside, is_there

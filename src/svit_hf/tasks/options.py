@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How annotations are to be read, which files do not say themselves, and what a recipe says of its task."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from svit_hf.errors import SViTError
 from svit_hf.option_fields import JsonObject, check_options, option
 
 
-if TYPE_CHECKING:
-    from svit_hf.tasks.task import DenseTask
-
+# column that is true in rows with annotations as tasks store them, to which options were applied before
+IS_STORED = "svit_is_stored"
 
 TaskName = Literal["semantic_segmentation", "instance_segmentation", "detection"]
 
@@ -36,17 +34,18 @@ class AnnotationOptions:
     box_format: Literal["xywh", "xyxy"] = "xywh"
     clip_boxes: bool = False
 
-    def of(self, task: "type[DenseTask]") -> dict[str, Any]:
-        """Return those that a task takes, as its keyword arguments.
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def require_known(self, known: Collection[str], task: str) -> None:
+        """Refuse options that say nothing about a task.
 
         Raises:
-            SViTError: If another one is not its default.
+            SViTError: If one that is not in `known` is not its default.
         """
-        taken = signature(task).parameters
         for item in fields(self):
-            if item.name not in taken and (value := getattr(self, item.name)) != item.default:
-                raise SViTError(f"`{item.name}` is {value!r}; the task {task.name!r} does not know it.")
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name in taken}
+            if item.name not in known and (value := getattr(self, item.name)) != item.default:
+                raise SViTError(f"`{item.name}` is {value!r}; the task {task!r} does not know it.")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from svit_hf.errors import DataError
+from svit_hf.tasks.objects import CATEGORY_FIELDS
 from svit_hf.tasks.pictures import Origin
 from svit_hf.tasks.task import DenseTask, Rows
 
@@ -20,6 +21,8 @@ from svit_hf.tasks.task import DenseTask, Rows
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
 # added to rows whose classes are numbers, where the data name them: what they mean, in the order of the numbers
 CLASS_NAMES = "svit_class_names"
+# where parquet files may state them, as paths of names in the features that `datasets` writes
+CLASSES_OF_OBJECTS = [("objects", name) for name in CATEGORY_FIELDS]
 # added to rows whose boxes were made here: how they are stored, whatever is said of the data
 BOX_FORMAT = "svit_box_format"
 # other words for a split

@@ -1,40 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a task as the loaders of `svit_hf.data` read them."""
+"""The rows of a task as the loaders of `svit_hf.data` read them: of a folder, of a table, or in passing."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 
 from svit_hf.data.decoding import DecodingError, ImageLimits
-from svit_hf.data.sources import UNLABELLED, IndexedSource, Row
-from svit_hf.tasks.pictures import BrokenPictureError
+from svit_hf.data.sources import (
+    UNLABELLED,
+    ImageSource,
+    IndexedSource,
+    Row,
+    StreamingSource,
+    TableSource,
+    encoded_image,
+    stored_image,
+)
+from svit_hf.tasks.options import IS_STORED
+from svit_hf.tasks.pictures import BrokenPictureError, Origin
+from svit_hf.tasks.rows import CLASS_NAMES
 from svit_hf.tasks.task import DenseTask, Rows, Sample
 
 
-class RowsSource(IndexedSource):
-    """The rows of a split; the task decodes them, and makes batches of the examples.
+class TaskSource(ImageSource):
+    """Rows that a task decodes, and makes batches of.
 
-    Args:
-        rows: The rows.
+    Attributes:
         task: The task.
-        name: What to call them.
     """
 
-    def __init__(self, rows: Rows, task: DenseTask, name: str):
-        super().__init__(name, task.labels, {name: len(rows)})
-        self.found_rows, self.task = rows, task
+    task: DenseTask
 
-    def row(self, sample_id: int) -> Row:
-        """Return the place alone: the task reads the columns."""
-        return Row(sample_id, None, UNLABELLED)
-
-    def locate(self, sample_id: int) -> tuple[str, int]:
-        """Return the file that a row is in, and its place there."""
-        origin = self.found_rows.origins[sample_id]
-        return origin.file, origin.row if isinstance(origin.row, int) else 0
+    def origin(self, sample_id: int) -> Origin:
+        """Return where a row is from, for messages."""
+        return Origin(*self.locate(sample_id))
 
     def decode(self, row: Row, limits: ImageLimits) -> Sample:
         """Return a sample.
@@ -43,10 +47,23 @@ class RowsSource(IndexedSource):
             DecodingError: If the picture is broken.
             DataError: If the annotation cannot be used.
         """
+        assert row.columns is not None
         try:
-            return self.task.read(*self.found_rows[row.sample_id])
+            return self.task.read(row.columns, self.origin(row.sample_id))
         except BrokenPictureError as error:
             raise DecodingError(str(error)) from error
+
+    def features(self) -> datasets.Features:
+        """Return the columns that `stored` writes: the picture, and the annotation as the task stores it."""
+        is_stored = {IS_STORED: datasets.Value("bool")}
+        return datasets.Features({"image": datasets.Image(), **self.task.features(), **is_stored})
+
+    def stored(self, row: Row, decoded: Sample) -> dict[str, Any]:
+        """Return what is written of a row into a table, by its columns; the picture as it was stored."""
+        assert row.columns is not None
+        image = row.columns["image"]
+        encoded = encoded_image(str(image) if isinstance(image, Path) else stored_image(image))
+        return {"image": encoded, **self.task.stored(decoded), IS_STORED: True}
 
     def batch(self, samples: Sequence[tuple[Row, Any]]) -> dict[str, Any]:
         """Return what the model takes; of an evaluation `pixel_values` `(B, 3, H, W)` and `truths`."""
@@ -59,6 +76,33 @@ class RowsSource(IndexedSource):
             "truths": [example.truth for example in examples],
         }
 
+
+class RowsSource(TaskSource, IndexedSource):
+    """Rows of a folder, as a task finds them.
+
+    Args:
+        rows: The rows.
+        task: The task.
+        name: What to call them.
+    """
+
+    def __init__(self, rows: Rows, task: DenseTask, name: str):
+        super().__init__(name, task.labels, {name: len(rows)})
+        self.found_rows, self.task = rows, task
+
+    def row(self, sample_id: int) -> Row:
+        """Return a row, whose picture may still be a file."""
+        return Row(sample_id, None, UNLABELLED, self.found_rows.load(sample_id))
+
+    def origin(self, sample_id: int) -> Origin:
+        """Return where a row is from, for messages."""
+        return self.found_rows.origins[sample_id]
+
+    def locate(self, sample_id: int) -> tuple[str, int]:
+        """Return the file that a row is in, and its place there."""
+        origin = self.origin(sample_id)
+        return origin.file, origin.row if isinstance(origin.row, int) else 0
+
     def parts(self) -> Mapping[str, Any]:
         """Return the sizes of the files with the annotations."""
         return {file.name: file.stat().st_size for file in self.found_rows.files}
@@ -68,3 +112,87 @@ class RowsSource(IndexedSource):
         fingerprint = super().fingerprint()
         places = json.dumps([str(origin) for origin in self.found_rows.origins])
         return fingerprint | {"digest": fingerprint["digest"] + hashlib.sha256(places.encode()).hexdigest()}
+
+
+class TaskTable(TaskSource, TableSource):
+    """Rows of a table of `datasets`, any of which can be read at any time.
+
+    Args:
+        task: The task.
+        columns: Columns of the table, by the names that the task has for them.
+        class_names: What numbers of classes stand for; None where the data do not say it.
+        table: As in `TableSource`.
+        name: As in `TableSource`.
+        options: More arguments of `TableSource`.
+    """
+
+    def __init__(
+        self,
+        task: DenseTask,
+        columns: Mapping[str, str],
+        class_names: Sequence[str] | None,
+        table: datasets.Dataset,
+        name: str,
+        **options: Any,
+    ):
+        super().__init__(table, tuple(columns.values()), task.labels, name, **options)
+        self.task, self.columns_of_task, self.class_names = task, columns, class_names
+
+    def row(self, sample_id: int) -> Row:
+        """Return a row."""
+        columns = _columns(self.columns_of_task, self.table[sample_id], self.class_names)
+        if self.has_files:
+            # which the builder of the table has put on this machine
+            columns |= {name: _file(columns[name]) for name in ("image", "mask") if name in columns}
+        return Row(sample_id, None, UNLABELLED, columns)
+
+
+class TaskStream(TaskSource, StreamingSource):
+    """Rows of shards that are read in passing.
+
+    Args:
+        task: The task.
+        columns: Columns of the shards, by the names that the task has for them.
+        class_names: What numbers of classes stand for; None where the data do not say it.
+        dataset: As in `StreamingSource`.
+        counts: As in `StreamingSource`.
+        name: As in `StreamingSource`.
+        file_sizes: As in `StreamingSource`.
+    """
+
+    def __init__(
+        self,
+        task: DenseTask,
+        columns: Mapping[str, str],
+        class_names: Sequence[str] | None,
+        dataset: datasets.IterableDataset,
+        counts: Mapping[str, Any],
+        name: str,
+        file_sizes: Sequence[int] | None,
+    ):
+        super().__init__(dataset, tuple(columns.values()), task.labels, counts, name, file_sizes=file_sizes)
+        self.task, self.columns_of_task, self.class_names = task, columns, class_names
+
+    def row_of(self, example: Mapping[str, Any], sample_id: int) -> Row:
+        """Return what was read as a row."""
+        return Row(sample_id, None, UNLABELLED, _columns(self.columns_of_task, example, self.class_names))
+
+
+def _columns(
+    columns: Mapping[str, str], example: Mapping[str, Any], class_names: Sequence[str] | None
+) -> dict[str, Any]:
+    found = {name: _field(example, column) for name, column in columns.items()}
+    return found if class_names is None else found | {CLASS_NAMES: class_names}
+
+
+def _field(example: Mapping[str, Any], column: str) -> Any:
+    """Return a column, or a field inside it; None where it is not there, which the task finds out, and says where."""
+    value: Any = example
+    for part in (column,) if column in example else column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _file(stored: Any) -> Any:
+    found = stored_image(stored, has_files=True)
+    return Path(found) if isinstance(found, str) else found

@@ -74,6 +74,30 @@ def open_task_model(
     """
     location = find_model(os.fspath(location))
     folder = download(location)
+    head, _, name, size = read_head(folder, task, location)
+    kind = task_class(name)
+    model = load_model(folder, device, head.model_class)
+    return TaskModel(kind(class_names(model), size, head.name, annotations=annotations), model, location)
+
+
+def read_head(
+    folder: str | os.PathLike[str], task: str | None = None, location: str | None = None
+) -> tuple[Head, PreTrainedConfig, str, tuple[int, int]]:
+    """Read what a saved model is, without its weights.
+
+    Args:
+        folder: Its folder.
+        task: Name of the task, as in `open_task_model`.
+        location: What to call the model in messages.
+
+    Returns:
+        The head, its config, the name of the task, and height and width of the images.
+
+    Raises:
+        SViTError: As `open_task_model`.
+    """
+    folder = os.fspath(folder)
+    location = location or folder
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
     # whatever a damaged file raises
@@ -86,11 +110,8 @@ def open_task_model(
             f"of the types {', '.join(head.config_class.model_type for head in HEADS.values())}, as "
             "`svit_hf.build_model` makes them."
         )
-    kind = task_class(_task_name(config, head, location, task))
-    size = _image_size(load_image_processor(folder), location)
-    model = load_model(folder, device, head.model_class)
-    options = (annotations or AnnotationOptions()).of(kind)
-    return TaskModel(kind(class_names(model), size, head.name, **options), model, location)
+    name = _task_name(config, head, location, task)
+    return head, config, name, _image_size(load_image_processor(folder), location)
 
 
 def _head_of(config: PreTrainedConfig) -> Head | None:

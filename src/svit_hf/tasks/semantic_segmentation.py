@@ -6,7 +6,9 @@ Columns: `image`, and `mask`, a picture of one channel whose values are class in
 files.
 """
 
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from PIL import Image
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import drawing
 from svit_hf.tasks.heads import IGNORED
+from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_mask, decode_picture
 from svit_hf.tasks.rows import folder_pairs, no_rows, parquet_rows, pictures_in, read_labels
 from svit_hf.tasks.task import DenseTask, Metric, Rows, Sample, Truth
@@ -30,13 +33,14 @@ class SemanticSegmentation(DenseTask):
         image_size: As in `DenseTask`.
         head: As in `build_model`.
         augmentation: As in `DenseTask`.
-        is_binary: Whether every value of a mask but 0 is class 1, as in masks of 0 and 255 and in masks of instances.
-        reduce_labels: Whether 0 in a mask is no class but ignored, and class 0 is stored as 1, as in ADE20K.
+        annotations: As in `DenseTask`: `is_binary` and `reduce_labels`.
     """
 
     name = "semantic_segmentation"
     pipeline_tag = "image-segmentation"
     best_metric = "mean_iou"
+    annotation_options = ("is_binary", "reduce_labels")
+    annotation_columns = ("mask",)
 
     def __init__(
         self,
@@ -44,10 +48,10 @@ class SemanticSegmentation(DenseTask):
         image_size: int | tuple[int, int],
         head: str | None = None,
         augmentation: Augmentation | None = None,
-        is_binary: bool = False,
-        reduce_labels: bool = False,
+        annotations: AnnotationOptions | None = None,
     ):
-        super().__init__(labels, image_size, head, augmentation)
+        super().__init__(labels, image_size, head, augmentation, annotations)
+        is_binary, reduce_labels = self.annotations.is_binary, self.annotations.reduce_labels
         if is_binary and len(self.labels) != 2:
             raise SViTError(
                 f"`is_binary` is True, and `labels` is {self.labels}; it needs two: background and object."
@@ -58,14 +62,13 @@ class SemanticSegmentation(DenseTask):
             raise SViTError(
                 f"`labels` has {len(self.labels)} names; allowed are {IGNORED}, since {IGNORED} is ignored."
             )
-        self.is_binary, self.reduce_labels = is_binary, reduce_labels
 
     @classmethod
     def find_rows(cls, path: Path, split: str) -> Rows:
         """Find a split in parquet files, or in folders `images` and `masks`."""
         rows = parquet_rows(path, split)
         if rows is not None:
-            return rows
+            return replace(rows, labels=read_labels(path))
         folders = folder_pairs(path, split, "masks")
         if folders is None:
             raise no_rows(path, split, f"{split}.parquet, or folders images/ and masks/ in {split}/ or around it")
@@ -85,9 +88,10 @@ class SemanticSegmentation(DenseTask):
         """Decode a row, and check that the mask has the picture's size and the classes' values."""
         picture = decode_picture(row.get("image"), origin)
         mask = decode_mask(row.get("mask"), origin, (picture.height, picture.width))
-        if self.is_binary:
+        options = self.options_of(row)
+        if options.is_binary:
             mask = (mask != 0).astype(np.int64)
-        elif self.reduce_labels:
+        elif options.reduce_labels:
             mask = np.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
         strange = np.unique(mask[(mask != IGNORED) & ((mask < 0) | (mask >= len(self.labels)))])
         if strange.size:
@@ -97,6 +101,18 @@ class SemanticSegmentation(DenseTask):
                 "`is_binary`."
             )
         return Sample(picture, mask, origin)
+
+    def features(self) -> dict[str, Any]:
+        """Return that of masks."""
+        import datasets
+
+        return {"mask": datasets.Image()}
+
+    def stored(self, sample: Sample) -> dict[str, Any]:
+        """Return a mask of class indices, as PNG."""
+        encoded = io.BytesIO()
+        Image.fromarray(sample.target.astype(np.uint8)).save(encoded, "PNG")
+        return {"mask": {"bytes": encoded.getvalue(), "path": None}}
 
     def example(self, sample: Sample, view: View) -> dict[str, Any]:
         """Return `pixel_values` `(3, height, width)` and `labels` `(height, width)`."""

@@ -23,6 +23,7 @@ from svit_hf.files import whole_file
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.tasks.heads import counting_own_objects, find_head
 from svit_hf.tasks.models import build_model, check_image_size, check_labels
+from svit_hf.tasks.options import IS_STORED, AnnotationOptions
 from svit_hf.tasks.pictures import Augmentation, Origin, View
 
 
@@ -227,10 +228,18 @@ class DenseTask(Task):
         image_size: Height and width that the model takes, in pixels: one int or a pair, multiples of 32.
         head: As in `build_model`.
         augmentation: Random changes of training samples.
+        annotations: How annotations are to be read.
 
     Attributes:
         size: Height and width that the model takes.
+        annotation_options: The options of annotations that the task knows.
+        annotation_columns: Columns of annotations beside that of the `image`, of which a row has one.
+        other_columns: Columns that a row may have.
     """
+
+    annotation_options: ClassVar[tuple[str, ...]] = ()
+    annotation_columns: ClassVar[tuple[str, ...]]
+    other_columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -238,7 +247,10 @@ class DenseTask(Task):
         image_size: int | tuple[int, int],
         head: str | None = None,
         augmentation: Augmentation | None = None,
+        annotations: AnnotationOptions | None = None,
     ):
+        self.annotations = annotations or AnnotationOptions()
+        self.annotations.require_known(self.annotation_options, self.name)
         self.labels = check_labels(labels)
         self.size = check_image_size(image_size)
         self.head = find_head(self.name, head)
@@ -267,6 +279,18 @@ class DenseTask(Task):
         Raises:
             DataError: If it cannot be used; the message names file and row.
         """
+
+    @abstractmethod
+    def features(self) -> dict[str, Any]:
+        """Return the features of `datasets` for the columns that `stored` writes."""
+
+    @abstractmethod
+    def stored(self, sample: Sample) -> dict[str, Any]:
+        """Return an annotation as columns that `read` reads again, whatever the options of annotations are by then."""
+
+    def options_of(self, row: Mapping[str, Any]) -> AnnotationOptions:
+        """Return how the annotation of a row is to be read: by default what `stored` wrote."""
+        return AnnotationOptions() if row.get(IS_STORED) else self.annotations
 
     def augment(self, sample: Sample, seed: int, epoch: int, index: int, view: int = 0) -> dict[str, Any]:
         """Return an example for training: a pure function of its arguments."""

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from svit_hf.errors import DataError
-from svit_hf.tasks.pictures import Origin, decode_picture
+from svit_hf.tasks.pictures import Origin
 from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, folder_pairs, pictures_in, read_labels
 from svit_hf.tasks.task import Rows
 
@@ -19,8 +17,8 @@ def yolo_rows(path: Path, split: str) -> Rows | None:
     The names of the classes are those of `data.yaml` or `classes.txt`.
 
     Returns:
-        Rows with the columns `image` and `objects`, whose fields are `bbox` (in pixels) and `category`; or None if
-        there are no such folders.
+        Rows with the columns `image` and `objects`, whose fields are `bbox` (shares of the picture) and `category`; or
+        None if there are no such folders.
 
     Raises:
         DataError: If a line is not a class and four shares of the picture's width and height.
@@ -31,16 +29,15 @@ def yolo_rows(path: Path, split: str) -> Rows | None:
     files = pictures_in(folders[0])
 
     def load(index: int) -> Mapping[str, Any]:
-        picture = decode_picture(files[index], Origin(files[index].name, 0))
-        objects = _read_boxes(folders[1] / f"{files[index].stem}.txt", picture)
-        return {"image": picture, "objects": objects, CLASS_NAMES: labels, BOX_FORMAT: "xywh"}
+        objects = _read_boxes(folders[1] / f"{files[index].stem}.txt")
+        return {"image": files[index], "objects": objects, CLASS_NAMES: labels, BOX_FORMAT: "shares"}
 
     labels = read_labels(path)
     boxes = [file for file in (folders[1] / f"{picture.stem}.txt" for picture in files) if file.is_file()]
     return Rows([Origin(file.name, "the whole picture") for file in files], load, labels, boxes)
 
 
-def _read_boxes(file: Path, picture: Image.Image) -> dict[str, list[Any]]:
+def _read_boxes(file: Path) -> dict[str, list[Any]]:
     boxes, categories = [], []
     try:
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -51,14 +48,14 @@ def _read_boxes(file: Path, picture: Image.Image) -> dict[str, list[Any]]:
             continue
         try:
             label, *shares = line.split()
-            x, y, width, height = (float(share) for share in shares)
+            box = [float(share) for share in shares]
+            if len(box) != 4:
+                raise ValueError(f"it has {len(box)} numbers after the class")
             categories.append(int(label))
         except ValueError as error:
             raise DataError(
                 f"{file.name}, row {number}: {line[:80]!r} is not a class and four numbers; polygons are read from "
                 "COCO's JSON."
             ) from error
-        # centre and size
-        corner = [(x - width / 2) * picture.width, (y - height / 2) * picture.height]
-        boxes.append([*corner, width * picture.width, height * picture.height])
+        boxes.append(box)
     return {"bbox": boxes, "category": categories}

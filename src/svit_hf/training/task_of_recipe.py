@@ -4,7 +4,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +18,8 @@ from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.tasks import task_class
 from svit_hf.tasks.classification import Classification, Criterion
+from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.pictures import Augmentation
-from svit_hf.tasks.rows import find_evaluation_rows
-from svit_hf.tasks.rows_source import RowsSource
 from svit_hf.tasks.task import DenseTask, Task
 from svit_hf.training.losses import balanced_class_weights, make_criterion
 from svit_hf.training.options import TrainingRecipe
@@ -31,12 +29,11 @@ from svit_hf.training.starting_model import make_config, make_image_processor, m
 
 # what is for classification, and does nothing in other tasks
 NEEDED_BY_DENSE_TASKS = {
-    **dict.fromkeys(("data.config_name", "data.image_column", "data.label_column", "data.index"), None),
-    **{"data.format": "auto", "data.multi_label": False, "data.sampling": "uniform", "data.validation_share": 0.0},
+    **{"data.multi_label": False, "data.sampling": "uniform", "data.validation_share": 0.0},
     **{"augmentation.randaugment": "", "augmentation.interpolation": "bilinear", "augmentation.random_erasing": 0.0},
     **dict.fromkeys(("mixing.mixup_alpha", "mixing.cutmix_alpha", "optimization.label_smoothing"), 0.0),
     **{"optimization.loss": "cross_entropy", "optimization.class_weights": "none", "distillation.teacher": ""},
-    **{"model.crop_pct": None, "model.eval_mode": False, "run.parallelism": "ddp", "run.push_to": ""},
+    **{"model.crop_pct": None, "model.eval_mode": False, "run.parallelism": "ddp"},
     **{"data.max_image_pixels": DEFAULT_LIMITS.max_pixels, "data.max_image_bytes": DEFAULT_LIMITS.max_bytes},
 }
 
@@ -74,26 +71,13 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
 
 
 def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
-    options, path = recipe.task, Path(recipe.data.path)
+    options = recipe.task
     kind = task_class(options.name)
     _require(recipe, NEEDED_BY_DENSE_TASKS, f"`task.name` {options.name!r}")
-    if recipe.data.streaming:
-        raise SViTError(
-            f"`data.streaming` is True; with `task.name` {options.name!r} pictures and annotations are read at random "
-            "from a folder. Leave it out."
-        )
-    if not path.is_dir():
-        raise SViTError(
-            f"`data.path` is {recipe.data.path!r}; with `task.name` {options.name!r} it has to be a folder on this "
-            "machine with the splits in it (docs/guides/segment_and_detect.md)."
-        )
-    own = options.annotations.of(kind)
+    splits = ("train", "eval") if recipe.run.evaluate_every_epochs else ("train",)
     with accelerator.main_process_first():
-        rows = {"train": kind.find_rows(path, recipe.data.train_split)}
-        if recipe.run.evaluate_every_epochs:
-            split, found = find_evaluation_rows(kind, path, recipe.data.eval_split)
-            rows[split] = found
-    labels = options.labels or rows["train"].labels
+        found = [find_split(kind, recipe.data, split) for split in splits]
+    labels = options.labels or found[0].labels
     if not labels:
         raise SViTError(
             f"`task.labels` is empty, and {recipe.data.path!r} does not name its classes; name them, in the order of "
@@ -110,20 +94,13 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
         min_visible=options.min_visible,
         size=crop,
     )
-    task = kind(
-        labels,
-        recipe.model.image_size,
-        options.head or None,
-        augmentation,
-        **own,
-    )
-    sources = []
-    for split, found in rows.items():
-        if found.labels and list(found.labels) != task.labels and not options.labels:
-            raise SViTError(f"the split {split!r} has the classes {found.labels}, the training split {task.labels}.")
-        source = RowsSource(found, task, f"{recipe.data.path}, split {split}")
-        source.split = split
-        sources.append(source)
+    task = kind(labels, recipe.model.image_size, options.head or None, augmentation, options.annotations)
+    for split in found:
+        if split.labels and split.labels != task.labels and not options.labels:
+            raise SViTError(
+                f"the split {split.name!r} has the classes {split.labels}, the training split {task.labels}."
+            )
+    sources = [split.source(task) for split in found]
     return Data(task, sources[0], sources[1] if len(sources) > 1 else None, workers_per_rank(recipe.data))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf data inspect|shard`: look at images before training, and write them so that they stream well."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,16 @@ import tyro
 
 from svit_hf.data.options import DataFormat, DataOptions
 from svit_hf.errors import DataError, SViTError
+from svit_hf.tasks.options import AnnotationOptions, TaskName
 from svit_hf.urls import without_credentials
+
+
+# the small one that trains each task
+RECIPES = {
+    "semantic_segmentation": "segment_semantic",
+    "instance_segmentation": "segment_instance",
+    "detection": "detect",
+}
 
 
 @dataclass
@@ -78,6 +87,9 @@ class InspectCommand(SourceArguments):
 class ShardCommand(SourceArguments):
     """Write all splits as parquet shards that stream well: mixed, of equal size, with small row groups.
 
+    Masks and boxes, in whatever layout they are, are written as they are read; the options of annotations are in what
+    is written.
+
     Args:
         output_dir: A new or an empty folder.
         rows_per_shard: Images in a file; by default `mb` decides.
@@ -87,6 +99,9 @@ class ShardCommand(SourceArguments):
         seed: Fixes the order in which images are written.
         streaming: Read the source as a stream; see `svit-hf train`.
         index: What `svit-hf data inspect --write-index` wrote, for a stream that needs it.
+        task: Of images that are annotated for segmentation or detection.
+        labels: Names of the classes, with `task`; by default those that the data name.
+        annotations: How masks and boxes are to be read, with `task`.
     """
 
     output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT_DIR")] = Path("shards")
@@ -96,28 +111,44 @@ class ShardCommand(SourceArguments):
     seed: int = 0
     streaming: bool | None = None
     index: str | None = None
+    task: TaskName | None = None
+    labels: tuple[str, ...] = ()
+    annotations: AnnotationOptions = field(default_factory=AnnotationOptions)
 
     def run(self) -> int:
         """Write, say what was written, and return the exit status."""
         from svit_hf.data.shards import ShardOptions, write_shards
+        from svit_hf.tasks.shards import write_annotated_shards
 
         options = ShardOptions(self.rows_per_shard, self.mb, self.row_group_size, self.seed)
-        written = write_shards(self._options(self.streaming, self.index), self.output_dir, options)
+        source = self._options(self.streaming, self.index)
+        if self.task is not None:
+            written = write_annotated_shards(
+                self.task, source, self.output_dir, options, self.labels, self.annotations
+            )
+        elif self.labels or self.annotations != AnnotationOptions():
+            name = "labels" if self.labels else "annotations"
+            raise SViTError(
+                f"`{name}` is {getattr(self, name)}; it is about masks and boxes, and `task` is not given."
+            )
+        else:
+            written = write_shards(source, self.output_dir, options)
         for split, (files, num_images, bad_images) in written.items():
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             line = f"{split}: {num_images} images in {len(files)} files, {megabytes:.1f} MB in {self.output_dir}"
             if bad_images:
-                line += f"; {len(bad_images)} that cannot be decoded were left out, `svit-hf data inspect` lists them"
+                first = f"{bad_images[0].source}, row {bad_images[0].row}"
+                line += f"; {len(bad_images)} that cannot be decoded were left out, the first is {first}"
             print(line)  # noqa: T201 - a program's result
-        print(_train_on(str(self.output_dir)))  # noqa: T201 - a program's result
+        print(_train_on(str(self.output_dir), RECIPES[self.task] if self.task else "smoke"))  # noqa: T201 - a program's result
         return 0
 
 
-def _train_on(path: str) -> str:
-    return f"\nTrain on them:\n\n    svit-hf train --recipe smoke --output-dir runs/smoke --data.path {path}"
+def _train_on(path: str, recipe: str = "smoke") -> str:
+    return f"\nTrain on them:\n\n    svit-hf train --recipe {recipe} --output-dir runs/{recipe} --data.path {path}"
 
 
-@tyro.conf.configure(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes)
 @dataclass
 class DataCommand:
     """Look at images before training, and write them as shards that stream well.
@@ -126,10 +157,11 @@ class DataCommand:
         action: What to do.
     """
 
-    action: (
+    action: Annotated[
         Annotated[InspectCommand, tyro.conf.subcommand("inspect")]
-        | Annotated[ShardCommand, tyro.conf.subcommand("shard")]
-    )
+        | Annotated[ShardCommand, tyro.conf.subcommand("shard")],
+        tyro.conf.arg(name=""),
+    ]
 
     def run(self) -> int:
         """Do it, and return the exit status.

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From options to the annotated pictures of a split: in folders, in tables and shards, here or on the Hub."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from svit_hf.data.columns import find_columns
+from svit_hf.data.locations import Location, find_location
+from svit_hf.data.opening import (
+    MAX_INDEXED_BYTES,
+    footers_of,
+    is_streamed,
+    open_files,
+    read_table,
+    rows_of_files,
+    split_name,
+)
+from svit_hf.data.options import DataOptions
+from svit_hf.data.sources import explain_reading
+from svit_hf.errors import DataError, SViTError, listed
+from svit_hf.tasks.objects import CATEGORY_FIELDS
+from svit_hf.tasks.options import IS_STORED
+from svit_hf.tasks.rows import MissingSplitError, find_evaluation_rows, read_labels
+from svit_hf.tasks.rows_source import RowsSource, TaskSource, TaskStream, TaskTable
+from svit_hf.tasks.task import DenseTask
+
+
+# files of folders that no task has a layout for, and `svit_hf.data` knows
+OTHER_FILES = ("*.tar", "*.tar.gz", "*.tgz", "metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+@dataclass(frozen=True)
+class FoundSplit:
+    """Annotated pictures that were found; the task that reads them may follow from their classes.
+
+    Attributes:
+        name: Name of the split.
+        labels: Names of the classes, where the data state them.
+        source: Function of the task to what a loader reads.
+    """
+
+    name: str
+    labels: list[str] | None
+    source: Callable[[DenseTask], TaskSource]
+
+
+def find_split(kind: type[DenseTask], options: DataOptions, split: str) -> FoundSplit:
+    """Find the pictures and annotations of a split.
+
+    Args:
+        kind: The task.
+        options: Where they are.
+        split: `train` or `eval`, for the split that `options` name as such.
+
+    Raises:
+        SViTError: If something is not there, not clear, or too expensive to find out.
+        DataError: If files are damaged.
+    """
+    path = Path(options.path)
+    if not _is_folder_of_task(options):
+        return _find_by_columns(kind, options, split)
+    try:
+        if split == "train":
+            name, rows = options.train_split, kind.find_rows(path, options.train_split)
+        else:
+            name, rows = find_evaluation_rows(kind, path, options.eval_split)
+    except MissingSplitError:
+        if not any(next(path.rglob(pattern), None) for pattern in OTHER_FILES):
+            raise
+        return _find_by_columns(kind, options, split)
+    return _found(name, rows.labels, lambda task: RowsSource(rows, task, f"{options.path}, split {name}"))
+
+
+def find_splits(kind: type[DenseTask], options: DataOptions) -> list[FoundSplit]:
+    """Find the pictures and annotations of all splits; the arguments are as above."""
+    names: tuple[str, ...] = ()
+    if _is_folder_of_task(options):
+        names = tuple(name for name in ("train", "validation", "test") if _has_split(kind, Path(options.path), name))
+    return [
+        find_split(kind, replace(options, eval_split=name), "eval") for name in names or find_location(options).splits
+    ]
+
+
+def _has_split(kind: type[DenseTask], path: Path, split: str) -> bool:
+    try:
+        kind.find_rows(path, split)
+    except MissingSplitError:
+        return False
+    return True
+
+
+def _is_folder_of_task(options: DataOptions) -> bool:
+    """Whether a path is a folder in whose layouts the task looks by itself, and reads everything at any time."""
+    path = Path(options.path)
+    says_more = options.streaming or options.format != "auto" or options.image_column or options.label_column
+    if says_more or not path.is_dir():
+        return False
+    files = [*path.glob("*.parquet"), *path.glob("data/*.parquet")]
+    return options.streaming is False or sum(file.stat().st_size for file in files) <= MAX_INDEXED_BYTES
+
+
+def _find_by_columns(kind: type[DenseTask], options: DataOptions, split: str) -> FoundSplit:
+    location = find_location(options)
+    name = split_name(options, location, split)
+    if name in location.empty_splits:
+        raise SViTError(f"the split {name!r} of {options.path!r} has no images.")
+    if location.folder is not None:
+        given = {name: getattr(options, name) for name in ("streaming", "image_column", "label_column", "format")}
+        argument, value = next((argument, value) for argument, value in given.items() if value)
+        raise SViTError(
+            f"`{argument}` is {value!r}, but {options.path!r} is a folder of pictures, which has no columns and no "
+            f"shards. Leave it out, or write shards with `svit-hf data shard --task {kind.name}`."
+        )
+    what = f"{options.path}, split {name}"
+
+    def choose(features: datasets.Features) -> tuple[str, ...]:
+        return tuple(_columns(kind, options, features).values())
+
+    if is_streamed(options, location):
+        opened = open_files(options, location, name, choose)
+        columns = _columns(kind, options, opened.stream.features)
+        counts, sizes = opened.counts(options, name), opened.sizes()
+        labels = _labels(options, columns, opened.stream.features, location, name)
+        return _found(
+            name,
+            labels,
+            lambda task: TaskStream(task, columns, labels, opened.stream, counts, what, sizes),
+            location.remarks(),
+        )
+    with explain_reading(options.path):
+        table, _ = read_table(location, name, choose)
+        columns = _columns(kind, options, table.features)
+        labels = _labels(options, columns, table.features, location, name)
+        more: dict[str, Any] = {
+            "shards": rows_of_files(location, name),
+            "file_sizes": [footer.num_bytes for footer in footers_of(location, name)],
+            "has_files": location.format == "imagefolder",
+        }
+    return _found(name, labels, lambda task: TaskTable(task, columns, labels, table, what, **more), location.remarks())
+
+
+def _found(
+    name: str, labels: list[str] | None, source: Callable[[DenseTask], TaskSource], remarks: list[str] | None = None
+) -> FoundSplit:
+    def named(task: DenseTask) -> TaskSource:
+        made = source(task)
+        made.split, made.remarks = name, tuple(remarks or ())
+        return made
+
+    return FoundSplit(name, labels, named)
+
+
+def _columns(kind: type[DenseTask], options: DataOptions, features: datasets.Features) -> dict[str, str]:
+    """Return the columns of a table, by the names that the task has for them.
+
+    Raises:
+        SViTError: If the picture, or every kind of annotation is missing.
+    """
+    is_clear = "image" in features and not options.image_column
+    columns = {"image": "image" if is_clear else find_columns(features, options, labelled=False)[0]}
+    if named := options.label_column:
+        if named.split(".")[0] not in features:
+            raise SViTError(f"`label_column` is {named!r}, which is no column; there are {listed(features)}.")
+        is_mask = isinstance(features.get(named), datasets.Image)
+        role = "mask" if is_mask and "mask" in kind.annotation_columns else kind.annotation_columns[-1]
+        columns[role] = named
+    for role in (*kind.annotation_columns, *kind.other_columns, IS_STORED):
+        # a file of a tar is named NAME.mask.png, for example
+        found = [name for name in features if role in (name, name.split(".")[0])]
+        if len(found) == 1:
+            columns.setdefault(role, found[0])
+    if not columns.keys() & {*kind.annotation_columns}:
+        raise SViTError(
+            f"`label_column` has to name the annotations: {options.path!r} has no column "
+            f"{' or '.join(map(repr, kind.annotation_columns))}, only {listed(features)}."
+        )
+    return columns
+
+
+def _labels(
+    options: DataOptions, columns: Mapping[str, str], features: datasets.Features, location: Location, split: str
+) -> list[str] | None:
+    """Return the names of the classes, which all parquet files that say something of objects have to agree on.
+
+    Raises:
+        DataError: If two do not.
+    """
+    if "objects" not in columns:
+        return read_labels(Path(options.path)) if Path(options.path).is_dir() else None
+    found = [footer.features for footer in footers_of(location, split) if footer.features is not None] or [features]
+    labels = [_names_in(of_file, columns["objects"]) for of_file in found]
+    for other in labels:
+        if other != labels[0]:
+            raise DataError(f"the split {split!r} has files whose classes are {labels[0]}, and {other}.")
+    return labels[0]
+
+
+def _names_in(features: datasets.Features, column: str) -> list[str] | None:
+    node: Any = features
+    for part in (column,) if column in features else column.split("."):
+        node = _element_of(node[part])
+    found = (_element_of(node[name]) for name in CATEGORY_FIELDS if isinstance(node, Mapping) and name in node)
+    return next((list(names.names) for names in found if isinstance(names, datasets.ClassLabel)), None)
+
+
+def _element_of(feature: Any) -> Any:
+    """Return what a list is made of, however deep; other features as they are."""
+    while isinstance(feature, (datasets.List, datasets.LargeList)):
+        feature = feature.feature
+    return feature
