@@ -2,6 +2,7 @@
 """Files and folders that are written as a whole or not at all."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from svit_hf.errors import SViTError
 
@@ -106,6 +108,30 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     """Write a text file in UTF-8, as a whole or not at all."""
     with whole_file(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
+
+
+def read_text(path: Path, argument: str) -> str:
+    """Read a text file in UTF-8 that a user named.
+
+    Raises:
+        SViTError: If it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SViTError(f"`{argument}` is {str(path)!r}, which cannot be read: {error}") from error
+
+
+def read_json(path: Path, argument: str) -> Any:
+    """Read a JSON file that a user named.
+
+    Raises:
+        SViTError: If it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(read_text(path, argument))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SViTError(f"`{argument}` is {str(path)!r}, which is not JSON: {error}") from error
 
 
 def require_writable(path: Path, argument: str) -> None:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig
 
 from svit_hf.convert.command import ConvertCommand
-from svit_hf.errors import ConversionError
+from svit_hf.errors import ConversionError, SViTError
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_unreadable_files_are_named(tmp_path, convert, option, content):
     path = tmp_path / "given.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ConversionError, match=rf"`{option}` is '.*given\.txt', which cannot be read"):
+    with pytest.raises(SViTError, match=rf"`{option}` is '.*given\.txt', which cannot be read"):
         convert(f"--{option}", path)
 
 
@@ -97,5 +97,5 @@ def test_unreadable_files_are_named(tmp_path, convert, option, content):
 )
 def test_config_file_has_to_be_a_json_object(convert, config_file, content, message):
     config_file.write_text(content)
-    with pytest.raises(ConversionError, match=message):
+    with pytest.raises(SViTError, match=message):
         convert()

@@ -126,7 +126,7 @@ def test_broken_weights_are_refused(run_folder):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "{", "cannot be read"),
+        ("config.json", "{", "is not JSON"),
         ("config.json", "[]", "holds a list"),
         ("preprocessor_config.json", '{"auto_map": 1}', "has no `auto_map` for AutoImageProcessor"),
         ("config.json", '{"model_type": "vit"}', "is of 'vit'"),
@@ -215,7 +215,7 @@ def test_other_folders_are_refused(tmp_path, name):
         prepare_publication(tmp_path / name, REPO)
 
 
-@pytest.mark.parametrize(("content", "message"), [("[]", "holds a list"), ("{", "cannot be read"), ("{}", "KeyError")])
+@pytest.mark.parametrize(("content", "message"), [("[]", "holds a list"), ("{", "is not JSON"), ("{}", "KeyError")])
 def test_report_has_to_be_one(run_folder, content, message):
     (run_folder / "report.json").write_text(content)
     with pytest.raises(SViTError, match=message):

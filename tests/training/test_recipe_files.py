@@ -55,7 +55,7 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(SViTError, match=r"recipe\.json.*cannot be read"):
         read_recipe(path)
     path.write_text("{")
-    with pytest.raises(SViTError, match=r"recipe\.json.*cannot be read"):
+    with pytest.raises(SViTError, match=r"recipe\.json.*is not JSON"):
         read_recipe(path)
 
 

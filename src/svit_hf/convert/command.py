@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf convert`: an official checkpoint becomes a folder that Transformers loads."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from svit_hf.convert.architecture import FIELDS_WITHOUT_SHAPE, VariantName
 from svit_hf.convert.downloading import fetch_checkpoint
 from svit_hf.convert.official import REFERENCE_TOLERANCE, ConversionReport, WeightsName, convert_official_checkpoint
 from svit_hf.errors import ConversionError
+from svit_hf.files import read_json, read_text
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ConvertCommand:
         """
         fields: dict[str, Any] = {"image_size": self.image_size}
         if self.labels is not None:
-            labels = _read(self.labels, "labels").splitlines()
+            labels = read_text(self.labels, "labels").splitlines()
             fields["id2label"] = dict(enumerate(labels))
             fields["label2id"] = {label: index for index, label in enumerate(labels)}
         if self.config is not None:
@@ -95,18 +95,8 @@ def _summary(report: ConversionReport) -> str:
     return "\n".join(f"{name:<26} {value}" for name, value in lines.items())
 
 
-def _read(path: Path, argument: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"`{argument}` is {str(path)!r}, which cannot be read: {error}") from error
-
-
 def _read_fields(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(_read(path, "config"))
-    except json.JSONDecodeError as error:
-        raise ConversionError(f"`config` is {str(path)!r}, which is not JSON: {error}") from error
+    fields = read_json(path, "config")
     if not isinstance(fields, dict):
         raise ConversionError(
             f"`config` is {str(path)!r}, which holds a {type(fields).__name__}; expected is an object."

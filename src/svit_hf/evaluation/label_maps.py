@@ -4,7 +4,6 @@
 Numbers are never compared: two data sets may number the same classes differently. Everything is read from local files.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from svit_hf.errors import EvaluationError, SViTError
+from svit_hf.files import read_json, read_text
 
 
 NO_CLASS = -1
@@ -115,11 +115,11 @@ def map_labels(
     if label_map is None:
         found, known = _by_name(data_names, model_names)
     else:
-        content = _read(label_map, "label_map")
         if label_map.suffix != ".json":
-            known = _classes_of_lines(content.splitlines(), len(model_names), label_map)
+            lines = read_text(label_map, "label_map").splitlines()
+            known = _classes_of_lines(lines, len(model_names), label_map)
             found = _by_table(known, data_names, label_map)
-        elif isinstance(parsed := _parse(content, label_map), dict):
+        elif isinstance(parsed := read_json(label_map, "label_map"), dict):
             known = {name: _classes_of(value, model_names, label_map) for name, value in parsed.items()}
             found = _by_table(known, data_names, label_map)
         else:
@@ -204,7 +204,7 @@ def _by_image(content: Any, image_names: Sequence[str], model_names: Sequence[st
 
 def _restrict(label_map: LabelMap, known: dict[str, list[int]], model_names: Sequence[str], path: Path) -> LabelMap:
     competitors: set[int] = set()
-    for line in filter(None, map(str.strip, _read(path, "mask").splitlines())):
+    for line in filter(None, map(str.strip, read_text(path, "mask").splitlines())):
         number = int(line) if line.isdecimal() and line not in model_names else line
         competitors.update(known.get(line) or _classes_of(number, model_names, path))
     outside = set(label_map.targets.flatten().tolist()) - competitors - {NO_CLASS}
@@ -222,17 +222,3 @@ def _pad(rows: list[list[int]]) -> torch.Tensor:
 
 def _heads(names: Sequence[str]) -> str:
     return f"{len(names)}: {', '.join(names[:NUM_NAMES_SHOWN])}{', ...' if len(names) > NUM_NAMES_SHOWN else ''}"
-
-
-def _read(path: Path, argument: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SViTError(f"`{argument}` is {str(path)!r}, which cannot be read: {error}") from error
-
-
-def _parse(content: str, path: Path) -> Any:
-    try:
-        return json.loads(content)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SViTError(f"`label_map` is {str(path)!r}, which is not JSON: {error}") from error

@@ -5,7 +5,6 @@ The model has to load, its card has to be true, and no file may hold a secret. N
 the folder. Except for a missing probe, nothing touches the random state, so that training may go on meanwhile.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -20,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from svit_hf.errors import SViTError, listed
+from svit_hf.files import read_json
 from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
@@ -294,10 +294,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     Raises:
         SViTError: If it cannot be read, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
+    content = read_json(path, path.name)
     if not isinstance(content, dict):
         raise SViTError(f"{str(path)!r} holds a {type(content).__name__}; expected is a JSON object.")
     return content

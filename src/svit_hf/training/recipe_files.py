@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from svit_hf.errors import SViTError, nearest
+from svit_hf.files import read_json
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.urls import without_credentials
@@ -35,11 +36,7 @@ def read_recipe(path: Path) -> TrainingRecipe:
     Raises:
         SViTError: If the file cannot be read, or does not hold a recipe.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SViTError(f"`recipe` is {str(path)!r}, which cannot be read: {error}") from error
-    return from_json(content)
+    return from_json(read_json(path, "recipe"))
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
