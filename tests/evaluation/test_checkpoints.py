@@ -69,7 +69,7 @@ def test_classifier_is_loaded_in_float32_and_eval_mode(tmp_path):
 def test_model_that_is_nowhere_is_refused(location):
     with pytest.raises(SViTError, match="cannot be loaded as a classifier"):
         load_classifier(location, "cpu")
-    with pytest.raises(SViTError, match="has no image processor"):
+    with pytest.raises(SViTError, match="image processor cannot be loaded"):
         load_image_processor(location)
 
 

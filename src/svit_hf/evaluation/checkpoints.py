@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the weights that a user means, and load them as a classifier with its image processor."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,7 @@ def load_model(location: str, device: torch.device | str, model_class: Any) -> P
         SViTError: If it cannot be loaded, or some of its weights are not there.
     """
     loaded, differences = load_and_compare(location, model_class)
-    if missing := differences.get("missing"):
-        raise SViTError(
-            f"`model` is {location!r}, whose file of weights lacks {len(missing)} of the model, such as "
-            f"{listed(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
-        )
+    require_weights(location, differences.get("missing", []))
     model: Any = loaded
     # in the file, tensors begin at any byte, and the last digits of a matrix product depend on where its operands lie
     for tensor in (*model.parameters(), *model.buffers()):
@@ -102,10 +99,29 @@ def load_model(location: str, device: torch.device | str, model_class: Any) -> P
     return moved
 
 
+def require_weights(location: str, missing: Sequence[str], argument: str = "model") -> None:
+    """Refuse a model of whose weights some are not in its file.
+
+    Raises:
+        SViTError: If it is so.
+    """
+    if missing:
+        raise SViTError(
+            f"`{argument}` is {location!r}, whose file of weights lacks {len(missing)} of the model, such as "
+            f"{listed(missing)}: they would be random numbers. `svit-hf doctor {location}` tells more."
+        )
+
+
 def load_and_compare(
-    location: str, model_class: Any = AutoModelForImageClassification
+    location: str, model_class: Any = AutoModelForImageClassification, argument: str = "model", **fields: Any
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """Load a model in float32, and compare the names of its weights with those in the file.
+
+    Args:
+        location: A folder or an id of the Hub.
+        model_class: A class of Transformers.
+        argument: What the user named the location by.
+        **fields: Fields of the config to use instead of those of the folder.
 
     Returns:
         The model, and the names that are `missing` in the file, `unexpected`, or `of another shape`, if there are any.
@@ -114,12 +130,12 @@ def load_and_compare(
         SViTError: If it cannot be loaded.
     """
     try:
-        loaded: Any = model_class.from_pretrained(location, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = model_class.from_pretrained(location, dtype=torch.float32, output_loading_info=True, **fields)
     # damaged files make Transformers, safetensors, huggingface_hub and the model raise whatever they come to
     except Exception as error:
         what = "a classifier" if model_class is AutoModelForImageClassification else f"a {model_class.__name__}"
         raise SViTError(
-            f"`model` is {location!r}, which cannot be loaded as {what}: {type(error).__name__}: {error}"
+            f"`{argument}` is {location!r}, which cannot be loaded as {what}: {type(error).__name__}: {error}"
         ) from error
     model, info = loaded
     differences = {
@@ -130,7 +146,7 @@ def load_and_compare(
     return model, {kind: sorted(names) for kind, names in differences.items() if names}
 
 
-def load_image_processor(location: str) -> Any:
+def load_image_processor(location: str, argument: str = "model") -> Any:
     """Load an image processor on Pillow, which gives the same bits everywhere.
 
     Raises:
@@ -141,7 +157,7 @@ def load_image_processor(location: str) -> Any:
     # as above
     except Exception as error:
         raise SViTError(
-            f"`model` is {location!r}, which has no image processor that can be used: {type(error).__name__}: {error}"
+            f"`{argument}` is {location!r}, whose image processor cannot be loaded: {type(error).__name__}: {error}"
         ) from error
 
 

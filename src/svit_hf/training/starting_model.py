@@ -2,16 +2,15 @@
 """The model that training starts from, its image processor and its teacher."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageClassification
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from svit_hf.errors import SViTError
+from svit_hf.evaluation.checkpoints import class_names, load_and_compare, load_image_processor, require_weights
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTBackbone, SViTDropPath, SViTForImageClassification
@@ -20,6 +19,8 @@ from svit_hf.training.options import DistillationOptions, ModelOptions
 from svit_hf.training.recomputation import selective_checkpointing
 
 
+# what the weights to start from are called
+START = "model.name_or_path"
 TINY: dict[str, Any] = {
     "hidden_sizes": [32, 64, 128, 192],
     "depths": [1, 2, 3, 1],
@@ -46,15 +47,7 @@ def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> 
         names = {name: index for index, name in enumerate(label_names)}
         config = make_config(options, id2label=dict(enumerate(label_names)), label2id=names)
         return SViTForImageClassification(config)
-    try:
-        model: Any = AutoModelForImageClassification.from_pretrained(
-            options.name_or_path, dtype=torch.float32, **fields
-        )
-    # of a damaged folder, every library raises something else
-    except Exception as error:
-        raise SViTError(
-            f"`model.name_or_path` is {options.name_or_path!r}, which cannot be loaded: {error}"
-        ) from error
+    model, _ = load_and_compare(options.name_or_path, argument=START, **fields)
     if not isinstance(model, SViTForImageClassification):
         raise SViTError(
             f"`model.name_or_path` is {options.name_or_path!r}, which is a {type(model).__name__}; expected is an "
@@ -90,13 +83,8 @@ def make_image_processor(options: ModelOptions) -> SViTImageProcessorPil:
     """
     settings: dict[str, Any] = {"size": {"shortest_edge": options.image_size}, "crop_pct": options.crop_pct}
     if options.name_or_path:
-        try:
-            start = AutoImageProcessor.from_pretrained(options.name_or_path)
-            settings |= {"image_mean": list(start.image_mean), "image_std": list(start.image_std)}
-        except Exception as error:
-            raise SViTError(
-                f"`model.name_or_path` is {options.name_or_path!r}, whose image processor cannot be loaded: {error}"
-            ) from error
+        start = load_image_processor(options.name_or_path, START)
+        settings |= {"image_mean": list(start.image_mean), "image_std": list(start.image_std)}
     return SViTImageProcessorPil(**settings)
 
 
@@ -163,12 +151,10 @@ def make_teacher(
     Raises:
         SViTError: If it cannot be loaded, or does not know the same classes in the same order.
     """
-    try:
-        model = AutoModelForImageClassification.from_pretrained(options.teacher, dtype=torch.float32)
-        theirs: Any = AutoImageProcessor.from_pretrained(options.teacher)
-    except Exception as error:
-        raise SViTError(f"`distillation.teacher` is {options.teacher!r}, which cannot be loaded: {error}") from error
-    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    loaded, differences = load_and_compare(options.teacher, argument="distillation.teacher")
+    require_weights(options.teacher, differences.get("missing", []), "distillation.teacher")
+    theirs, model = load_image_processor(options.teacher, "distillation.teacher"), cast(nn.Module, loaded)
+    known = class_names(loaded)
     # made-up names say nothing about the order
     is_named = not all(name == f"LABEL_{index}" for index, name in enumerate(known))
     if len(known) != len(label_names) or (is_named and known != list(label_names)):
