@@ -88,7 +88,7 @@ def examine_model(model: str) -> Iterator[Finding]:
 
         folder = download(find_model(model))
         head = dense_head(folder)
-        loaded, differences = load_and_compare(folder, *([head.model_class] if head else []))
+        loaded, differences = load_and_compare(folder, head.model_class) if head else load_and_compare(folder)
     except (SViTError, ImportError) as error:
         yield Finding("model", f"{model} cannot be loaded", str(error))
         return
