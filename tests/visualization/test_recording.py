@@ -76,6 +76,11 @@ def test_reliance_is_grad_cam(model, label, stage):
     assert torch.allclose(recording.reliance, expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "places"), [((96, 128), (3, 4)), ((95, 32), (12, 4)), ((32, 32), (4, 4))])
+def test_reliance_tells_where(model, size, places):
+    assert record(model, torch.randn(3, *size), reliance=True).reliance.shape == places
+
+
 @pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
 def test_reliance_where_gradients_are_switched_off(model, without_gradients):
     expected = record(model, Image.new("RGB", (64, 64), "teal"), reliance=True).reliance

@@ -17,7 +17,8 @@ STYLE = """
 #preview .image-container, #preview .image-frame, #preview button { height: auto; width: 100%; }
 #preview img { width: 100%; height: auto; max-height: 260px; object-fit: contain; }
 #examples { flex-shrink: 0; height: auto !important; }
-#examples .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
+#examples .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important;
+  padding-top: 1.9rem; }
 #examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(60px, 1fr)) !important; gap: .4rem; }
 .model h2 { font-size: 1.2rem; font-weight: 650; margin: 0; overflow-wrap: anywhere; color: var(--body-text-color); }
 .answer { list-style: none; margin: 0; padding: 0; font-size: .95rem; }

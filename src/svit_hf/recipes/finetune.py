@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes for data of one's own, from weights that are there: fine-tuning, a linear probe, distillation.
 
-Source: common practice on small data (layer decay, little mixing, a short cosine); the values are ours.
+Source: common practice on small data (layer decay, little mixing, a short cosine); the values are ours. Pictures are
+evaluated whole (`crop_pct=1`), without the margin of ImageNet's: what they show may reach their edges.
 """
 
 from dataclasses import replace
@@ -27,7 +28,7 @@ def finetune() -> TrainingRecipe:
     """
     return TrainingRecipe(
         name="finetune",
-        model=ModelOptions(name_or_path=WEIGHTS, config={"drop_path_rate": 0.1}, freeze_batch_norm=True),
+        model=ModelOptions(name_or_path=WEIGHTS, crop_pct=1.0, config={"drop_path_rate": 0.1}, freeze_batch_norm=True),
         augmentation=AugmentationOptions(scale=(0.3, 1.0), randaugment="rand-m6-mstd0.5-inc1", random_erasing=0.1),
         mixing=MixingOptions(mixup_alpha=0.2, cutmix_alpha=0.0),
         optimization=OptimizationOptions(
@@ -61,7 +62,7 @@ def linear_probe() -> TrainingRecipe:
     return replace(
         recipe,
         name="linear_probe",
-        model=ModelOptions(name_or_path=WEIGHTS, freeze_backbone=True, eval_mode=True),
+        model=ModelOptions(name_or_path=WEIGHTS, crop_pct=1.0, freeze_backbone=True, eval_mode=True),
         augmentation=AugmentationOptions(scale=(0.5, 1.0), randaugment="", color_jitter=0.0, random_erasing=0.0),
         mixing=MixingOptions(mixup_alpha=0.0, cutmix_alpha=0.0),
         optimization=replace(
@@ -93,7 +94,7 @@ def distill() -> TrainingRecipe:
     return replace(
         recipe,
         name="distill",
-        model=ModelOptions(layout="small", config={"drop_path_rate": 0.1}),
+        model=ModelOptions(layout="small", crop_pct=1.0, config={"drop_path_rate": 0.1}),
         distillation=DistillationOptions(teacher=WEIGHTS, kind="soft", weight=0.5, temperature=2.0),
         optimization=replace(
             recipe.optimization,

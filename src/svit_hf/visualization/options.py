@@ -25,7 +25,7 @@ class DrawingOptions:
         parts: What to draw; `classifier` needs the extra `visualize`.
         label: The class whose reasons are shown; the likeliest one of each picture if not given.
         reliance_stage: The stage whose map says what the classifier relies on, from 1, or from the end if negative.
-            The last one is closest to the answer, earlier ones are finer.
+            Later ones are closer to the answer, earlier ones are finer; by default the last one with 3x3 places.
         edge: Longer edge of a drawing, in pixels.
 
     Raises:
@@ -36,7 +36,7 @@ class DrawingOptions:
     layers: Layers = "last"
     parts: tuple[Part, ...] = PARTS
     label: str | None = None
-    reliance_stage: int = -1
+    reliance_stage: int | None = None
     edge: int = option(EDGE, at_least=1)
 
     def __post_init__(self) -> None:

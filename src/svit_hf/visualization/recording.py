@@ -14,6 +14,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from svit_hf.errors import SViTError
 from svit_hf.hub.remote_code import default_image_processor
+from svit_hf.model.cells_svit import token_grids
+
+
+# in each direction, of a map that Grad-CAM weights
+LEAST_PLACES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ def record(
     *,
     reliance: bool = False,
     label: str | None = None,
-    reliance_stage: int = -1,
+    reliance_stage: int | None = None,
 ) -> Recording:
     """Run a model on a picture once, and keep what the drawings need.
 
@@ -106,8 +111,8 @@ def record(
             config.
         reliance: Whether to find out what the classifier relies on, which takes a backward pass and captum.
         label: The class that is about; the likeliest one if `None`.
-        reliance_stage: The stage whose map Grad-CAM weights, from 1, or from the end if negative: the last one, as
-            usual, is closest to the answer, earlier ones are finer.
+        reliance_stage: The stage whose map Grad-CAM weights, from 1, or from the end if negative: later ones are
+            closer to the answer, earlier ones are finer. By default the last one with 3x3 places or more.
 
     Raises:
         SViTError: If the model is no SViT, or has no such class or stage.
@@ -161,7 +166,7 @@ def _forward(model: PreTrainedModel, pixel_values: torch.Tensor) -> Any:
 
 
 def _forward_with_grad_cam(
-    model: PreTrainedModel, pixel_values: torch.Tensor, target: int | None, stage: int
+    model: PreTrainedModel, pixel_values: torch.Tensor, target: int | None, stage: int | None
 ) -> tuple[Any, torch.Tensor]:
     """Return the outputs, and the map `(H, W)`: Grad-CAM of a stage, for a class or for the likeliest one."""
     # seconds pass while it is imported, and it is optional
@@ -170,6 +175,10 @@ def _forward_with_grad_cam(
     if not hasattr(model, "classifier"):
         raise SViTError(f"`model` is a {type(model).__name__}, which has no classifier that could rely on something.")
     stages = _base(model).stages
+    if stage is None:
+        # in small pictures the last map has a place or two, which say nothing of where
+        grids = token_grids(pixel_values.shape[-2:], len(stages))
+        stage = max((number for number, grid in enumerate(grids, 1) if min(grid) >= LEAST_PLACES), default=1)
     if not 1 <= abs(stage) <= len(stages):
         raise SViTError(f"`reliance_stage` is {stage}; the model has the stages 1 to {len(stages)}.")
     kept: list[Any] = []
