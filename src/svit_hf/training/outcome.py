@@ -62,7 +62,8 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         else:
             # heads on an SViT are saved with their code
             shutil.copytree(weights, folder, dirs_exist_ok=True)
-        if isinstance(run.task, DenseTask):
+        # another network than the recipe's has no code of its own to be tried out with
+        if isinstance(run.task, DenseTask) and isinstance(run.weights.model, run.task.head.model_class):
             model = open_task_model(weights).model
             write_probe(model, folder)
         if model is not None:
