@@ -25,7 +25,7 @@ OPTIONS = {
         "decoder_layers": 2,
         "num_attention_heads": 2,
         "train_num_points": 64,
-        "num_position_frequencies": 3,
+        "places_queries": True,
     },
     "maskformer": {},
     "d_fine": {**_TRANSFORMER, "num_denoising": 4, "hidden_expansion": 0.5},

@@ -2,7 +2,6 @@
 """Models for dense tasks: they learn, their weights arrive, what cannot work is refused, and strangers load them."""
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 import svit_hf
 from svit_hf.errors import SViTError
 from svit_hf.model import dense_heads_svit
-from svit_hf.model.dense_heads_svit import PlacedProjection
+from svit_hf.model.placed_queries_svit import AllPixelsLoss, PlacedDecoder
 from svit_hf.tasks.heads import HEADS
 from svit_hf.tasks.models import backbone_of, cells_for_image_size, load_backbone
 
@@ -90,27 +89,13 @@ def test_random_weights_are_refused_where_norms_are_frozen(head):
         small_model(head, pretrained_config())
 
 
-def test_features_say_where_a_pixel_is():
-    projection = PlacedProjection(4, 6, num_frequencies=3)
-    features = torch.randn(2, 4, 5, 8)
-    plain = torch.nn.functional.conv2d(features, projection.weight, projection.bias)
-    places = (projection(features) - plain).detach()
-    torch.testing.assert_close(places[0], places[1])
-    # the pixel of row 1 and column 6, from -1 to 1
-    x, y = 13 / 8 - 1, 3 / 5 - 1
-    angles = [math.pi / 2 * frequency * place for frequency in (1, 2, 4) for place in (x, y, (x + y) / 2, (x - y) / 2)]
-    waves = torch.tensor([*map(math.sin, angles), *map(math.cos, angles)])
-    torch.testing.assert_close(places[0, :, 1, 6], projection.positions.weight[:, :, 0, 0] @ waves)
-
-
-@pytest.mark.parametrize(("task", "frequencies"), [("semantic_segmentation", 0), ("instance_segmentation", 5)])
-def test_instances_get_positions(task, frequencies):
+@pytest.mark.parametrize(("task", "is_placed"), [("semantic_segmentation", False), ("instance_segmentation", True)])
+def test_queries_for_instances_start_at_pixels(task, is_placed):
     options = {"encoder_layers": 1, "decoder_layers": 2}
     model = svit_hf.build_model(task, pretrained_config(), LABELS, SIZE, "mask2former", width=32, head_options=options)
-    assert model.config.num_position_frequencies == frequencies
-    decoder = model.model.pixel_level_module.decoder
-    projections = [decoder.mask_projection, *(level[0] for level in decoder.input_projections)]
-    assert [isinstance(projection, PlacedProjection) for projection in projections] == [frequencies > 0] * 4
+    assert model.config.places_queries == is_placed
+    assert isinstance(model.model.transformer_module.decoder, PlacedDecoder) == is_placed
+    assert isinstance(model.criterion, AllPixelsLoss) == is_placed
 
 
 def test_loss_of_a_half_ignored_batch_is_that_of_the_rest(checkpoint):
@@ -149,10 +134,6 @@ def test_trainer_does_not_multiply_the_loss(head, checkpoint):
         ({"width": 40}, "`width` is 40; allowed are multiples of 32"),
         ({"head_options": {"pool_scale": [1]}}, "no option 'pool_scale'"),
         ({"head_options": {"hidden_size": "wide"}}, "`head_options` .* are not possible .*hidden_size"),
-        (
-            {"head": "mask2former", "head_options": {"num_position_frequencies": 13}},
-            "`num_position_frequencies` is 13; allowed are 0 to 12",
-        ),
         ({"backbone": "no/such/folder"}, "no config that can be read"),
         (
             {

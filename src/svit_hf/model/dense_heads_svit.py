@@ -10,7 +10,6 @@ stay, because pipelines and losses are chosen by them; the model types are new, 
 over the code of a folder.
 """
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,6 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoBackbone, AutoModelForImageSegmentation, PreTrainedConfig
-from transformers import initialization as init
 
 # Transformers 5.5 fetches the files that this one imports, and not those that they import
 from .ablations_svit import swap_parts  # noqa: F401
@@ -26,6 +24,7 @@ from .cells_svit import count_cells  # noqa: F401
 from .configuration_svit import SViTConfig
 from .modeling_svit import SViTBackbone
 from .own_code_svit import write_code  # noqa: F401
+from .placed_queries_svit import AllPixelsLoss, PlacedDecoder, center_loss
 from .samplers_svit import CosineSampler  # noqa: F401
 from .super_tokens_svit import SUPER_TOKEN_SAMPLERS  # noqa: F401
 
@@ -97,51 +96,13 @@ class Mask2FormerConfig(_OnSViT, transformers.Mask2FormerConfig):
     """Architecture of Mask2Former on an SViT.
 
     Args:
-        num_position_frequencies: With how many frequencies features of pixels say where these are; with 0 they do not,
-            as published.
+        places_queries: Whether queries start at pixels of the picture where the centre of an object seems to be, and
+            masks at discs about them. As published they do not.
     """
 
     model_type = "svit_mask2former"
 
-    num_position_frequencies: int = 0
-
-    def validate_frequencies(self) -> None:
-        """Raise `ValueError` if the number of frequencies is out of range."""
-        if not 0 <= self.num_position_frequencies <= 12:
-            raise ValueError(f"`num_position_frequencies` is {self.num_position_frequencies}; allowed are 0 to 12.")
-
-
-class PlacedProjection(nn.Conv2d):
-    """A 1x1 convolution of Mask2Former's pixel decoder, plus what it learns of where a pixel is.
-
-    A mask is where a query's vector agrees with the embeddings of the pixels. The pixel decoder shows positions to its
-    attention weights alone and never to its values; so objects that look the same have the same embeddings, and every
-    query has all of them in its mask, unless a large backbone has learned positions from the borders of the picture.
-    Here the features that the decoder reads have them, so that all pixels of an object can learn where its centre is,
-    and so have the embeddings.
-
-    Source: coordinates as channels are those of CoordConv (Liu et al. 2018, arXiv 1807.03247) and SOLO (Wang et al.
-        2019, arXiv 1912.04488, section 3.1); waves of them, along both axes and both diagonals, are ours.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, num_frequencies: int):
-        super().__init__(in_channels, out_channels, kernel_size=1)
-        self.num_frequencies = num_frequencies
-        self.positions = nn.Conv2d(8 * num_frequencies, out_channels, kernel_size=1, bias=False)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return `(B, out_channels, height, width)` for features `(B, in_channels, height, width)`."""
-        # the centres of the pixels, from -1 to 1 over the picture
-        y, x = (
-            (torch.arange(edge, device=features.device, dtype=features.dtype) * 2 + 1) / edge - 1
-            for edge in features.shape[-2:]
-        )
-        rows, columns = y[:, None].expand(len(y), len(x)), x.expand(len(y), len(x))
-        directions = torch.stack([columns, rows, (columns + rows) / 2, (columns - rows) / 2])
-        # 1/2, 1, 2, 4, ... waves over the picture
-        waves = 2.0 ** torch.arange(self.num_frequencies, device=features.device, dtype=features.dtype)
-        angles = (math.pi / 2 * waves[:, None, None, None] * directions).flatten(0, 1)
-        return super().forward(features) + self.positions(torch.cat([angles.sin(), angles.cos()])[None])
+    places_queries: bool = False
 
 
 class Mask2FormerForUniversalSegmentation(_Head, transformers.Mask2FormerForUniversalSegmentation):
@@ -152,25 +113,26 @@ class Mask2FormerForUniversalSegmentation(_Head, transformers.Mask2FormerForUniv
 
     def __init__(self, config: Mask2FormerConfig):
         super().__init__(config)
-        if config.num_position_frequencies:
-            decoder = self.model.pixel_level_module.decoder
-            decoder.mask_projection = self._placed(decoder.mask_projection)
-            for level in decoder.input_projections:
-                level[0] = self._placed(level[0])
+        if config.places_queries:
+            decoder = PlacedDecoder(config)
+            decoder.apply(self._init_weights)
+            self.model.transformer_module.decoder = decoder
+            self.criterion = AllPixelsLoss(config, self.weight_dict)
 
-    def _placed(self, convolution: nn.Conv2d) -> PlacedProjection:
-        placed = PlacedProjection(
-            convolution.in_channels, convolution.out_channels, self.config.num_position_frequencies
-        )
-        self._init_weights(placed)
-        return placed
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        """Compute masks and classes of queries, and a loss from `mask_labels` and `class_labels`."""
+        outputs = super().forward(pixel_values, **kwargs)
+        if self.config.places_queries and kwargs.get("mask_labels") is not None:
+            scores = self.model.transformer_module.decoder.centers(outputs.pixel_decoder_last_hidden_state)
+            outputs.loss = outputs.loss + center_loss(scores, kwargs["mask_labels"])
+        return outputs
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as Transformers does; positions start with a standard deviation of 1.4."""
+        """Initialise as Transformers does, and what starts from a certain state with that."""
         super()._init_weights(module)
-        if isinstance(module, PlacedProjection):
-            init.normal_(module.positions.weight, std=2 / math.sqrt(module.positions.in_channels))
+        if isinstance(module, PlacedDecoder):
+            module.reset()
 
 
 class DFineConfig(_OnSViT, transformers.DFineConfig):

@@ -24,8 +24,6 @@ SIZE_STEP = 32
 SMALLEST_SIZE = 64
 # geometric mean of height and width, in pixels, up to which cells stay as they are
 LARGEST_SIDE = 544
-# of the positions of pixels, in heads for instances
-POSITION_FREQUENCIES = 5
 # of features whose batch norms were replaced by frozen ones, relative to the largest; float32 gave 3e-7 at most
 PROBE_TOLERANCE = 1e-4
 # what may differ between a checkpoint and the backbone that takes its weights, since no weight depends on it
@@ -103,7 +101,7 @@ def build_model(
     if chosen.freezes_batch_norms == "option":
         options.setdefault("freeze_backbone_batch_norms", not is_random)
     if task == "instance_segmentation":
-        options.setdefault("num_position_frequencies", POSITION_FREQUENCIES)
+        options.setdefault("places_queries", True)
     nested = _backbone_config(config, chosen, size, drop_path_rate)
     head_config = chosen.make_config(nested, labels, width, options)
     setattr(head_config, TASK_FIELD, task)
