@@ -20,6 +20,7 @@ from .super_tokens_svit import (
     register_super_token_sampler,
     sample_by,
     scaled_dot_products,
+    softmax_over_neighbours,
 )
 
 
@@ -154,7 +155,7 @@ def _squared_distances(length: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def _softmax_inside(affinity: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
-    return affinity.masked_fill(is_outside(super_tokens), -torch.inf).softmax(dim=-1)
+    return softmax_over_neighbours(affinity.masked_fill(is_outside(super_tokens), -torch.inf))
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,13 @@ import torch
 from torch.nn import functional as F
 
 from .cells_svit import count_cells
-from .super_tokens_svit import SuperTokens, gather_neighbours, sum_over_neighbours, without_autocast
+from .super_tokens_svit import (
+    SuperTokens,
+    gather_neighbours,
+    softmax_over_neighbours,
+    sum_over_neighbours,
+    without_autocast,
+)
 
 
 def video_super_token_attention(
@@ -84,12 +90,11 @@ def sample_video_super_tokens(
 
 
 def _associate(tokens: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
-    # scaling the few is cheaper than scaling the products
     neighbours = _gather(super_tokens * tokens.shape[-1] ** -0.5)  # (B, G, 27, C)
-    affinity = (tokens @ neighbours.transpose(-2, -1)).unflatten(1, (super_tokens.shape[1], -1))
-    affinity[:, 0, ..., :9] = -torch.inf
-    affinity[:, -1, ..., 18:] = -torch.inf
-    return affinity.flatten(1, 2).softmax(dim=-1)
+    affinity = (neighbours @ tokens.transpose(-2, -1)).unflatten(1, (super_tokens.shape[1], -1))
+    affinity[:, 0, :, :9] = -torch.inf
+    affinity[:, -1, :, 18:] = -torch.inf
+    return softmax_over_neighbours(affinity.flatten(1, 2).transpose(-2, -1))
 
 
 def _weighted_means(association: torch.Tensor, tokens: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
