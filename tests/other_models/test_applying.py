@@ -5,55 +5,13 @@ import copy
 
 import pytest
 import torch
+from other_vision_transformers import LAYOUT, MODELS, SIGLIP, SIZES, TOLERANCE, give_no_positions, make, states
 from tiny import tiny_config
 from torch import nn
-from transformers import (
-    DeiTConfig,
-    DeiTModel,
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-    SiglipConfig,
-    SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTModel,
-)
+from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, ViTConfig, ViTForImageClassification
 
 from svit_hf import SViTForImageClassification, apply_super_tokens
 from svit_hf.model.super_tokens_svit import SUPER_TOKEN_SAMPLERS
-
-
-LAYOUT = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
-SIZES = {"image_size": 24, "patch_size": 4}  # 6x6 patches
-SIGLIP = LAYOUT | SIZES
-MODELS = {
-    "vit": lambda: ViTModel(ViTConfig(**LAYOUT, **SIZES)),
-    "deit": lambda: DeiTModel(DeiTConfig(**LAYOUT, **SIZES)),
-    "dinov2": lambda: Dinov2Model(Dinov2Config(**LAYOUT, **SIZES, mlp_ratio=2)),
-    "dinov2-registers": lambda: Dinov2WithRegistersModel(
-        Dinov2WithRegistersConfig(**LAYOUT, **SIZES, mlp_ratio=2, num_register_tokens=3)
-    ),
-    "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**SIGLIP)),
-}
-# float32 against the model's own attention: the worst that was measured is 1e-6
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def make(name):
-    model = MODELS[name]().eval()
-    # as large as in trained networks: with small ones attention hardly matters
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
-
-
-def states(model, pixels=None, **kwargs):
-    pixels = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(3)) if pixels is None else pixels
-    return model(pixel_values=pixels, **kwargs).last_hidden_state
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -75,9 +33,7 @@ class TestModels:
     def test_equal_patches_lose_nothing(self, name, mode):
         # one patch many times: its super tokens are that patch, and only the bias keeps their number right
         model = make(name)
-        for parameter_name, parameter in model.named_parameters():
-            if "position" in parameter_name:
-                nn.init.zeros_(parameter)
+        give_no_positions(model)
         pixels = torch.randn(1, 3, 4, 4).tile(1, 1, 6, 6)
         expected = states(model, pixels)
         with apply_super_tokens(model, cell_size=2, mode=mode):
@@ -122,6 +78,29 @@ def test_repeated_patches_at_the_edge_count_once():
     expected = states(model, pixels)
     with apply_super_tokens(model, cell_size=2, mode="both"):
         torch.testing.assert_close(states(model, pixels), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("mode", ["kv", "both"])
+def test_a_super_token_is_turned_as_its_patches_are_on_average(mode, monkeypatch):
+    model, given = make("dinov3"), []
+    attend = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: given.append(args[:2]) or attend(*args, **kwargs),
+    )
+    # 5x9 equal patches, whose keys differ by where they are alone
+    pixels = torch.randn(1, 3, 4, 4).tile(1, 1, 5, 9)
+    states(model, pixels)
+    with apply_super_tokens(model, cell_size=(2, 4), layers=[0], mode=mode, sampler="grid"):
+        states(model, pixels)
+    own, pooled = given[0], given[3]
+    for kind in ("queries", "keys") if mode == "both" else ("keys",):
+        index = ("queries", "keys").index(kind)
+        grid = own[index][0, :, 3:].unflatten(1, (5, 9))  # (A, 5, 9, D)
+        cells = [part.mean((1, 2)) for rows in grid.split(2, 1) for part in rows.split(4, 2)]
+        torch.testing.assert_close(pooled[index][0, :, 3:], torch.stack(cells, 1), **TOLERANCE)
+        torch.testing.assert_close(pooled[index][:, :, :3], own[index][:, :, :3], **TOLERANCE)
 
 
 def test_saving_and_copying_are_unaffected(tmp_path):

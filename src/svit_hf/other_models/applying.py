@@ -21,14 +21,10 @@ from svit_hf.model.super_tokens_svit import (
     sum_over_neighbours,
     upsample_tokens,
 )
+from svit_hf.other_models.layers import Rotation, attend, find_attentions, projections, require_own_forward
 
 
 Mode = Literal["kv", "both"]
-
-# whose tokens are class and register tokens, then patches in rows, with positions added before the first layer
-MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "siglip_vision_model")
-# of queries, keys and values, in the versions of Transformers
-_PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
 
 
 class AppliedSuperTokens:
@@ -79,7 +75,7 @@ class AppliedSuperTokens:
         self._hook.remove()
 
     def _make_sampler(self, name: str, attention: nn.Module) -> Any:
-        weight = _projections(attention)[0].weight
+        weight = projections(attention)[0].weight
         learned = make_learned_sampler(name, weight.shape[1], self.cell_size)
         return SUPER_TOKEN_SAMPLERS[name] if learned is None else learned.to(weight.device)
 
@@ -87,36 +83,63 @@ class AppliedSuperTokens:
         self.grid_size = (patches.shape[-2], patches.shape[-1])
 
     def _attend(
-        self, attention: nn.Module, sample: Any, hidden_states: torch.Tensor, *args: object, **kwargs: object
+        self,
+        attention: nn.Module,
+        sample: Any,
+        hidden_states: torch.Tensor,
+        *args: object,
+        position_embeddings: Rotation | None = None,
+        **kwargs: object,
     ) -> tuple[torch.Tensor, None]:
         height, width = self.grid_size
         num_others = hidden_states.shape[1] - height * width
         others, patches = hidden_states.split([num_others, height * width], dim=1)
         grid = patches.transpose(1, 2).unflatten(2, (height, width))  # (B, C, H, W)
-        super_tokens, association, mass = self._sample(sample, grid)
+        super_tokens, association = self._sample(sample, grid)
+        mass = self._sum_over_patches(association, grid.new_ones(1, 1, height, width)).flatten(1)  # (B, G)
         pooled = torch.cat([others, super_tokens.flatten(2).transpose(1, 2)], dim=1)  # (B, S, C)
         # a super token stands for as many keys as it has mass
-        bias = F.pad(mass.clamp(min=1e-12).log(), (num_others, 0))[:, None, None].to(hidden_states.dtype)
+        bias = F.pad(mass.clamp(min=1e-12).log(), (num_others, 0)).to(hidden_states.dtype)
+        turn = None if position_embeddings is None else self._mean_rotation(position_embeddings, association, mass)
         if self.mode == "kv":
-            return _attention(attention, hidden_states, pooled, bias), None
-        others, attended = _attention(attention, pooled, pooled, bias).split([num_others, mass.shape[1]], dim=1)
+            return attend(attention, hidden_states, pooled, bias, position_embeddings, turn), None
+        attended = attend(attention, pooled, pooled, bias, turn, turn)
+        others, attended = attended.split([num_others, mass.shape[1]], dim=1)
         attended = attended.transpose(1, 2).unflatten(2, super_tokens.shape[-2:])
         spread = upsample_tokens(attended, association, self.cell_size, (height, width))
         return torch.cat([others, spread.flatten(2).transpose(1, 2)], dim=1), None
 
-    def _sample(self, sample: Any, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the super tokens, the association, and the mass `(B, G)` that patches of the image give."""
-        size = grid.shape[-2:]
-        num_cells = count_cells(size, self.cell_size)
-        missing = [count * cell - length for count, cell, length in zip(num_cells, self.cell_size, size, strict=True)]
+    def _sample(self, sample: Any, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        num_cells = count_cells(grid.shape[-2:], self.cell_size)
+        missing = [
+            count * cell - length
+            for count, cell, length in zip(num_cells, self.cell_size, grid.shape[-2:], strict=True)
+        ]
         if any(missing):
             # zeros, which no patch of a trained network is like, would take part in the means
             grid = torch.cat([grid, grid[:, :, -1:].expand(-1, -1, missing[0], -1)], dim=2)
             grid = torch.cat([grid, grid[..., -1:].expand(-1, -1, -1, missing[1])], dim=3)
         super_tokens, association = sample(grid, self.cell_size, self.num_iterations)
-        are_real = split_into_cells(association.new_ones(1, 1, *size), self.cell_size)  # (1, G, P, 1)
-        mass = sum_over_neighbours((association * are_real).sum(dim=2).unsqueeze(-1), num_cells)  # (B, Gh, Gw, 1)
-        return super_tokens, association, mass.flatten(1)
+        return super_tokens, association
+
+    def _sum_over_patches(self, association: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Sum what the patches of the image have, `(1, C, H, W)`, by association: `(B, Gh, Gw, C)`.
+
+        Patches that were repeated to fill the last cells count as zeros.
+        """
+        cells = split_into_cells(grid.to(association.dtype), self.cell_size)  # (1, G, P, C)
+        return sum_over_neighbours(association.transpose(-2, -1) @ cells, count_cells(grid.shape[-2:], self.cell_size))
+
+    def _mean_rotation(self, rotation: Rotation, association: torch.Tensor, mass: torch.Tensor) -> Rotation:
+        """Return the mean cosines and sines, each `(B, G, D)`: patches that are alike are turned so on average."""
+        grids = (part.transpose(-2, -1).unflatten(-1, self.grid_size).unsqueeze(0) for part in rotation)
+        cosines, sines = (
+            (self._sum_over_patches(association, grid).flatten(1, 2) / mass.unsqueeze(-1).clamp(min=1e-12)).to(
+                grid.dtype
+            )
+            for grid in grids
+        )
+        return cosines, sines
 
 
 def apply_super_tokens(
@@ -135,7 +158,7 @@ def apply_super_tokens(
     attention weights.
 
     Args:
-        model: ViT, DeiT, DINOv2 (with or without registers) or SigLIP of Transformers, with any head.
+        model: ViT, DeiT, DINOv2 (with or without registers), DINOv3 or SigLIP of Transformers, with any head.
         cell_size: Cell of a super token, in patches, one int or a `(height, width)` pair. Any grid of patches will do.
         layers: Numbers of the layers, from 0; all by default. None of them, `()`, changes nothing.
         mode: "kv": all tokens attend to super tokens. "both": super tokens attend to each other, and each patch gets
@@ -172,49 +195,10 @@ def apply_super_tokens(
         raise ValueError(f"`sampler` is {sampler!r}; allowed are {sorted(SUPER_TOKEN_SAMPLERS)}.")
     if num_iterations < 1:
         raise ValueError(f"`num_iterations` is {num_iterations}; it has to be at least 1.")
-    attentions = [module for module in model.modules() if _is_attention(module)]
-    patch_embedding = next((module for module in model.modules() if _embeds_patches(module)), None)
-    if not attentions or patch_embedding is None:
-        raise ValueError(f"`model` is a {type(model).__name__}; allowed are models of the types {MODEL_TYPES}.")
+    attentions, patch_embedding = find_attentions(model)
     layers = range(len(attentions)) if layers is None else layers
     if not set(layers) <= set(range(len(attentions))):
         raise ValueError(f"`layers` is {list(layers)}; the model has layers from 0 to {len(attentions) - 1}.")
     chosen = [attentions[layer] for layer in sorted(set(layers))]
-    if any("forward" in vars(attention) for attention in chosen):
-        raise ValueError("`layers` has one whose attention was replaced before; remove what replaced it first.")
+    require_own_forward(chosen, "layers")
     return AppliedSuperTokens(chosen, patch_embedding, (height, width), mode, sampler, num_iterations)
-
-
-def _is_attention(module: nn.Module) -> bool:
-    model_type = getattr(getattr(module, "config", None), "model_type", None)
-    return model_type in MODEL_TYPES and any(hasattr(module, names[0]) for names in _PROJECTIONS)
-
-
-def _embeds_patches(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size == module.stride
-
-
-def _projections(attention: nn.Module) -> list[Any]:
-    names = next(names for names in _PROJECTIONS if hasattr(attention, names[0]))
-    return [getattr(attention, name) for name in names]
-
-
-def _attention(attention: Any, queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Attend as the module does, from `queries` `(B, N, C)` to `keys` `(B, S, C)`, with a bias `(B, 1, 1, S)`."""
-    config = attention.config
-    dropout = getattr(config, "attention_probs_dropout_prob", getattr(config, "attention_dropout", 0.0))
-    query, key, value = (
-        projection(states).unflatten(2, (config.num_attention_heads, -1)).transpose(1, 2)
-        for projection, states in zip(_projections(attention), (queries, keys, keys), strict=True)
-    )  # (B, A, N or S, D)
-    attended = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=bias.expand(-1, -1, queries.shape[1], -1),
-        dropout_p=dropout if attention.training else 0.0,
-    )
-    attended = attended.transpose(1, 2).flatten(2)
-    # versions of Transformers that have no projection here have it in the module around
-    output = getattr(attention, "o_proj", None) or getattr(attention, "out_proj", None)
-    return attended if output is None else output(attended)
