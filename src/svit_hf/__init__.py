@@ -47,7 +47,7 @@ from svit_hf.model.modeling_svit import (
 )
 from svit_hf.model.modeling_video_svit import SViTForVideoClassification, SViTVideoModel
 from svit_hf.model.super_tokens_svit import register_super_token_sampler
-from svit_hf.other_models import apply_super_tokens
+from svit_hf.other_models import apply_super_tokens, merge_into_super_tokens
 
 
 __version__ = version("svit-hf")
@@ -66,6 +66,7 @@ __all__ = [
     "apply_super_tokens",
     "build_model",
     "load_backbone",
+    "merge_into_super_tokens",
     "register_super_token_sampler",
     "save_with_code",
 ]

@@ -34,6 +34,7 @@ ENTRY_POINTS = [
     svit_hf.SViTVideoConfig,
     svit_hf.SViTForVideoClassification,
     svit_hf.SuperTokenAttention,
+    svit_hf.merge_into_super_tokens,
     svit_hf.save_with_code,
 ]
 
