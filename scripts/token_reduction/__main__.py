@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare ways to spend less on a trained DINOv2 at equal measured time: super tokens, ToMe, dropping, pooling.
+
+    python -m scripts.token_reduction features --model DINOV2 --data trashnet6 --sizes 224 504 --output-dir RESULTS
+    python -m scripts.token_reduction probe --model DINOV2 --data trashnet6 signdigits10 --output-dir RESULTS
+
+`features` compares features of whole pictures with those of the model as it is, by cosine, and processor time with
+that of the model on the same picture right before. A second table has what each way gives at the same time, between
+the settings that were measured. `probe` learns to classify pictures, or patches where there are masks, by the
+features of one setting of each, the one whose time in `features` is nearest to `--time`. Both go on after a stop. Run
+it from the root of a checkout; it uses one thread.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from scripts.token_reduction.contestants import Features, contestants_of
+from scripts.token_reduction.probes import probe
+
+import svit_hf  # noqa: F401 - before transformers, which a torchvision of another torch would stop
+from svit_hf.benchmark.report import align
+from svit_hf.samplers.comparison import to_pixels
+from svit_hf.tasks.pictures import decode_picture
+from svit_hf.tasks.rows import parquet_rows
+
+
+UNCHANGED = "the model as it is"
+TIMES = (0.8, 0.7, 0.6, 0.5, 0.4)
+
+
+class Results:
+    """Rows of a file, one JSON object in a line, that are measured once.
+
+    Args:
+        path: The file.
+        names: Of the fields that tell rows apart.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]):
+        self.path = path
+        self.names = names
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        # the last line of a stopped run may not be whole
+        self.rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        if lines and not lines[-1].endswith("\n"):
+            path.write_text("".join(lines[:-1]), encoding="utf-8")
+
+    def __contains__(self, key: tuple[Any, ...]) -> bool:
+        return any(tuple(row[name] for name in self.names) == key for row in self.rows)
+
+    def add(self, key: tuple[Any, ...], **values: Any) -> None:
+        """Append a row."""
+        row = dict(zip(self.names, key, strict=True)) | values
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_pixels(data: Path, split: str, numbers: Iterable[int], size: int) -> Iterable[torch.Tensor]:
+    """Yield pictures of a split as a trained vision transformer takes them, in `size` times `size` pixels."""
+    rows = parquet_rows(data, split)
+    assert rows is not None
+    for number in numbers:
+        picture = decode_picture(rows.load(number).get("image"), rows.origins[number])
+        yield to_pixels(picture.resize((size, size)))
+
+
+def spread_numbers(data: Path, split: str, limit: int) -> list[int]:
+    """Return the numbers of pictures that are spread over a split, whose rows may be ordered by class."""
+    rows = parquet_rows(data, split)
+    if rows is None:
+        raise SystemExit(f"--data: {str(data)!r} has no {split}.parquet")
+    return sorted({int(number) for number in np.linspace(0, len(rows) - 1, min(limit, len(rows)))})
+
+
+def measure_features(model: Any, data: Path, size: int, limit: int, names: Sequence[str], results: Results) -> None:
+    """Measure what is missing, in turns: all settings on one picture, then on the next."""
+    settings = [
+        (name, setting, features)
+        for name, ways in contestants_of(model).items()
+        for setting, features in ways.items()
+        if not names or name in names
+    ]
+    numbers = spread_numbers(data, "test", limit)
+    for number in numbers:
+        missing = [each for each in settings if (data.name, size, number, *each[:2]) not in results]
+        if not missing:
+            continue
+        (pixels,) = read_pixels(data, "test", [number], size)
+        own, own_seconds = _timed(lambda images: model(images).last_hidden_state, pixels)
+        for name, setting, features in missing:
+            states, seconds = _timed(features, pixels)
+            cosines = torch.cosine_similarity(states, own, dim=-1)[0]
+            key = (data.name, size, number, name, setting)
+            class_token, patches = cosines[0].item(), cosines[1:].mean().item()
+            results.add(key, time=seconds / own_seconds, seconds=seconds, class_token=class_token, patches=patches)
+
+
+@torch.inference_mode()
+def _timed(features: Features, pixels: torch.Tensor) -> tuple[torch.Tensor, float]:
+    start = time.process_time()
+    states = features(pixels)
+    return states, time.process_time() - start
+
+
+def points_of(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Return median time, and mean cosines of class token and patches, of each setting of each contestant."""
+    points: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name, setting in dict.fromkeys((row["contestant"], row["setting"]) for row in rows):
+        own = [row for row in rows if (row["contestant"], row["setting"]) == (name, setting)]
+        points.setdefault(name, {})[setting] = (
+            median(row["time"] for row in own),
+            fmean(row["class_token"] for row in own),
+            fmean(row["patches"] for row in own),
+        )
+    return points
+
+
+def loss_at(time_wanted: float, points: Iterable[tuple[float, float]]) -> float | None:
+    """Return the loss at a time, between the two settings around it, on a logarithmic scale.
+
+    Args:
+        time_wanted: Relative to the model as it is.
+        points: Time and cosine of settings.
+    """
+    ordered = sorted((seconds, math.log(max(1 - cosine, 1e-9))) for seconds, cosine in points)
+    times, losses = zip(*ordered, strict=True)
+    if not times[0] <= time_wanted <= times[-1]:
+        return None
+    return math.exp(float(np.interp(time_wanted, times, losses)))
+
+
+def print_features(rows: Sequence[dict[str, Any]]) -> None:
+    """Print both tables for each data set and size."""
+    for data, size in dict.fromkeys((row["data"], row["size"]) for row in rows):
+        own = [row for row in rows if (row["data"], row["size"]) == (data, size)]
+        num_pictures = len({row["picture"] for row in own})
+        print(f"\n{data}, {size} pixels, {num_pictures} pictures: 1000 times what is lost of the cosine")
+        lines = [("contestant", "setting", "time", "class token", "patches", "spread")]
+        for name, settings in points_of(own).items():
+            for setting, (seconds, class_token, patches) in settings.items():
+                values = [row["patches"] for row in own if (row["contestant"], row["setting"]) == (name, setting)]
+                spread = f"{1000 * stdev(values):.1f}" if len(values) > 1 else "?"
+                losses = (f"{1000 * (1 - value):.1f}" for value in (class_token, patches))
+                lines.append((name, setting, f"{seconds:.3f}", *losses, spread))
+        print(align(lines))
+        print("\nat equal time: patches, class token")
+        lines = [("contestant", *(f"{wanted:g}" for wanted in TIMES))]
+        for name, settings in points_of(own).items():
+            cells = []
+            for wanted in TIMES:
+                losses_there = [
+                    loss_at(wanted, [(point[0], point[kind]) for point in settings.values()]) for kind in (2, 1)
+                ]
+                cells.append(", ".join("-" if loss is None else f"{1000 * loss:.1f}" for loss in losses_there))
+            lines.append((name, *cells))
+        print(align(lines), flush=True)
+
+
+def setting_nearest(rows: Sequence[dict[str, Any]], size: int, wanted: float) -> dict[str, str]:
+    """Return the setting of each contestant whose time is nearest to the one wanted, on any data."""
+    points = points_of([row for row in rows if row["size"] == size])
+    return {
+        name: min(settings, key=lambda setting: abs(settings[setting][0] - wanted))
+        for name, settings in points.items()
+    }
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("what", choices=("features", "probe"))
+    parser.add_argument("--model", type=Path, required=True, help="folder of a Dinov2Model of 12 layers")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of parquet files with pictures")
+    parser.add_argument("--output-dir", type=Path, required=True, help="where rows are kept")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[224], help="of pictures, in pixels")
+    parser.add_argument("--limit", type=int, default=8, help="pictures of the test split; for `probe` of each split")
+    parser.add_argument("--contestants", nargs="*", default=[], help="all by default")
+    parser.add_argument("--time", type=float, default=0.6, help="for `probe`, relative to the model as it is")
+    parser.add_argument("--seeds", type=int, default=5, help="for `probe`")
+    options = parser.parse_args(words)
+    if min(options.limit, options.seeds) < 1 or min(options.sizes) < 28:
+        parser.error("`--limit` and `--seeds` are at least 1, `--sizes` at least 28")
+    torch.set_num_threads(1)
+    from transformers import Dinov2Model
+
+    model = Dinov2Model.from_pretrained(options.model).eval()
+    if unknown := sorted(set(options.contestants) - contestants_of(model).keys()):
+        parser.error(f"`--contestants` has {unknown}; allowed are {[*contestants_of(model)]}")
+    names = ("data", "size", "picture", "contestant", "setting")
+    results = Results(options.output_dir / "features.jsonl", names)
+    if options.what == "features":
+        for data in options.data:
+            for size in options.sizes:
+                measure_features(model, data, size, options.limit, options.contestants, results)
+        print_features(results.rows)
+        return
+    for size in options.sizes:
+        rows = [row for row in results.rows if not options.contestants or row["contestant"] in options.contestants]
+        chosen = setting_nearest(rows, size, options.time)
+        if not chosen:
+            parser.error(f"{results.path} has nothing of {size} pixels; `features` comes first")
+        ways: dict[str, Features] = {
+            UNCHANGED: lambda pixels: model(pixels).last_hidden_state,
+            **{f"{name}: {setting}": contestants_of(model)[name][setting] for name, setting in chosen.items()},
+        }
+        for data in options.data:
+            folder = options.output_dir / "probe" / f"{data.name}-{size}"
+            scores = probe(ways, data, size, options.limit, options.seeds, model.config.patch_size, folder)
+            unchanged = scores[UNCHANGED]
+            lines = [("contestant", "score", "spread", "difference", "worse in")]
+            for name, values in scores.items():
+                differences = [value - other for value, other in zip(values, unchanged, strict=True)]
+                spread = f"{stdev(values):.1%}" if len(values) > 1 else "?"
+                worse = f"{sum(each < 0 for each in differences)} of {len(differences)}"
+                lines.append((name, f"{fmean(values):.1%}", spread, f"{100 * fmean(differences):+.1f}", worse))
+            print(f"\n{data.name}, {size} pixels, {options.seeds} splits\n{align(lines)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
