@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         SViTError: If the disk is full; the temporary file is gone by then, and an earlier file is as it was.
     """
     path = Path(path)
-    with _explaining_full_disk(path):
+    with _not_written(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
@@ -54,7 +54,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If `path` is there already and not an empty folder.
     """
     path = Path(path)
-    with _explaining_full_disk(path):
+    with _not_written(path):
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
         try:
             yield temporary
@@ -178,7 +178,12 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def _explaining_full_disk(path: Path) -> Iterator[None]:
+def explaining_full_disk(explain: Callable[[Exception], str]) -> Iterator[None]:
+    """Give what is raised for want of room an explanation.
+
+    Raises:
+        SViTError: With the explanation, if there is no room.
+    """
     try:
         yield
     except SViTError:
@@ -186,10 +191,12 @@ def _explaining_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        raise SViTError(
-            f"the disk is full: {str(path)!r} was not written, and nothing is left of the attempt. Make room and give "
-            "the same command again."
-        ) from error
+        raise SViTError(explain(error)) from error
+
+
+def _not_written(path: Path) -> AbstractContextManager[None]:
+    text = f"the disk is full: {str(path)!r} was not written, and nothing is left of the attempt. Make room and give "
+    return explaining_full_disk(lambda _: text + "the same command again.")
 
 
 def _default_mode(mode: int) -> int:

@@ -59,6 +59,8 @@ class MultiLabelReport(Report):
     classes: tuple[LabelScores, ...]
     seconds: float
 
+    # every image has labels, be they none
+    num_left_out = 0
     best_metric = "mean_average_precision"
     log_fields = ("mean_average_precision", "micro_f1", "macro_f1", "loss", "num_images")
 
@@ -66,18 +68,14 @@ class MultiLabelReport(Report):
         """Return the most important numbers in a line."""
         return f"mAP {self.mean_average_precision:7.2%}  F1 {self.micro_f1:7.2%}  loss {self.loss:.4f}"
 
-    def rows(self) -> dict[str, str]:
-        """Return the lines of a table, by their title."""
-        rows = {
-            "images": f"{self.num_images}",
+    def measures(self) -> dict[str, str]:
+        """Return what was measured, by its title in a table."""
+        return {
             "mean average precision": f"{self.mean_average_precision:.2%}",
             "F1, all decisions": f"{self.micro_f1:.2%}",
             "F1, mean over labels": f"{self.macro_f1:.2%}",
             "loss": f"{self.loss:.4f}",
-            "images/s": f"{self.images_per_second:.1f}",
         }
-        counted = {"  broken, not counted": self.num_broken, "  output not finite": self.num_not_finite}
-        return rows | {title: str(count) for title, count in counted.items() if count}
 
     def class_table(self, class_names: Sequence[str] | None = None) -> str:
         """Return the numbers by label: of all that some image has, or of the worst if these are many."""

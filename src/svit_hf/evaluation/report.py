@@ -31,6 +31,9 @@ class Report:
     best_metric: str
     log_fields: tuple[str, ...]
     num_images: int
+    num_broken: int
+    num_left_out: int
+    num_not_finite: int
     loss: float
     classes: tuple[Any, ...]
     seconds: float
@@ -59,9 +62,19 @@ class Report:
         names = map(str, range(len(self.classes))) if class_names is None else class_names
         return list(zip(names, self.classes, strict=True))
 
+    def measures(self) -> dict[str, str]:
+        """Return what was measured, by its title in a table."""
+        raise NotImplementedError
+
     def rows(self) -> dict[str, str]:
         """Return the lines of a table, by their title."""
-        raise NotImplementedError
+        lines = {"images": str(self.num_images), **self.measures(), "images/s": f"{self.images_per_second:.1f}"}
+        counted = {
+            "  broken, not counted": self.num_broken,
+            "  without a class": self.num_left_out,
+            "  output not finite": self.num_not_finite,
+        }
+        return lines | {title: str(count) for title, count in counted.items() if count}
 
     def table(self) -> str:
         """Return the report for a reader, a line for each number."""
@@ -114,24 +127,16 @@ class ClassificationReport(Report):
         """Return everything as plain values, see `Report`."""
         return super().to_json(class_names) | {"accuracy_interval": list(self.accuracy_interval)}
 
-    def rows(self) -> dict[str, str]:
-        """Return the lines of a table, by their title."""
+    def measures(self) -> dict[str, str]:
+        """Return what was measured, by its title in a table."""
         low, high = self.accuracy_interval
-        rows = {
-            "images": f"{self.num_images}",
+        return {
             "accuracy": f"{self.accuracy:.2%}",
             "  95 % interval": f"{low:.2%} to {high:.2%}",
             "top-5 accuracy": f"{self.top5_accuracy:.2%}",
             "loss": f"{self.loss:.4f}",
             "calibration error": f"{self.calibration_error:.4f}",
-            "images/s": f"{self.images_per_second:.1f}",
         }
-        counted = {
-            "  broken, not counted": self.num_broken,
-            "  without a class": self.num_left_out,
-            "  output not finite": self.num_not_finite,
-        }
-        return rows | {title: str(count) for title, count in counted.items() if count}
 
     def class_table(self, class_names: Sequence[str] | None = None) -> str:
         """Return accuracies by class: of all that have images, or of the worst if these are many.

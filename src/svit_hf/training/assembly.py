@@ -15,7 +15,7 @@ from torch import nn
 from svit_hf.data.loading import EvaluationLoader, TrainingLoader
 from svit_hf.data.opening import labels_of
 from svit_hf.errors import SViTError
-from svit_hf.files import is_disk_full
+from svit_hf.files import explaining_full_disk
 from svit_hf.training.options import OptimizationOptions, TrainingRecipe
 from svit_hf.training.task_of_recipe import Data, require_indexed
 
@@ -167,13 +167,10 @@ def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Re
     answer: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            answer[0] = function()
+            with explaining_full_disk(say_disk_full):
+                answer[0] = function()
         except SViTError as error:
             answer[1] = error
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            answer[1] = disk_full_error(error)
     broadcast_object_list(answer)
     result, problem = answer
     if problem is not None:
@@ -181,8 +178,6 @@ def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Re
     return result
 
 
-def disk_full_error(error: Exception) -> SViTError:
-    """Return what to say when something could not be written for want of room."""
-    return SViTError(
-        f"the disk is full: {error}. The checkpoints are whole; make room and give the same command again."
-    )
+def say_disk_full(error: Exception) -> str:
+    """Say that something could not be written for want of room."""
+    return f"the disk is full: {error}. The checkpoints are whole; make room and give the same command again."

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from svit_hf.data.loading import TrainingLoader, explaining_killed_workers
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
-from svit_hf.files import is_disk_full, write_text
+from svit_hf.files import explaining_full_disk, write_text
 from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.kernels import use_kernels
@@ -24,12 +24,12 @@ from svit_hf.progress import duration, quiet_libraries
 from svit_hf.provenance import device_name
 from svit_hf.tasks.task import Task
 from svit_hf.training.assembly import (
-    disk_full_error,
     evaluation_loader,
     make_accelerator,
     micro_batches_of,
     on_rank_zero,
     precision_of,
+    say_disk_full,
     training_loader,
     with_sync_batch_norm,
 )
@@ -122,7 +122,7 @@ def train(
     """
     output_dir = Path(output_dir)
     accelerator = make_accelerator(recipe, output_dir)
-    with ending_together(), explaining_killed_workers(), _explaining_full_disk(), ExitStack() as stack:
+    with ending_together(), explaining_killed_workers(), explaining_full_disk(say_disk_full), ExitStack() as stack:
         found = on_rank_zero(lambda: _enter_folder(stack, output_dir, resume), accelerator)
         # nothing is written before everything is known to go together
         data = open_data(recipe, accelerator)
@@ -329,18 +329,6 @@ def _pushing(run: Run, data: Data, command: str | None) -> Iterator[None]:
     run.on_new_best = push_best
     with push:
         yield
-
-
-@contextmanager
-def _explaining_full_disk() -> Iterator[None]:
-    try:
-        yield
-    except SViTError:
-        raise
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise disk_full_error(error) from error
 
 
 def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[str, object]:
