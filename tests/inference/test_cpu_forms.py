@@ -44,8 +44,8 @@ def operators_of(work):
     return {event.key: event.count for event in profiled.key_averages()}
 
 
-def packed_convolution(bias=True):
-    convolution = nn.Conv2d(6, 10, kernel_size=1, bias=bias).requires_grad_(False)
+def packed_convolution(bias=True, **geometry):
+    convolution = nn.Conv2d(6, **({"out_channels": 10, "kernel_size": 1} | geometry), bias=bias).requires_grad_(False)
     convolution.__class__ = PackedConvolution
     return convolution
 
@@ -53,11 +53,20 @@ def packed_convolution(bias=True):
 class TestPackedConvolution:
     @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
     @pytest.mark.parametrize("bias", [True, False])
-    def test_computes_the_convolution_at_any_size(self, bias, memory_format):
-        convolution = packed_convolution(bias)
+    @pytest.mark.parametrize(
+        "geometry",
+        [
+            {},
+            {"kernel_size": 3, "stride": 2, "padding": 1},
+            {"out_channels": 6, "kernel_size": 3, "padding": 1, "groups": 6},
+        ],
+        ids=["1x1", "halving", "depthwise"],
+    )
+    def test_computes_the_convolution_at_any_size(self, bias, memory_format, geometry):
+        convolution = packed_convolution(bias, **geometry)
         for shape in [(2, 6, 5, 7), (1, 6, 1, 1), (9, 6, 16, 3)]:
             images = torch.randn(shape).contiguous(memory_format=memory_format)
-            expected = F.conv2d(images, convolution.weight, convolution.bias)
+            expected = convolution._conv_forward(images, convolution.weight, convolution.bias)
             torch.testing.assert_close(convolution(images), expected)
             torch.testing.assert_close(convolution.convolve(images, "gelu"), F.gelu(expected))
         packed = convolution.packed
@@ -107,11 +116,11 @@ class TestPackedConvolution:
 
 
 class TestModel:
-    def test_every_projection_is_packed_and_gelu_is_in_the_convolution(self, model, folded):
+    def test_every_convolution_is_packed_and_gelu_is_in_the_first_of_a_feed_forward(self, model, folded):
         images = torch.randn(2, 3, 64, 64)
-        layers = sum(folded.config.depths)
         counts = operators_of(lambda: folded(images))
-        assert counts[FUSED] == 4 * layers + 1
+        assert counts[FUSED] == sum(isinstance(module, nn.Conv2d) for module in folded.modules())
+        assert "aten::convolution" not in counts
         # those of the stem are followed by a norm that does not fold
         assert counts["aten::gelu"] == 4
         with torch.no_grad():

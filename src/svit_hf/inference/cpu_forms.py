@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a folded model computes in its own way on a CPU: 1x1 convolutions, GELU after them, attention in bfloat16.
+"""What a folded model computes in its own way on a CPU: convolutions, GELU after some, attention in bfloat16.
 
 Wherever that cannot run (another device, a compiler, an exporter, autocast), everything is as in the model's own code.
 PyTorch keeps the convolution of oneDNN that takes packed weights and an activation for its compiler; it is private,
@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from svit_hf.model.modeling_svit import SViTConvFFN, SViTPooler, SViTPreTrainedModel, SViTSelfAttention
+from svit_hf.model.modeling_svit import SViTConvFFN, SViTPreTrainedModel
 
 
 # the attention function of a folded model, in the words of its config
@@ -25,19 +25,12 @@ CPU_ATTENTION = "svit_cpu"
 # stays in the cache of a core
 _FEWEST_WEIGHTS, _WEIGHTS_AT_ONCE = 2**14, 2**20
 
-# what mixes channels at every position, by owner; all are 1x1 convolutions
-PROJECTIONS: dict[type[nn.Module], tuple[str, ...]] = {
-    SViTSelfAttention: ("qkv", "projection"),
-    SViTConvFFN: ("fc1", "fc2"),
-    SViTPooler: ("projection",),
-}
-
 
 def use_cpu_forms(folded: SViTPreTrainedModel) -> None:
     """Let a folded model use what is in this file, in place."""
     for module in list(folded.modules()):
-        for name in PROJECTIONS.get(type(module), ()):
-            getattr(module, name).__class__ = PackedConvolution
+        if type(module) is nn.Conv2d:
+            module.__class__ = PackedConvolution
         if type(module) is SViTConvFFN and type(module.activation) is GELUActivation:
             module.__class__ = FusedConvFFN
     if folded.config._attn_implementation == "sdpa":

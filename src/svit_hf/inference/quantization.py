@@ -12,12 +12,18 @@ from torch import nn
 
 from svit_hf.errors import SViTError
 from svit_hf.extras import install_hint, missing_packages
-from svit_hf.inference.cpu_forms import PROJECTIONS
 from svit_hf.inference.folding import fold_weights, plain_convolution
-from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.model.modeling_svit import SViTConvFFN, SViTPooler, SViTPreTrainedModel, SViTSelfAttention
 
 
 Model = TypeVar("Model", bound=SViTPreTrainedModel)
+
+# what mixes channels at every position, by owner; all are 1x1 convolutions
+_PROJECTIONS: dict[type[nn.Module], tuple[str, ...]] = {
+    SViTSelfAttention: ("qkv", "projection"),
+    SViTConvFFN: ("fc1", "fc2"),
+    SViTPooler: ("projection",),
+}
 
 
 class PointwiseLinear(nn.Linear):
@@ -74,7 +80,7 @@ def quantize_for_inference(model: Model) -> Model:
         raise SViTError(f"`model` is in {model.dtype}; int8 is made of a model in torch.float32.")
     quantized = fold_weights(model)
     for owner in quantized.modules():
-        for name in PROJECTIONS.get(type(owner), ()):
+        for name in _PROJECTIONS.get(type(owner), ()):
             owner.register_module(name, PointwiseLinear(plain_convolution(owner, name)))
     quantize_(quantized, Int8DynamicActivationInt8WeightConfig())
     return quantized
