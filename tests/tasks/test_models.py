@@ -132,6 +132,10 @@ def test_trainer_does_not_multiply_the_loss(head, checkpoint):
         ({"image_size": (64, 64, 3)}, "`image_size` is"),
         ({"image_size": "64"}, "`image_size` is"),
         ({"width": 40}, "`width` is 40; allowed are multiples of 32"),
+        (
+            {"task": "detection", "head": "deformable_detr", "image_size": 64},
+            r"`image_size` is \(64, 64\) and `width` is 32: the last feature map of the head 'deformable_detr'",
+        ),
         ({"head_options": {"pool_scale": [1]}}, "no option 'pool_scale'"),
         ({"head_options": {"hidden_size": "wide"}}, "`head_options` .* are not possible .*hidden_size"),
         ({"backbone": "no/such/folder"}, "no config that can be read"),

@@ -28,6 +28,7 @@ from svit_hf.errors import DataError, EvaluationError, SViTError, TrainingInterr
 from svit_hf.hub.publication import prepare_publication
 from svit_hf.recipes import RECIPES
 from svit_hf.tasks import measuring
+from svit_hf.tasks.saved_models import open_task_model
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
 from svit_hf.tasks.shards import write_annotated_shards
 from svit_hf.tasks.task import TrainingExamples
@@ -114,14 +115,18 @@ def assert_same_run(first, second):
 
 
 @pytest.mark.parametrize(
-    ("name", "streaming"), [("segment_semantic", None), ("segment_instance", True), ("detect", True)]
+    ("name", "streaming", "size"),
+    [("segment_semantic", None, [64, 96]), ("segment_instance", True, 64), ("detect", True, [96, 64])],
+    ids=CHANGES,
 )
-def test_stopped_run_is_the_same_run_and_leaves_a_model(name, streaming, squares, shards, hub, tmp_path, monkeypatch):
+def test_stopped_run_is_the_same_run_and_leaves_a_model(
+    name, streaming, size, squares, shards, hub, tmp_path, monkeypatch
+):
     # whatever ranks have on average, losses divide by the objects of their own batch
     for module in (loss_for_object_detection, modeling_mask2former):
         monkeypatch.delattr(module, "reduce")
     data = {"data__path": str(shards(name)), "data__streaming": True, "data__shuffle_block": 4} if streaming else {}
-    recipe = recipe_of(name, squares, augmentation__num_views=2, **data)
+    recipe = recipe_of(name, squares, augmentation__num_views=2, model__image_size=size, **data)
     report = train(changed(recipe, run__push_to="tester/squares"), tmp_path / "whole")
     update = loop.Run._train_one_update
 
@@ -146,6 +151,7 @@ def test_stopped_run_is_the_same_run_and_leaves_a_model(name, streaming, squares
     (tmp_path / "pushed").write_bytes(hub.repositories["tester/squares"].contents()["model.safetensors"])
     best = load_file(tmp_path / "whole" / "model" / "model.safetensors")
     torch.testing.assert_close(load_file(tmp_path / "pushed"), best, rtol=0, atol=0)
+    assert open_task_model(tmp_path / "whole").task.size == recipe.model.image_shape
     task = "object-detection" if name == "detect" else "image-segmentation"
     found = pipeline(task, str(tmp_path / "whole" / "model"))(str(squares / "test" / "images" / "1.png"))
     assert {entry["label"] for entry in found} <= set(report["data"]["label_names"])
@@ -214,6 +220,7 @@ def test_pictures_that_are_counted_twice_are_found_out(squares, tmp_path, monkey
         ("segment_semantic", {"run__parallelism": "fsdp2"}, "it has to be 'ddp'"),
         ("detect", {"task__head_options": {"queries": 3}}, "the head 'd_fine' has no option 'queries'"),
         ("detect", {"model__config": {"depths": [1]}}, "`model.config` does not describe a model"),
+        ("smoke", {"model__image_size": [32, 64]}, r"`model.image_size` is \(32, 64\); .* it has to be one edge"),
         ("smoke", {"task__head": "upernet"}, "`task.head` is 'upernet', which says nothing about `task.name`"),
     ],
 )

@@ -20,9 +20,11 @@ def test_everything_comes_back_from_json():
         run__trackers=["tensorboard", "wandb"],
         model__drop_path_schedule=[[0, 0.4], [260, 0.6]],
         model__config={"depths": [1, 1, 1, 1]},
+        model__image_size=[64, 96],
     )
     assert recipe.optimization.betas == (0.8, 0.9)
     assert type(recipe.optimization.learning_rate) is float
+    assert recipe.model.image_shape == (64, 96)
     assert recipe.model.drop_path_schedule == ((0, 0.4), (260, 0.6))
     assert from_json(json.loads(json.dumps(to_json(recipe)))) == recipe
 
@@ -34,6 +36,8 @@ def test_everything_comes_back_from_json():
         ({"optimization": {"epochs": 1.5}}, "has to be a whole number"),
         ({"optimization": {"epochs": True}}, "has to be a whole number"),
         ({"optimization": {"betas": [0.9]}}, "`optimization.betas`"),
+        ({"model": {"image_size": [64, 96, 3]}}, "`model.image_size` is [64, 96, 3]"),
+        ({"model": {"image_size": None}}, "`model.image_size` is None"),
         ({"optimization": {"loss": "hinge"}}, "has to be one of cross_entropy, binary_cross_entropy"),
         ({"run": {"trackers": ["mlflow"]}}, "`run.trackers`"),
         ({"model": {"config": {"depth": [1]}}}, "Did you mean `model.config.depths`"),

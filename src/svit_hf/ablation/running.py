@@ -109,6 +109,6 @@ def _outcome(name: str, recipe: TrainingRecipe, reports: Sequence[Mapping[str, A
         name=name or "as it is",
         scores=[_best(report)[metric] for report in reports],
         num_parameters=reports[0]["num_parameters"],
-        multiply_adds=count_multiply_adds(model, recipe.model.image_size, torch.device("cpu")),
+        multiply_adds=count_multiply_adds(model, recipe.model.image_shape, torch.device("cpu")),
         seconds=[report["seconds"] for report in reports],
     )

@@ -34,7 +34,7 @@ class Classification(Task):
     Args:
         source: The training images.
         processor: What prepares images for the trained model.
-        image_size: Edge of the training images, in pixels.
+        image_size: Height and width of the training images, in pixels.
         augmentation: What happens to each of them.
         mixing: How the images of a batch are mixed.
         criterion: The loss.
@@ -47,7 +47,7 @@ class Classification(Task):
         self,
         source: ImageSource,
         processor: SViTImageProcessorPil,
-        image_size: int,
+        image_size: tuple[int, int],
         augmentation: AugmentationOptions,
         mixing: MixingOptions,
         criterion: Criterion,
@@ -56,7 +56,7 @@ class Classification(Task):
         self.processor, self.mixing, self.criterion = processor, mixing, criterion
         self.best_metric = (MultiLabelReport if self.is_multi_label else ClassificationReport).best_metric
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-        self.augmented = TrainingTransform((image_size, image_size), mean, std, augmentation)
+        self.augmented = TrainingTransform(image_size, mean, std, augmentation)
         self.prepared = EvaluationTransform(processor)
 
     def training_example(self, decoded: Image.Image, key: SampleKey) -> torch.Tensor:

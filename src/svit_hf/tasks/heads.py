@@ -44,6 +44,7 @@ class Head:
         processor: Name of its image processor in Transformers.
         processor_options: What that processor needs beyond size and normalisation.
         freezes_batch_norms: "always", "option" (a field of the config), or "never".
+        num_extra_levels: Feature maps that it makes of the last stage's, each with half the height and width.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Head:
     processor: str
     processor_options: dict[str, Any]
     freezes_batch_norms: str
+    num_extra_levels: int = 0
 
     @property
     def config_class(self) -> type[PreTrainedConfig]:
@@ -89,6 +91,20 @@ class Head:
             raise SViTError(
                 f"`head_options` {options} are not possible for the head {self.name!r}: {error}"
             ) from error
+
+    def require_size(self, size: tuple[int, int], width: int | None) -> None:
+        """Refuse images so small that a norm of the head would see one value: of a map of one pixel, with one channel.
+
+        Raises:
+            SViTError: If height and width, in pixels, are that small.
+        """
+        stride = 32 * 2**self.num_extra_levels
+        if self.num_extra_levels and max(size) <= stride and (width or self.width) == WIDTH_STEP:
+            raise SViTError(
+                f"`image_size` is {size} and `width` is {width}: the last feature map of the head {self.name!r} would "
+                "be one pixel, with one channel for each group of its norm. Allowed are images of more than "
+                f"{stride} pixels, or a width of {2 * WIDTH_STEP} or more."
+            )
 
     def make_processor(self, size: tuple[int, int]) -> BaseImageProcessor:
         """Return what prepares pictures as the tasks do: resized to exactly `size`, ImageNet's normalisation."""
@@ -182,6 +198,7 @@ HEADS: dict[str, Head] = {
             "DeformableDetrImageProcessor",
             {"do_pad": False},
             "always",
+            num_extra_levels=1,
         ),
         Head(
             "conditional_detr",

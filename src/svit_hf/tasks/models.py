@@ -89,6 +89,7 @@ def build_model(
     chosen = find_head(task, head)
     labels = check_labels(labels)
     size = check_image_size(image_size)
+    chosen.require_size(size, width)
     is_random = isinstance(backbone, SViTConfig)
     if is_random and chosen.freezes_batch_norms == "always":
         raise SViTError(

@@ -32,7 +32,8 @@ class ModelOptions:
         layout: The published layout to make, where the weights are random, or a tiny one of 1.5 M parameters.
         config: Fields of `SViTConfig` that win over those of the layout or of the folder. A single one is given as
             `--model.config.FIELD VALUE`.
-        image_size: Edge of the training images in pixels; the model is evaluated at it, too.
+        image_size: Edge of the training images in pixels; the model is evaluated at it, too. Segmentation and
+            detection also take height and width.
         crop_pct: Share of the resized picture that the evaluation's crop keeps; by default the official rule.
         drop_path_schedule: Pairs of an epoch and the drop path rate from then on; empty for that of the config.
         eval_mode: Train in evaluation mode, as the official fine-tuning does: batch norms frozen, drop path and
@@ -47,7 +48,7 @@ class ModelOptions:
     name_or_path: str = ""
     layout: Layout = "small"
     config: JsonObject = field(default_factory=dict)
-    image_size: int = option(224, at_least=1)
+    image_size: int | tuple[int, int] = option(224, at_least=1)
     crop_pct: float | None = option(None, above=0, at_most=1)
     drop_path_schedule: tuple[tuple[int, float], ...] = option((), at_least=0)
     eval_mode: bool = False
@@ -64,6 +65,11 @@ class ModelOptions:
             self.drop_path_schedule,
             "pairs of an epoch and a rate from 0 to below 1",
         )
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the training images, in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 import json
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -60,7 +61,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
         values = {key: _convert(item, hints[key], prefix + key) for key, item in value.items()}
         return kind(**values)  # type: ignore[operator]
     if origin in (Union, types.UnionType):
-        return None if value is None else _convert(value, next(a for a in arguments if a is not type(None)), name)
+        return _convert_to_one(value, arguments, name)
     if origin is Literal and value in arguments:
         return value
     if origin is tuple and isinstance(value, list):
@@ -77,6 +78,17 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     if isinstance(kind, type) and type(value) is kind:
         return value
     raise SViTError(f"`{name or 'recipe'}` is {value!r}; it has to be {_describe(kind)}.")
+
+
+def _convert_to_one(value: Any, kinds: Sequence[Any], name: str) -> Any:
+    """Return `value` as the first of several types that it can be."""
+    if value is None and type(None) in kinds:
+        return None
+    *others, last = [kind for kind in kinds if kind is not type(None)]
+    for kind in others:
+        with suppress(SViTError):
+            return _convert(value, kind, name)
+    return _convert(value, last, name)
 
 
 def _describe(kind: Any) -> str:

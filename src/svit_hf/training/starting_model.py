@@ -114,7 +114,9 @@ def freeze(model: nn.Module, options: ModelOptions) -> None:
     model.train(not options.eval_mode)
 
 
-def require_batch_for_norms(model: nn.Module, num_images: int, image_size: int, device: torch.device) -> None:
+def require_batch_for_norms(
+    model: nn.Module, num_images: int, image_shape: tuple[int, int], device: torch.device
+) -> None:
     """Refuse batches of one image where a batch norm would see a single value per channel.
 
     Raises:
@@ -125,11 +127,11 @@ def require_batch_for_norms(model: nn.Module, num_images: int, image_size: int, 
     buffers = [buffer.clone() for buffer in model.buffers()]
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 3, image_size, image_size, device=device))
+            model(torch.zeros(1, 3, *image_shape, device=device))
     except ValueError as error:
         raise SViTError(
             "`optimization.batch_size` and `optimization.device_batch_size` leave 1 image to a step of each rank; it "
-            f"has to be 2 at least for batch norms at `model.image_size` {image_size}, or `model.freeze_batch_norm`."
+            f"has to be 2 at least for batch norms at `model.image_size` {image_shape}, or `model.freeze_batch_norm`."
         ) from error
     finally:
         for buffer, value in zip(model.buffers(), buffers, strict=True):
@@ -170,10 +172,10 @@ def make_teacher(
 
 
 @torch.no_grad()
-def count_multiply_adds(model: nn.Module, image_size: int, device: torch.device) -> int:
+def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int], device: torch.device) -> int:
     """Count the multiply-accumulates of one image in convolutions, linear layers and attention (MACs)."""
     was_training = model.training
     with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+        model.eval()(torch.zeros(1, 3, *image_shape, device=device))
     model.train(was_training)
     return int(counter.get_total_flops()) // 2

@@ -59,6 +59,11 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     if changed := recipe.task.changed():
         name, value = next(iter(changed.items()))
         raise SViTError(f"`task.{name}` is {value!r}, which says nothing about `task.name` 'classification'.")
+    if not isinstance(recipe.model.image_size, int):
+        raise SViTError(
+            f"`model.image_size` is {recipe.model.image_size}; with `task.name` 'classification' it has to be one "
+            "edge."
+        )
     with accelerator.main_process_first():
         train = open_source(recipe.data, "train")
         evaluation = open_source(recipe.data, "eval") if recipe.run.evaluate_every_epochs else None
@@ -138,8 +143,7 @@ def _classification(recipe: TrainingRecipe, train: ImageSource, accelerator: Acc
         _require(recipe, needed, "`data.multi_label`")
     processor = make_image_processor(recipe.model)
     criterion = _criterion(recipe, train, processor, accelerator)
-    size, mixing = recipe.model.image_size, recipe.mixing
-    return Classification(train, processor, size, recipe.augmentation, mixing, criterion)
+    return Classification(train, processor, recipe.model.image_shape, recipe.augmentation, recipe.mixing, criterion)
 
 
 def _criterion(

@@ -167,10 +167,10 @@ def _make_run(
         # what pipelines and the model's own loss go by
         model.config.problem_type = "multi_label_classification" if data.train.is_multi_label else None
     model = _placed(model, recipe, accelerator)
-    multiply_adds = count_multiply_adds(model, recipe.model.image_size, accelerator.device)
+    multiply_adds = count_multiply_adds(model, recipe.model.image_shape, accelerator.device)
     freeze(model, recipe.model)
     rank_batch = options.batch_size // setting.micro_batches
-    require_batch_for_norms(model, rank_batch, recipe.model.image_size, accelerator.device)
+    require_batch_for_norms(model, rank_batch, recipe.model.image_shape, accelerator.device)
     wrapped, weights = _prepare(model, recipe, data.task, accelerator)
     if start.checkpoint is not None:
         weights.load(start.checkpoint)
@@ -228,19 +228,19 @@ def _prepare(
         optimizer = prepared.optimizer
     # with it, they stay as they are
     if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters:
-        _settle_gradient_buckets(wrapped, recipe.model.image_size)
+        _settle_gradient_buckets(wrapped, recipe.model.image_shape)
     average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
     return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, task.processor)
 
 
-def _settle_gradient_buckets(model: DistributedDataParallel, image_size: int) -> None:
+def _settle_gradient_buckets(model: DistributedDataParallel, image_shape: tuple[int, int]) -> None:
     """Let DDP put gradients into their final buckets now, which it does after the first backward pass.
 
     In which order more than two ranks are added up depends on the buckets. The first update after a start would
     differ in the last bits from the same update of a run that goes on.
     """
     before = [buffer.clone() for buffer in model.buffers()]
-    output = model(torch.zeros(2, 3, image_size, image_size, device=model.device))
+    output = model(torch.zeros(2, 3, *image_shape, device=model.device))
     getattr(output, "logits", output).sum().backward()
     model.zero_grad()
     for buffer, value in zip(model.buffers(), before, strict=True):
@@ -341,6 +341,7 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
     scaling = f" = {options.learning_rate:g} * {options.batch_size}/{options.base_batch_size}"
     evaluation = data.evaluation.description if data.evaluation is not None else "none"
     norms = len(run.agreement.statistics) // 2
+    height, width = recipe.model.image_shape
     return {
         "recipe": recipe.name,
         "data": data.train.description,
@@ -349,7 +350,7 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
         "evaluation": evaluation,
         "model": f"{type(run.weights.model).__name__}, {sum(map(torch.numel, parameters)) / 1e6:.2f} M parameters, "
         f"{trained / 1e6:.2f} M of them trained",
-        "cost": f"{multiply_adds / 1e9:.3g} GMACs per image of {recipe.model.image_size} pixels",
+        "cost": f"{multiply_adds / 1e9:.3g} GMACs per image of {height} x {width} pixels",
         "updates": f"{run.num_updates} = {options.epochs} epochs of {setting.updates_per_epoch}",
         "batch": f"{options.batch_size} images per update = {setting.micro_batches} micro-batches * {rank_batch}, "
         f"shared by {accelerator.num_processes} ranks{', added up in order' if recipe.run.canonical_sums else ''}",
