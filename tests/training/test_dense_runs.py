@@ -217,7 +217,7 @@ def test_pictures_that_are_counted_twice_are_found_out(squares, tmp_path, monkey
         ("segment_semantic", {"data__path": "USER/cells"}, "`path` is 'USER/cells', which is no file or folder here"),
         ("segment_semantic", {"mixing__mixup_alpha": 0.2}, "`mixing.mixup_alpha` is 0.2; with `task.name`"),
         ("segment_semantic", {"augmentation__random_erasing": 0.1}, "it has to be 0.0"),
-        ("segment_semantic", {"run__parallelism": "fsdp2"}, "it has to be 'ddp'"),
+        ("detect", {"run__parallelism": "fsdp2"}, "with the head 'd_fine' it has to be 'ddp'"),
         ("detect", {"task__head_options": {"queries": 3}}, "the head 'd_fine' has no option 'queries'"),
         ("detect", {"model__config": {"depths": [1]}}, "`model.config` does not describe a model"),
         ("smoke", {"model__image_size": [32, 64]}, r"`model.image_size` is \(32, 64\); .* it has to be one edge"),
@@ -317,9 +317,12 @@ def test_a_stream_goes_on_with_more_ranks_bit_for_bit(name, squares, shards, tmp
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("name", CHANGES)
-def test_killed_ranks_go_on_bit_for_bit(name, squares, tmp_path):
-    recipe = recipe_of(name, squares, optimization__epochs=3, run__save_every_updates=2, data__num_workers=1)
+@pytest.mark.parametrize(
+    ("name", "parallelism"), [*((name, "ddp") for name in CHANGES), ("segment_semantic", "fsdp2")]
+)
+def test_killed_ranks_go_on_bit_for_bit(name, parallelism, squares, tmp_path):
+    values = {"run__save_every_updates": 2, "data__num_workers": 1, "run__parallelism": parallelism}
+    recipe = recipe_of(name, squares, optimization__epochs=3, **values)
     (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
     command = ["-m", "svit_hf", "train", "--recipe", str(tmp_path / "recipe.json"), "--output-dir"]
     assert "done" in Launch(squares, tmp_path / "whole", *command, str(tmp_path / "whole")).end()

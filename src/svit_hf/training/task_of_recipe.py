@@ -33,7 +33,7 @@ NEEDED_BY_DENSE_TASKS = {
     **{"augmentation.randaugment": "", "augmentation.interpolation": "bilinear", "augmentation.random_erasing": 0.0},
     **dict.fromkeys(("mixing.mixup_alpha", "mixing.cutmix_alpha", "optimization.label_smoothing"), 0.0),
     **{"optimization.loss": "cross_entropy", "optimization.class_weights": "none", "distillation.teacher": ""},
-    **{"model.crop_pct": None, "model.eval_mode": False, "run.parallelism": "ddp"},
+    **{"model.crop_pct": None, "model.eval_mode": False},
     **{"data.max_image_pixels": DEFAULT_LIMITS.max_pixels, "data.max_image_bytes": DEFAULT_LIMITS.max_bytes},
 }
 
@@ -100,6 +100,11 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
         size=crop,
     )
     task = kind(labels, recipe.model.image_size, options.head or None, augmentation, options.annotations)
+    if recipe.run.parallelism == "fsdp2" and task.head.name != "upernet":
+        raise SViTError(
+            f"`run.parallelism` is 'fsdp2'; with the head {task.head.name!r} it has to be 'ddp': where the pictures "
+            "of a rank have no objects, parts of the head have no gradient there, for which the other ranks would wait."
+        )
     for split in found:
         if split.labels and split.labels != task.labels and not options.labels:
             raise SViTError(
