@@ -102,8 +102,8 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     task = kind(labels, recipe.model.image_size, options.head or None, augmentation, options.annotations)
     if recipe.run.parallelism == "fsdp2" and task.head.name != "upernet":
         raise SViTError(
-            f"`run.parallelism` is 'fsdp2'; with the head {task.head.name!r} it has to be 'ddp': where the pictures "
-            "of a rank have no objects, parts of the head have no gradient there, for which the other ranks would wait."
+            f"`run.parallelism` is 'fsdp2'; with the head {task.head.name!r} it has to be 'ddp': where pictures of a "
+            "rank have no objects, parts of the head have no gradient there, for which the other ranks would wait."
         )
     for split in found:
         if split.labels and split.labels != task.labels and not options.labels:
