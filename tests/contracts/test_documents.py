@@ -2,6 +2,7 @@
 """The Python in the documentation runs, its links lead somewhere, and the examples of the entry points are right."""
 
 import doctest
+import itertools
 import re
 from pathlib import Path
 
@@ -133,6 +134,26 @@ def test_relative_links_lead_somewhere(name):
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", DOCUMENTS[name])
 
     assert [target for target in targets if not ((ROOT / name).parent / target).exists()] == []
+
+
+def test_reference_has_what_the_documents_import():
+    pages = "\n".join(text for name, text in DOCUMENTS.items() if name.startswith("docs/reference/"))
+    # without a list of members, a module is there with all that it has
+    members = dict(re.findall(r"automodule:: (\S+)\n   :members: ?(.*)", pages))
+    imported = {
+        f"{module}.{name}"
+        for snippet in itertools.chain(*PYTHON.values())
+        for module, names in re.findall(r"^from (svit_hf[\w.]*) import (.+)$", snippet, re.MULTILINE)
+        for name in names.split(", ")
+    }
+    assert len(imported) > 20
+    missing = []
+    for path in sorted(imported):
+        module, _, name = path.rpartition(".")
+        listed = members.get(module)
+        if f":: {path}\n" not in pages and (listed is None or (listed and name not in listed.split(", "))):
+            missing.append(path)
+    assert missing == []
 
 
 def test_read_me_names_every_module():
