@@ -52,24 +52,34 @@ def segment_semantic() -> TrainingRecipe:
 
 
 def segment_instance() -> TrainingRecipe:
-    """Train Mask2Former on an SViT, for a mask and a class of every object; from random weights, on a tiny one.
+    """Train Mask2Former on a small SViT from random weights, on crops, for a mask and a class of every object.
+
+    Where objects are as large as the pictures, crops are too small for them: `--augmentation.scale 0.3 1` and
+    `--task.crop-size 0` show more.
 
     Command:
-        svit-hf train --recipe segment_instance --output-dir runs/instances --data.path cells --task.labels cell \
-            --model.name-or-path svit-small-224
+        svit-hf train --recipe segment_instance --output-dir runs/instances --data.path cells --task.labels cell
 
     Expectation:
-        Depends on the data; see docs/guides/segment_and_detect.md.
+        Depends on the data; mask AP50 0.73 on nuclei, 7 minutes on one core, see docs/results_dense.md.
     """
     recipe = segment_semantic()
-    # a sixth of the time of the published head, which has 6 and 10 layers and 12544 points
-    head_options = {"encoder_layers": 1, "decoder_layers": 4, "train_num_points": 1024}
     return replace(
         recipe,
         name="segment_instance",
-        task=TaskOptions(name="instance_segmentation", width=64, head_options=head_options, vertical_flip=0.5),
-        augmentation=replace(recipe.augmentation, scale=(0.25, 1.0), color_jitter=0.4),
-        optimization=replace(recipe.optimization, batch_size=4, device_batch_size=4),
+        model=replace(recipe.model, image_size=384),
+        task=TaskOptions(
+            name="instance_segmentation",
+            width=64,
+            # a sixth of the time of the published head, which has 6 and 10 layers
+            head_options={"encoder_layers": 1, "decoder_layers": 4},
+            crop_size=192,
+            vertical_flip=0.5,
+        ),
+        augmentation=replace(recipe.augmentation, scale=(0.15, 0.35), color_jitter=0.4),
+        optimization=replace(
+            recipe.optimization, epochs=30, batch_size=4, device_batch_size=4, learning_rate=1e-3, warmup_epochs=3
+        ),
     )
 
 
