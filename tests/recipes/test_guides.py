@@ -71,6 +71,8 @@ def given(tmp_path_factory):
             Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(file)
     for name in ("cells", "boxes", "ade20k", "coco", "nuclei", "blood"):
         write_squares(folder / name, {"train": 5, "test": 2})
+    shard = ["data", "shard", str(folder / "boxes"), str(folder / "shards"), "--task", "detection"]
+    assert cli.main([*shard, "--annotations.clip-boxes"]) == 0
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     for name in ("svit-small-224", "svit-base-224", "svit-large-224", "runs/pictures/model"):
         SViTForImageClassification(tiny_config(num_labels=len(LABELS), **names)).save_pretrained(folder / name)
@@ -79,7 +81,7 @@ def given(tmp_path_factory):
 
 
 def test_commands_are_found():
-    assert len(GUIDE_COMMANDS) == 11
+    assert len(GUIDE_COMMANDS) == 13
     assert {*RECIPES} == {arguments.values[0][1] for arguments in [*GUIDE_COMMANDS, *RECIPE_COMMANDS]}
 
 
