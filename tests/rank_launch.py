@@ -3,6 +3,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -72,6 +73,13 @@ class Launch:
     def ranks(self):
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def kill_at(self, update):
+        self.wait_for_update(update)
+        # the last rank first: the others wait for it, and torchrun ends them, hard
+        for rank in reversed(self.ranks()):
+            os.kill(rank, signal.SIGKILL)
+        self.end()
 
     def end(self):
         self.process.wait(timeout=240)

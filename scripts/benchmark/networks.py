@@ -16,12 +16,12 @@ import torch
 import transformers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from svit_hf.benchmark.measuring import made_up_images
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
+from svit_hf.training.starting_model import count_multiply_adds
 
 
 NUM_LABELS = 1000
@@ -140,16 +140,14 @@ def count_macs(model: nn.Module, image_size: int) -> int | None:
     Returns:
         The count, or `None` where the network cannot be run without data.
     """
-    counted: Any = copy.deepcopy(model).to("meta").eval()
+    counted: Any = copy.deepcopy(model).to("meta")
     if hasattr(counted, "set_attn_implementation"):
         # the counter does not know every fused attention
         counted.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        try:
-            counted(torch.empty(1, 3, image_size, image_size, device="meta"))
-        except (NotImplementedError, RuntimeError):
-            return None
-    return int(counter.get_total_flops()) // 2
+    try:
+        return count_multiply_adds(counted, (image_size, image_size), torch.device("meta"))
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 @torch.no_grad()

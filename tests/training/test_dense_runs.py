@@ -2,10 +2,8 @@
 """Runs of segmentation and detection by the loop that trains classifiers: tiny models, pictures of two squares."""
 
 import json
-import os
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -305,11 +303,7 @@ def test_a_stream_goes_on_with_more_ranks_bit_for_bit(name, squares, shards, tmp
     assert "done" in Launch(squares, tmp_path / "alone", *command, str(tmp_path / "alone"), num_ranks=1).end()
     for num_ranks in (1, 2):
         launch = Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed"), num_ranks=num_ranks)
-        launch.wait_for_update(2 * num_ranks)
-        for rank in reversed(launch.ranks()):
-            os.kill(rank, signal.SIGKILL)
-        launch.end()
-        time.sleep(1)
+        launch.kill_at(2 * num_ranks)
     output = Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed")).end()
     assert "done" in output, output
     assert_same_run(tmp_path / "alone", tmp_path / "killed")
@@ -327,12 +321,7 @@ def test_killed_ranks_go_on_bit_for_bit(name, parallelism, squares, tmp_path):
     command = ["-m", "svit_hf", "train", "--recipe", str(tmp_path / "recipe.json"), "--output-dir"]
     assert "done" in Launch(squares, tmp_path / "whole", *command, str(tmp_path / "whole")).end()
     for update in (2, 5):
-        launch = Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed"))
-        launch.wait_for_update(update)
-        for rank in reversed(launch.ranks()):
-            os.kill(rank, signal.SIGKILL)
-        launch.end()
-        time.sleep(1)
+        Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed")).kill_at(update)
     output = Launch(squares, tmp_path / "killed", *command, str(tmp_path / "killed")).end()
     assert "done" in output, output
     assert_same_run(tmp_path / "whole", tmp_path / "killed")

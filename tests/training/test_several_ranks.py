@@ -39,12 +39,7 @@ def test_killed_and_stopped_run_is_the_same_run(toy_images, uninterrupted, tmp_p
     run_dir = tmp_path / "interrupted"
     kills = sorted(random.Random(5).sample(range(1, NUM_UPDATES - 2), 2))
     for update in kills:
-        launch = Launch(toy_images, run_dir)
-        launch.wait_for_update(update)
-        # rank 1 first: the other one waits for it, and torchrun ends that, hard
-        for rank in reversed(launch.ranks()):
-            os.kill(rank, signal.SIGKILL)
-        launch.end()
+        Launch(toy_images, run_dir).kill_at(update)
     # half a checkpoint, as of a run that was killed while it wrote
     newest = checkpoints_of(run_dir)[-1]
     half = newest.with_name("step-00000019")
