@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 import svit_hf
 from svit_hf import cli
@@ -143,6 +144,15 @@ def test_arguments_come_from_the_process_by_default(probe, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["svit-hf", "probe", "--size", "5"])
     assert cli.main() == 0
     assert probe["size"] == 5
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_bars_of_transformers_stay_out_of_files(probe, monkeypatch, is_terminal):
+    disabled = []
+    monkeypatch.setattr(transformers_logging, "disable_progress_bar", lambda: disabled.append(True))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    assert cli.main(["probe"]) == 0
+    assert bool(disabled) != is_terminal
 
 
 def test_wrong_argument_is_refused(probe, capsys):

@@ -117,10 +117,15 @@ def _find(name: str) -> type[Runnable]:
 
 
 def import_package() -> None:
-    """Execute `svit_hf/__init__.py`, if `svit_hf_program` has put that off."""
+    """Execute `svit_hf/__init__.py`, if `svit_hf_program` has put that off; keep Transformers' bars out of files."""
     package = sys.modules["svit_hf"]
     if not hasattr(package, "__version__"):
         reload(package)
+    if not sys.stderr.isatty():
+        # not before the package, which first sets a broken torchvision aside
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
 
 
 def _print_completion(arguments: Sequence[str]) -> int:
