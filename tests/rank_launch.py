@@ -9,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
+from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
 
 
@@ -88,3 +92,17 @@ class Launch:
 
 def log_of(run_dir):
     return [{key: row[key] for key in row.keys() - TIMING_FIELDS} for row in read_log(run_dir)]
+
+
+def assert_same_run(first, second):
+    """Compare logs, weights and the optimizer of two runs, bit for bit."""
+    assert log_of(first) == log_of(second)
+    folders = [checkpoints_of(run)[-1] for run in (first, second)]
+    assert folders[0].name == folders[1].name
+    weights = [path.parent.name for path in folders[0].glob("*/model.safetensors")]
+    assert weights
+    for name in weights:
+        tensors = [load_file(folder / name / "model.safetensors") for folder in folders]
+        torch.testing.assert_close(*tensors, rtol=0, atol=0)
+    states = [torch.load(folder / "optimizer.pt", weights_only=True)["optimizer"] for folder in folders]
+    torch.testing.assert_close(states[0]["state"], states[1]["state"], rtol=0, atol=0)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from PIL import Image
-from rank_launch import Launch, log_of
+from rank_launch import Launch, assert_same_run
 from recipe_changes import changed
 from safetensors.torch import load_file
 from square_pictures import write_squares
@@ -31,7 +31,6 @@ from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
 from svit_hf.tasks.shards import write_annotated_shards
 from svit_hf.tasks.task import TrainingExamples
 from svit_hf.training import loop
-from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.recipe_files import to_json
 from svit_hf.training.task_of_recipe import open_data
 from svit_hf.training.train import train
@@ -96,20 +95,6 @@ def recipe_of(name, squares, **values):
         **values,
     }
     return changed(RECIPES[name](), **values)
-
-
-def assert_same_run(first, second):
-    """Compare logs, weights and the optimizer of two runs, bit for bit."""
-    assert log_of(first) == log_of(second)
-    folders = [checkpoints_of(run)[-1] for run in (first, second)]
-    assert folders[0].name == folders[1].name
-    weights = [path.parent.name for path in folders[0].glob("*/model.safetensors")]
-    assert weights
-    for name in weights:
-        tensors = [load_file(folder / name / "model.safetensors") for folder in folders]
-        torch.testing.assert_close(*tensors, rtol=0, atol=0)
-    states = [torch.load(folder / "optimizer.pt", weights_only=True)["optimizer"] for folder in folders]
-    torch.testing.assert_close(states[0]["state"], states[1]["state"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

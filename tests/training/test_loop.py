@@ -14,6 +14,7 @@ from functools import partialmethod
 
 import pytest
 import torch
+from rank_launch import assert_same_run, log_of
 from recipe_changes import changed
 from safetensors.torch import load_file
 from torch import nn
@@ -27,23 +28,12 @@ from svit_hf.tasks import classification
 from svit_hf.training import loop
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.recipe_files import read_recipe, to_json
-from svit_hf.training.run_log import TIMING_FIELDS, read_log
 from svit_hf.training.task_of_recipe import count_classes
 from svit_hf.training.train import train
 
 
 def weights_of(run_dir, name="raw"):
     return load_file(checkpoints_of(run_dir)[-1] / name / "model.safetensors")
-
-
-def log_of(run_dir):
-    return [{key: row[key] for key in row.keys() - TIMING_FIELDS} for row in read_log(run_dir)]
-
-
-def assert_same_run(first, second):
-    for name in ("raw", "ema"):
-        torch.testing.assert_close(weights_of(first, name), weights_of(second, name), rtol=0, atol=0)
-    assert log_of(first) == log_of(second)
 
 
 def contents_of_folder(folder):
