@@ -76,6 +76,24 @@ def test_batch_norms_keep_the_statistics_of_pretrained_weights(head, checkpoint)
         torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
 
 
+def test_feature_maps_may_have_norms_which_no_checkpoint_needs(checkpoint, tmp_path):
+    arguments = ("semantic_segmentation", checkpoint, LABELS, SIZE)
+    options = {"width": 32, "head_options": OPTIONS["upernet"]}
+    model = svit_hf.build_model(*arguments, normalize_features=True, **options)
+    plain = backbone_of(svit_hf.build_model(*arguments, **options))
+    assert not [name for name in plain.state_dict() if "norms" in name]
+    pixels = torch.randn(1, 3, *SIZE)
+    maps = backbone_of(model)(pixels).feature_maps
+    for normalized, feature in zip(maps, plain(pixels).feature_maps, strict=True):
+        expected = torch.nn.functional.layer_norm(feature.movedim(1, -1), feature.shape[1:2], eps=1e-6).movedim(-1, 1)
+        torch.testing.assert_close(normalized, expected)
+    for norm in backbone_of(model).feature_norms.values():
+        torch.nn.init.constant_(norm.weight, 2)
+    model.save_pretrained(tmp_path)
+    again = backbone_of(type(model).from_pretrained(tmp_path))(pixels).feature_maps
+    torch.testing.assert_close(again, tuple(2 * feature for feature in maps))
+
+
 @pytest.mark.parametrize("head", sorted(set(HEADS) - set(ALWAYS_FREEZING)))
 def test_batch_norms_of_random_weights_learn_statistics(head):
     model = small_model(head, pretrained_config()).train()

@@ -114,6 +114,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         batch_norm_momentum: Weight of the newest batch in the running statistics of the batch norms.
         initializer_range: Standard deviation of the truncated normal that initialises linear layers. Convolutions keep
             PyTorch's default, as in the official code.
+        normalize_features: Whether `SViTBackbone` has a layer norm for each of its feature maps, which published
+            weights do not have.
         out_features: Stages that `SViTBackbone` returns, names out of `stage_names`; the last one by default.
         out_indices: The same as positions in `stage_names`.
 
@@ -163,6 +165,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
     batch_norm_eps: float | int = 1e-5
     batch_norm_momentum: float | int = 0.1
     initializer_range: float | int = 0.02
+    normalize_features: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 

@@ -711,6 +711,11 @@ class SViTBackbone(BackboneMixin, SViTPreTrainedModel):
         super().__init__(config)
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
         self.svit = SViTModel(config, add_pooling_layer=False)
+        channels = dict(zip(config.stage_names, self.num_features, strict=True))
+        normalized = config.out_features if config.normalize_features else []
+        self.feature_norms = nn.ModuleDict(
+            {stage: nn.LayerNorm(channels[stage], eps=config.layer_norm_eps) for stage in normalized}
+        )
         self.post_init()
 
     @can_return_tuple
@@ -729,6 +734,8 @@ class SViTBackbone(BackboneMixin, SViTPreTrainedModel):
         outputs: SViTModelOutput = self.svit(pixel_values, return_dict=True, **kwargs)
         assert outputs.hidden_states is not None
         maps = dict(zip(self.stage_names, outputs.hidden_states, strict=True))
+        for stage, norm in self.feature_norms.items():
+            maps[stage] = norm(maps[stage].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return SViTBackboneOutput(
             feature_maps=tuple(maps[stage] for stage in self.out_features),
             hidden_states=outputs.hidden_states,

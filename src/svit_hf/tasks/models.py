@@ -30,7 +30,7 @@ PROBE_TOLERANCE = 1e-4
 _FREE_FIELDS = {
     *("image_size", "super_token_sizes", "num_sampling_iterations", "super_token_sampler", "projection_dim"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "batch_norm_momentum"),
-    *("layer_scale_init_value", "initializer_range", "_out_features", "_out_indices"),
+    *("layer_scale_init_value", "initializer_range", "normalize_features", "_out_features", "_out_indices"),
 }
 
 for _config_class, _ in CLASSES.values():
@@ -51,7 +51,7 @@ class LoadedWeights:
     largest_difference: float
 
 
-def build_model(
+def build_model(  # noqa: PLR0913 - what is built, of what, and for what
     task: str,
     backbone: str | os.PathLike[str] | SViTConfig,
     labels: Sequence[str],
@@ -60,6 +60,7 @@ def build_model(
     *,
     width: int | None = None,
     drop_path_rate: float | None = None,
+    normalize_features: bool | None = None,
     head_options: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
     """Build a model for segmentation or detection on an SViT.
@@ -78,6 +79,8 @@ def build_model(
             "d_fine" (default), "rt_detr_v2", "deformable_detr", "conditional_detr", "detr".
         width: Channels of the head, a multiple of 32; by default what the head was published with.
         drop_path_rate: Of the backbone; by default what its config says.
+        normalize_features: Whether each feature map that the head reads has a layer norm, which starts anew; by
+            default what the config of the backbone says.
         head_options: More fields of the head's config, such as `num_queries`.
 
     Returns:
@@ -103,7 +106,8 @@ def build_model(
         options.setdefault("freeze_backbone_batch_norms", not is_random)
     if task == "instance_segmentation":
         options.setdefault("places_queries", True)
-    nested = _backbone_config(config, chosen, size, drop_path_rate)
+    changed = {"drop_path_rate": drop_path_rate, "normalize_features": normalize_features}
+    nested = _backbone_config(config, chosen, size, changed)
     head_config = chosen.make_config(nested, labels, width, options)
     setattr(head_config, TASK_FIELD, task)
     model = chosen.model_class(head_config)
@@ -225,9 +229,7 @@ def _growth(size: tuple[int, int]) -> int:
     return growth
 
 
-def _backbone_config(
-    config: SViTConfig, head: Head, size: tuple[int, int], drop_path_rate: float | None
-) -> SViTConfig:
+def _backbone_config(config: SViTConfig, head: Head, size: tuple[int, int], changed: dict[str, Any]) -> SViTConfig:
     if config.num_stages != 4:
         raise SViTError(f"`backbone` has {config.num_stages} stages; dense heads need 4.")
     nested = {field.name: getattr(config, field.name) for field in fields(SViTConfig)}
@@ -237,8 +239,7 @@ def _backbone_config(
     nested["super_token_sizes"] = cells_for_image_size(config, size)
     nested["image_size"] = size[0] if size[0] == size[1] else list(size)
     nested["out_features"] = [f"stage{stage}" for stage in head.stages]
-    if drop_path_rate is not None:
-        nested["drop_path_rate"] = drop_path_rate
+    nested |= {name: value for name, value in changed.items() if value is not None}
     return SViTConfig(**nested)
 
 
@@ -262,6 +263,8 @@ def _read_backbone(checkpoint: str | os.PathLike[str], config: SViTConfig) -> SV
     backbone: SViTBackbone = loaded[0]
     report = loaded[1]
     lost = [*report["missing_keys"], *report["mismatched_keys"]]
+    # no checkpoint has those of feature maps, which start as norms do
+    lost = [name for name in lost if not str(name).startswith("feature_norms.")]
     if lost:
         raise SViTError(
             f"{len(lost)} of {len(backbone.state_dict())} tensors of the backbone are not in {str(checkpoint)!r} and "

@@ -38,6 +38,10 @@ NEEDED_BY_DENSE_TASKS = {
 }
 
 
+# fields of a backbone with weights that dense tasks may set
+CHANGEABLE = ("drop_path_rate", "normalize_features")
+
+
 @dataclass(frozen=True)
 class Data:
     """Images of a run, and what is learnt from them."""
@@ -127,15 +131,15 @@ def model_of(recipe: TrainingRecipe, task: Task) -> PreTrainedModel:
     backbone: str | SViTConfig = options.name_or_path
     if not options.name_or_path:
         backbone = make_config(options)
-    elif other := [name for name in options.config if name != "drop_path_rate"]:
+    elif other := [name for name in options.config if name not in CHANGEABLE]:
         raise SViTError(
             f"`model.config.{other[0]}` is {options.config[other[0]]!r}; of a backbone with weights, only "
-            "`model.config.drop_path_rate` can be changed."
+            f"{' and '.join(f'`model.config.{name}`' for name in CHANGEABLE)} can be changed."
         )
     return task.build_model(
         backbone,
         width=recipe.task.width or None,
-        drop_path_rate=options.config.get("drop_path_rate"),
+        **{name: options.config[name] for name in CHANGEABLE if name in options.config},
         head_options=dict(recipe.task.head_options),
     )
 
