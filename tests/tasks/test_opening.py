@@ -22,6 +22,7 @@ from svit_hf.data.sharding import segments
 from svit_hf.data.shards import ShardOptions
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import opening, task_class
+from svit_hf.tasks.detection import Detection
 from svit_hf.tasks.measuring import first_samples
 from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.options import AnnotationOptions
@@ -36,6 +37,7 @@ LABELS = {
     "detection": ["large", "small"],
 }
 TASKS = list(LABELS)
+NAMES = ("large", "small"), ("small", "large")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,14 @@ def test_shards_name_their_classes(task, shards):
     for streaming in (False, True):
         found = find_split(task_class(task), DataOptions(str(shards(task)), streaming=streaming), "eval")
         assert (found.name, found.labels) == ("test", LABELS[task])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_numbers_mean_what_shards_say(shards, streaming):
+    path = str(shards("detection")) if streaming else f"{shards('detection')}/train-*"
+    found = find_split(Detection, DataOptions(path, streaming=streaming), "train")
+    for one, other in zip(*(samples_of(found.source(Detection(list(names), 64))) for names in NAMES), strict=True):
+        assert other.target.labels.tolist() == [1 - label for label in one.target.labels]
 
 
 def test_the_pictures_to_predict_are_found_beside_masks(shards):
