@@ -149,8 +149,8 @@ def print_features(rows: Sequence[dict[str, Any]]) -> None:
         for name, settings in points_of(own).items():
             for setting, (seconds, class_token, patches) in settings.items():
                 values = [row["patches"] for row in own if (row["contestant"], row["setting"]) == (name, setting)]
-                spread = f"{1000 * stdev(values):.1f}" if len(values) > 1 else "?"
-                losses = (f"{1000 * (1 - value):.1f}" for value in (class_token, patches))
+                spread = f"{1000 * stdev(values):.2f}" if len(values) > 1 else "?"
+                losses = (f"{1000 * (1 - value):.2f}" for value in (class_token, patches))
                 lines.append((name, setting, f"{seconds:.3f}", *losses, spread))
         print(align(lines))
         print("\nat equal time: patches, class token")
@@ -161,7 +161,7 @@ def print_features(rows: Sequence[dict[str, Any]]) -> None:
                 losses_there = [
                     loss_at(wanted, [(point[0], point[kind]) for point in settings.values()]) for kind in (2, 1)
                 ]
-                cells.append(", ".join("-" if loss is None else f"{1000 * loss:.1f}" for loss in losses_there))
+                cells.append(", ".join("-" if loss is None else f"{1000 * loss:.2f}" for loss in losses_there))
             lines.append((name, *cells))
         print(align(lines), flush=True)
 
