@@ -124,6 +124,22 @@ def test_patches_are_chosen_as_one_would_by_hand(cell_size):
         assert torch.equal(chosen.unflatten(1, (5, 7)), torch.stack(expected))
 
 
+def test_patches_unlike_all_seeds_stay_in_the_grid():
+    # all products with seeds are -1, and those with what is outside of the grid 0, which is more
+    keys = torch.full((1, 1, 5, 7), -1.0)
+    keys[..., ::2, ::2] = 1.0
+    # with products that are alike, the first of the cells around that there is
+    assert choose_patches(keys, (2, 2), 23, None).unflatten(1, (5, 7)).tolist() == [
+        [
+            [-1, 0, -1, 0, -1, 1, -1],
+            [0, 0, 0, 0, 1, 1, 2],
+            [-1, 0, -1, 0, -1, 1, -1],
+            [0, 0, 0, 0, 1, 1, 2],
+            [-1, 4, -1, 4, -1, 5, -1],
+        ]
+    ]
+
+
 def test_groups_are_cells_then_patches_that_are_alone():
     # of 3x3 patches the corners are seeds
     chosen = torch.tensor([[-1, 1, -1, -1, 0, -1, -1, -1, -1]])
