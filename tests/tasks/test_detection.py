@@ -122,13 +122,15 @@ def test_examples_hold_what_is_visible_as_shares_of_the_view():
     )
 
 
-def test_boxes_of_crops_of_another_size_are_shares_of_them():
-    task = Detection(LABELS, SIZE, augmentation=Augmentation(0, 0, scale=(1, 1), size=(128, 64)))
-    example = task.augment(task.read(row({"bbox": BOXES, "category": [0, 1]}), ORIGIN), 0, 0, 0)
-    assert example["pixel_values"].shape == (3, 128, 64)
-    torch.testing.assert_close(example["boxes"][1], torch.tensor([0.5, 0.5, 1, 1]))
+def test_examples_of_another_size_are_refused():
+    # a cell of 20 pixels is another share of them, and the model knows shares alone
+    with pytest.raises(
+        SViTError, match=r"`size` of `augmentation` is \(128, 64\), and `image_size` \(64, 96\): boxes"
+    ):
+        Detection(LABELS, SIZE, augmentation=Augmentation(size=(128, 64)))
     with pytest.raises(SViTError, match="multiples of 32"):
         Detection(LABELS, SIZE, augmentation=Augmentation(size=(100, 64)))
+    assert Detection(LABELS, SIZE, augmentation=Augmentation(size=SIZE)).augmentation.size == SIZE
 
 
 @pytest.mark.parametrize("head", ["d_fine", "deformable_detr", "conditional_detr", "detr"])

@@ -43,6 +43,7 @@ class Detection(DenseTask):
     name = "detection"
     pipeline_tag = "object-detection"
     best_metric = "map"
+    takes_crops = False
     annotation_options = ("box_format", "clip_boxes")
     annotation_columns = ("objects",)
     other_columns = ("width", "height")

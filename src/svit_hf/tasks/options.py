@@ -59,7 +59,8 @@ class TaskOptions:
         head_options: More fields of the head's config, such as `num_queries`.
         labels: Names of the classes, in the order of their numbers; empty for those that the data name.
         annotations: How annotations are to be read.
-        crop_size: Edge of the training examples in pixels, where it is smaller than `model.image_size`; 0 if not.
+        crop_size: Edge of the training examples in pixels, where it is smaller than `model.image_size`; 0 if not. Not
+            for detection, whose boxes are shares of the image.
         vertical_flip: Probability of a training example upside down.
         min_visible: Objects of which a smaller share is inside of a random crop are not there.
     """

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.data.sharding import SampleKey
+from svit_hf.errors import SViTError
 from svit_hf.files import whole_file
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.tasks.heads import counting_own_objects, find_head
@@ -235,8 +236,10 @@ class DenseTask(Task):
         annotation_options: The options of annotations that the task knows.
         annotation_columns: Columns of annotations beside that of the `image`, of which a row has one.
         other_columns: Columns that a row may have.
+        takes_crops: Whether training examples may be smaller than the images that the model is asked about.
     """
 
+    takes_crops: ClassVar[bool] = True
     annotation_options: ClassVar[tuple[str, ...]] = ()
     annotation_columns: ClassVar[tuple[str, ...]]
     other_columns: ClassVar[tuple[str, ...]] = ()
@@ -255,8 +258,13 @@ class DenseTask(Task):
         self.size = check_image_size(image_size)
         self.head = find_head(self.name, head)
         self.augmentation = augmentation or Augmentation()
-        if self.augmentation.size is not None:
-            check_image_size(self.augmentation.size)
+        size = self.augmentation.size and check_image_size(self.augmentation.size)
+        if size not in (None, self.size) and not self.takes_crops:
+            raise SViTError(
+                f"`size` of `augmentation` is {size}, and `image_size` {self.size}: boxes are shares of the image, so "
+                f"that {self.name} has to learn at the size it is asked at. Leave it out; `scale` cuts parts "
+                "out, and enlarges them."
+            )
         self.processor: BaseImageProcessor = self.head.make_processor(self.size)
 
     def build_model(self, backbone: str | os.PathLike[str] | SViTConfig, **options: Any) -> PreTrainedModel:
