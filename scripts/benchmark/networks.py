@@ -21,7 +21,7 @@ from svit_hf.benchmark.measuring import made_up_images
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.modeling_svit import SViTForImageClassification
-from svit_hf.training.starting_model import count_multiply_adds
+from svit_hf.multiply_adds import count_multiply_adds
 
 
 NUM_LABELS = 1000

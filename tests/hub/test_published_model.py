@@ -51,7 +51,7 @@ def test_lines_of_the_card_work_with_and_without_the_package(hub, run_folder, fr
         return fresh_python("-c", code, environment=environment, **arguments).splitlines()
 
     printed = run(PUSH_AND_LOAD)
-    assert f"pushed and read back: {hub.endpoint}/{REPO} (private)" in printed[-1]
+    assert f"pushed and read back: {hub.endpoint}/{REPO} (private)" in "\n".join(printed)
     card = hub.repositories[REPO].contents()["README.md"].decode()
     (lines,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
     for beginning, hidden, module in (

@@ -12,12 +12,13 @@ from svit_hf.ablation.processes import train_in_processes
 from svit_hf.ablation.table import Outcome
 from svit_hf.ablation.variants import change_recipe, folder_of, name_of
 from svit_hf.errors import SViTError
+from svit_hf.multiply_adds import count_multiply_adds
 from svit_hf.progress import Progress
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import REPORT
 from svit_hf.training.recipe_files import to_json
 from svit_hf.training.run_log import CURVE_METRICS
-from svit_hf.training.starting_model import count_multiply_adds, make_model
+from svit_hf.training.starting_model import make_model
 from svit_hf.training.train import train
 
 

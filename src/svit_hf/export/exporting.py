@@ -38,7 +38,6 @@ from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.dense_heads_svit import UperNetForSemanticSegmentation
 from svit_hf.model.modeling_svit import SViTForImageClassification, SViTPreTrainedModel
 from svit_hf.progress import Progress
-from svit_hf.tasks.models import backbone_of
 
 
 FormatName = Literal["onnx", "openvino", "pt2", "web"]
@@ -238,6 +237,9 @@ def export_upernet(
     Raises:
         ExportError: If an argument cannot be used, or the program differs too much. Nothing is written then.
     """
+    # with the options of tasks comes what a command line needs; measuring forms of a classifier goes without
+    from svit_hf.tasks.models import backbone_of
+
     started = time.perf_counter()
     options = options or ExportOptions()
     for name in ("format", "quantize", "image_size"):

@@ -215,7 +215,7 @@ def _resolve(kernels: str, device: torch.device, dtype: torch.dtype, sampler: st
 def _operators_for_depthwise(module: Any, hidden_states: torch.Tensor) -> Any | None:
     # a feed-forward may be without one
     convolution = getattr(module, "convolution", None)
-    if type(convolution) is not nn.Conv2d or not _can_be_bypassed(convolution):
+    if not _is_plain_convolution(convolution):
         return None
     return _operators(module, hidden_states)
 
@@ -252,9 +252,13 @@ def _has_plain_products(mlp: Any, hidden_states: torch.Tensor) -> bool:
     PyTorch's own are faster in float32, where they round to TF32.
     """
     return _dtype_of_convolutions(hidden_states) in (torch.bfloat16, torch.float16) and all(
-        (type(each) is nn.Conv2d or getattr(each, "is_plain_elsewhere", False)) and _can_be_bypassed(each)
-        for each in (mlp.fc1, mlp.fc2)
+        _is_plain_convolution(each) for each in (mlp.fc1, mlp.fc2)
     )
+
+
+def _is_plain_convolution(module: Any) -> bool:
+    """Whether a module is a convolution and nothing else, or stands for one; and nothing was hung on it."""
+    return (type(module) is nn.Conv2d or getattr(module, "is_plain_elsewhere", False)) and _can_be_bypassed(module)
 
 
 def _is_plain_layer_norm(norm: object) -> bool:

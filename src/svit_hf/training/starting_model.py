@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import class_names, load_and_compare, load_image_processor, require_weights
@@ -169,13 +168,3 @@ def make_teacher(
         for values in (processor.image_mean, processor.image_std, theirs.image_mean, theirs.image_std)
     )
     return Teacher(model.to(device), options, scale=std / their_std, shift=(mean - their_mean) / their_std)
-
-
-@torch.no_grad()
-def count_multiply_adds(model: nn.Module, image_shape: tuple[int, int], device: torch.device) -> int:
-    """Count the multiply-accumulates of one image in convolutions, linear layers and attention (MACs)."""
-    was_training = model.training
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 3, *image_shape, device=device))
-    model.train(was_training)
-    return int(counter.get_total_flops()) // 2

@@ -20,6 +20,7 @@ from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.kernels import use_kernels
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
+from svit_hf.multiply_adds import count_multiply_adds
 from svit_hf.progress import duration, quiet_libraries
 from svit_hf.provenance import device_name
 from svit_hf.tasks.task import Task
@@ -53,7 +54,6 @@ from svit_hf.training.recipe_files import flatten, to_json
 from svit_hf.training.run_folder import RECIPE, locked_folder
 from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import (
-    count_multiply_adds,
     freeze,
     require_batch_for_norms,
 )
