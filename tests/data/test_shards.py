@@ -4,10 +4,11 @@ import pytest
 from picture_data import picture, rows_of, write_folder, write_parquet, write_tar
 
 from svit_hf import cli
+from svit_hf.data import shards
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.shards import ShardOptions, write_shards
-from svit_hf.errors import SViTError
+from svit_hf.errors import DataError, SViTError
 
 
 def opened(options):
@@ -42,6 +43,15 @@ def test_size_closes_a_file(tmp_path):
     rows = [pq.read_metadata(file).num_rows for file in written["train"].files]
     assert sum(rows) == 100
     assert all(30 <= number <= 40 for number in rows[:-1])
+
+
+def test_images_that_were_not_written_are_missed(tmp_path, monkeypatch):
+    write_parquet(tmp_path / "in" / "train.parquet", range(20))
+    row_groups = shards._row_groups
+    monkeypatch.setattr(shards, "_row_groups", lambda *arguments: (group[1:] for group in row_groups(*arguments)))
+    with pytest.raises(DataError, match="19 images of split 'train' were written and 20 were to be; nothing is kept"):
+        write_shards(DataOptions(str(tmp_path / "in")), tmp_path / "out", ShardOptions())
+    assert not (tmp_path / "out").exists()
 
 
 def test_folder_of_files_becomes_shards_with_their_classes(tmp_path):

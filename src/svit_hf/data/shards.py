@@ -67,7 +67,7 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
     """Write all splits of a source as shards.
 
     Encoded images are copied byte for byte, if they can be decoded. Nothing is left in `output_dir` unless all of it
-    was written.
+    was written, and what was written was counted again.
 
     Args:
         source: What to read.
@@ -79,7 +79,7 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
 
     Raises:
         SViTError: If the folder is in use, or the source cannot be read.
-        DataError: If no image of a split can be decoded.
+        DataError: If no image of a split can be decoded, or what was written is not what was read.
     """
     require_new_folder(output_dir, "output_dir")
     splits = find_location(source).splits
@@ -139,7 +139,13 @@ def _write_split(
     files = [file.rename(file.with_stem(f"{file.stem}-of-{len(files):05d}")) for file in files]
     if not files:
         raise DataError(f"none of the {source.num_samples} images of split {split!r} can be decoded; nothing is kept.")
-    return WrittenSplit(files, source.num_samples - len(bad_images), bad_images)
+    num_wanted = source.num_samples - len(bad_images)
+    num_written = sum(pq.read_metadata(file).num_rows for file in files)
+    if num_written != num_wanted:
+        raise DataError(
+            f"{num_written} images of split {split!r} were written and {num_wanted} were to be; nothing is kept."
+        )
+    return WrittenSplit(files, num_written, bad_images)
 
 
 def _decodable(

@@ -21,13 +21,20 @@ from svit_hf.model.super_tokens_svit import (
     sum_over_neighbours,
     upsample_tokens,
 )
-from svit_hf.other_models.layers import Rotation, attend, find_attentions, projections, require_own_forward
+from svit_hf.other_models.layers import (
+    ReplacedAttention,
+    Rotation,
+    attend,
+    find_attentions,
+    projections,
+    require_own_forward,
+)
 
 
 Mode = Literal["kv", "both"]
 
 
-class AppliedSuperTokens:
+class AppliedSuperTokens(ReplacedAttention):
     """Super tokens in some layers of a model, until `remove` is called or a `with` block ends.
 
     Args:
@@ -48,31 +55,17 @@ class AppliedSuperTokens:
         sampler: str | SuperTokenSampler,
         num_iterations: int,
     ):
-        self.attentions = list(attentions)
+        super().__init__()
         self.cell_size = cell_size
         self.mode = mode
         self.sampler = sampler
         self.num_iterations = num_iterations
         self.grid_size = (0, 0)
         # nothing else sees images: the layers get a list of tokens
-        self._hook = patch_embedding.register_forward_hook(self._note_grid)
-        for attention in self.attentions:
+        self._hooks.append(patch_embedding.register_forward_hook(self._note_grid))
+        for attention in attentions:
             sample = sampler if callable(sampler) else self._make_sampler(sampler, attention)
-            # not a submodule: state dicts and saved files stay as they are
-            vars(attention)["forward"] = partial(self._attend, attention, sample)
-
-    def __enter__(self) -> "AppliedSuperTokens":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Give the layers their own attention back; a second time nothing happens."""
-        for attention in self.attentions:
-            del vars(attention)["forward"]
-        self.attentions = []
-        self._hook.remove()
+            self._replace(attention, partial(self._attend, attention, sample))
 
     def _make_sampler(self, name: str, attention: nn.Module) -> Any:
         weight = projections(attention)[0].weight

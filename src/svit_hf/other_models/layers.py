@@ -5,7 +5,8 @@ Shape letters are those of `super_tokens_svit.py`; besides, `N` tokens of an ima
 (class and register tokens), and `S` of those that are attended to.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -18,6 +19,37 @@ MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit", "
 Rotation = tuple[torch.Tensor, torch.Tensor]
 # of queries, keys and values, in the versions of Transformers
 _PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
+
+
+class ReplacedAttention:
+    """Other ways of some attention modules to work, and hooks, until `remove` is called or a `with` block ends.
+
+    Attributes:
+        attentions: The modules; none after that.
+    """
+
+    def __init__(self) -> None:
+        self.attentions: list[nn.Module] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Give the modules their own attention back; a second time nothing happens."""
+        for attention in self.attentions:
+            del vars(attention)["forward"]
+        for hook in self._hooks:
+            hook.remove()
+        self.attentions, self._hooks = [], []
+
+    def _replace(self, attention: nn.Module, forward: Callable[..., Any]) -> None:
+        # not a submodule: state dicts and saved files stay as they are
+        vars(attention)["forward"] = forward
+        self.attentions.append(attention)
 
 
 def find_attentions(model: nn.Module) -> tuple[list[nn.Module], nn.Module]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from svit_hf.model.cells_svit import count_cells, join_cells, split_into_cells
 from svit_hf.model.super_tokens_svit import gather_neighbours, is_outside
 from svit_hf.other_models.layers import (
+    ReplacedAttention,
     Rotation,
     attend,
     find_attentions,
@@ -44,7 +45,7 @@ class Groups(NamedTuple):
     rotation: Rotation | None
 
 
-class MergedPatches:
+class MergedPatches(ReplacedAttention):
     """Super tokens in place of patches, until `remove` is called or a `with` block ends.
 
     Args:
@@ -63,6 +64,7 @@ class MergedPatches:
         shares: Mapping[int, float],
         cell_size: tuple[int, int],
     ):
+        super().__init__()
         self.shares = dict(shares)
         self.cell_size = cell_size
         self._hooks = [
@@ -76,24 +78,8 @@ class MergedPatches:
                 keys.register_forward_hook(self._note_keys),
                 layers[number + 1].register_forward_pre_hook(merge, with_kwargs=True),
             ]
-        self._attentions = attentions[min(shares) + 1 :]
-        for attention in self._attentions:
-            # not a submodule: state dicts and saved files stay as they are
-            vars(attention)["forward"] = partial(self._attend, attention)
-
-    def __enter__(self) -> "MergedPatches":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Give the model its own layers back; a second time nothing happens."""
-        for attention in self._attentions:
-            del vars(attention)["forward"]
-        for hook in self._hooks:
-            hook.remove()
-        self._attentions, self._hooks = [], []
+        for attention in attentions[min(shares) + 1 :]:
+            self._replace(attention, partial(self._attend, attention))
 
     def _begin(self, module: nn.Module, inputs: object, patches: torch.Tensor) -> None:
         """Note the grid of new images, whose patches are all on their own."""
