@@ -165,6 +165,21 @@ def test_config_without_its_code_is_refused(run_folder):
         prepare_publication(run_folder, REPO)
 
 
+@pytest.mark.parametrize("wrong", ["0.99", "0.8291"])
+def test_numbers_in_the_metadata_are_those_of_the_report(run_folder, wrong):
+    path = run_folder / "model/README.md"
+    path.write_text(path.read_text().replace("value: 0.8291457286432161", f"value: {wrong}"))
+    with pytest.raises(SViTError, match=rf"give {wrong} as accuracy on five, the report of the run 0\.8291457"):
+        prepare_publication(run_folder, REPO)
+
+
+def test_numbers_in_the_text_are_those_of_the_report(run_folder):
+    path = run_folder / "model/README.md"
+    path.write_text(path.read_text().replace("| 0.8141 |", "| 0.9141 |"))
+    with pytest.raises(SViTError, match=r"says '.* 0\.9141 \|', the report of the run '.* 0\.8141 \|'"):
+        prepare_publication(run_folder, REPO)
+
+
 def test_what_was_written_into_the_card_stays(run_folder):
     path = run_folder / "model/README.md"
     path.write_text(path.read_text() + "\nIt confuses emus with gnus.\n")

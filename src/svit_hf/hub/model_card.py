@@ -151,19 +151,7 @@ def build_model_card(model: PreTrainedModel, text: CardText) -> ModelCard:
         limits=text.limits,
         provenance=text.provenance,
     )
-    results = [
-        EvalResult(
-            task_type=tag,
-            dataset_type=evaluation.dataset_id,
-            dataset_name=evaluation.dataset_name,
-            dataset_split=evaluation.split,
-            metric_type=METRIC_TYPES.get(name, name),
-            metric_name=_words(name),
-            metric_value=value,
-        )
-        for evaluation in text.evaluations
-        for name, value in evaluation.metrics.items()
-    ]
+    results = [result for evaluation in text.evaluations for result in eval_results(evaluation, tag)]
     metadata = ModelCardData(
         library_name="transformers",
         pipeline_tag=tag,
@@ -194,6 +182,22 @@ def with_location(card: str, location: str) -> str:
     return LOCATION.sub(lambda found: f"{found[1] or found[2]}{location}", card)
 
 
+def eval_results(evaluation: Evaluation, tag: str) -> list[EvalResult]:
+    """Return the entries of `model-index`, the older form of metrics on the Hub; `tag` is that of the pipeline."""
+    return [
+        EvalResult(
+            task_type=tag,
+            dataset_type=evaluation.dataset_id,
+            dataset_name=evaluation.dataset_name,
+            dataset_split=evaluation.split,
+            metric_type=METRIC_TYPES.get(name, name),
+            metric_name=_words(name),
+            metric_value=value,
+        )
+        for name, value in evaluation.metrics.items()
+    ]
+
+
 def eval_result_files(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     """Return the files of `.eval_results/`, the newer form, which the Hub shows on the pages of benchmarks.
 
@@ -215,6 +219,19 @@ def eval_result_files(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     }
 
 
+def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    """Return the rows of the card's table: what was measured, and the number; joined they are the row."""
+    return [
+        (
+            f"| {escaped(evaluation.dataset_name)} | {escaped(evaluation.split)} | {escaped(evaluation.weights)} "
+            f"| {evaluation.num_images} | {escaped(_words(name))} | ",
+            f"{value:.4f} |",
+        )
+        for evaluation in evaluations
+        for name, value in evaluation.metrics.items()
+    ]
+
+
 def _template() -> Template:
     return Template(resources.files("svit_hf.hub").joinpath("model_card_template.md").read_text(encoding="utf-8"))
 
@@ -222,12 +239,7 @@ def _template() -> Template:
 def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:
     if not evaluations:
         return "It was not evaluated."
-    rows = [
-        f"| {escaped(evaluation.dataset_name)} | {escaped(evaluation.split)} | {escaped(evaluation.weights)} "
-        f"| {evaluation.num_images} | {escaped(_words(name))} | {value:.4f} |"
-        for evaluation in evaluations
-        for name, value in evaluation.metrics.items()
-    ]
+    rows = ["".join(row) for row in evaluation_rows(evaluations)]
     return "\n".join(["| data | split | weights | images | metric | value |", "|---|---|---|---|---|---|", *rows])
 
 

@@ -24,6 +24,9 @@ from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
     eval_result_files,
+    eval_results,
+    evaluation_rows,
+    pipeline_tag,
     with_location,
 )
 from svit_hf.hub.probe import PROBE_FILE, write_probe
@@ -45,6 +48,7 @@ CARD = "README.md"
 CODE = "*_svit.py"
 MODEL = ("config.json", "preprocessor_config.json", WEIGHTS, PROBE_FILE, CODE)
 PUBLISHED = (*MODEL, CARD, "LICENSE", "LICENSE.*", "NOTICE")
+CARD_REMEDY = "Correct the card, or remove it to have one made of the report."
 SAVE_WITH_CODE = "`svit_hf.save_with_code`, or remove its *_svit.py files to have them added here"
 PICKLES = ("*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
 
@@ -108,7 +112,7 @@ def prepare_publication(
             f"{str(folder)!r} has no {CARD}, and no report of a run to make one of; write one, whose metadata state a "
             "`license`."
         )
-    final_card = with_location(_check_card(contents[CARD]), repo_id)
+    final_card = with_location(_check_card(contents[CARD], of_run, pipeline_tag(model)), repo_id)
     contents[CARD] = final_card.encode()
     if text is not None:
         contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
@@ -252,20 +256,42 @@ def _check_code(folder: Path, auto_maps: Mapping[str, Iterable[str]], remedy: st
                 raise SViTError(f"code is missing in {str(folder)!r} ({error}): {remedy}") from error
 
 
-def _check_card(content: bytes) -> str:
-    """Return the text of a card that the Hub can read, and that states a licence.
+def _check_card(content: bytes, of_run: CardText | None, tag: str) -> str:
+    """See that the Hub can read a card, and that its numbers are those of the run.
+
+    Args:
+        content: The card.
+        of_run: What a card of the run would say, if the model is from a run whose report there is.
+        tag: Name of the model's pipeline.
+
+    Returns:
+        The text of the card.
 
     Raises:
         SViTError: If it is not so.
     """
     try:
-        data = ModelCard(content.decode("utf-8")).data
+        card = ModelCard(content.decode("utf-8"))
+        data = card.data
         assert isinstance(data, ModelCardData)
     # yaml, huggingface_hub and Python have errors of their own for what they cannot read
     except Exception as error:
         raise SViTError(f"the card README.md cannot be read: {error}") from error
     if not data.license:
         raise SViTError("the card README.md states no `license` in its metadata; 'unknown' is a valid one.")
+    if of_run is not None:
+        results = data.eval_results or []
+        stated = {(result.dataset_type, result.dataset_split, result.metric_name): result for result in results}
+        for evaluation in of_run.evaluations:
+            for expected in eval_results(evaluation, tag):
+                key = (expected.dataset_type, expected.dataset_split, expected.metric_name)
+                value = stated[key].metric_value if key in stated else None
+                if value != expected.metric_value:
+                    raise SViTError(
+                        f"the metadata of the card README.md give {value} as {expected.metric_name} on "
+                        f"{expected.dataset_name}, the report of the run {expected.metric_value}. {CARD_REMEDY}"
+                    )
+        _check_table(card.text, of_run)
     return content.decode("utf-8")
 
 
@@ -331,6 +357,15 @@ def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
         raise SViTError(f"{str(path)!r} cannot be read: {error}") from error
+
+
+def _check_table(text: str, of_run: CardText) -> None:
+    for beginning, number in evaluation_rows([*of_run.evaluations, *of_run.comparisons]):
+        stated = [line for line in text.splitlines() if line.startswith(beginning)]
+        if wrong := [line for line in stated if line != beginning + number]:
+            raise SViTError(
+                f"the card README.md says {wrong[0]!r}, the report of the run {beginning + number!r}. {CARD_REMEDY}"
+            )
 
 
 def _leaves(auto_map: Mapping[str, Any]) -> Iterable[str]:
