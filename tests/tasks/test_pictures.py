@@ -3,6 +3,7 @@
 
 import io
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from svit_hf.tasks.pictures import Augmentation, BrokenPictureError, Origin, Vie
 
 
 ORIGIN = Origin("train.parquet", 3)
-EVERY_VIEW = [View.random((60, 90), (64, 96), Augmentation(vertical_flip=0.5), (0, epoch, 7)) for epoch in range(40)]
+EVERY_WAY = Augmentation(vertical_flip=0.5, quarter_turn=0.5)
+EVERY_VIEW = [View.random((60, 90), (64, 96), EVERY_WAY, (0, epoch, 7)) for epoch in range(40)]
 
 
 def encoded(image, file_format="PNG", **options):
@@ -31,14 +33,12 @@ def to_levels(pixels):
 
 
 def test_views_follow_from_seed_epoch_and_sample():
-    options = Augmentation(vertical_flip=0.5)
-    one, again = (View.random((60, 90), (64, 96), options, (2**64 - 1, 5, 3)) for _ in range(2))
+    one, again = (View.random((60, 90), (64, 96), EVERY_WAY, (2**64 - 1, 5, 3)) for _ in range(2))
     assert one == again
     keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert len({View.random((60, 90), (64, 96), options, key) for key in keys}) == 4
-    assert {(view.is_mirrored, view.is_upside_down) for view in EVERY_VIEW} == {
-        (a, b) for a in (False, True) for b in (False, True)
-    }
+    assert len({View.random((60, 90), (64, 96), EVERY_WAY, key) for key in keys}) == 4
+    ways = {(view.is_mirrored, view.is_upside_down, view.is_transposed) for view in EVERY_VIEW}
+    assert ways == set(product((False, True), repeat=3))
 
 
 def test_crops_are_inside_and_have_the_asked_share_and_ratio():
@@ -46,9 +46,25 @@ def test_crops_are_inside_and_have_the_asked_share_and_ratio():
         assert 0 <= view.left <= view.left + view.width <= 90
         assert 0 <= view.top <= view.top + view.height <= 60
         assert 0.27 < view.width * view.height / (60 * 90) <= 1
-        assert 0.7 < view.width / view.height / 1.5 < 1.4
+        ratio = view.width / view.height
+        assert 0.7 < (1 / ratio if view.is_transposed else ratio) / 1.5 < 1.4
     whole = View.random((60, 90), (64, 96), Augmentation(0, 0, scale=(1, 1)), (0, 0, 0))
     assert whole == View.whole((60, 90), (64, 96))
+
+
+def test_quarter_turns_are_to_both_sides_and_mirror_nothing():
+    mask = np.random.default_rng(0).integers(0, 255, (64, 96))
+    options = Augmentation(0, quarter_turn=1, scale=(1, 1))
+    views = [View.random((64, 96), (96, 64), options, (0, epoch, 7)) for epoch in range(20)]
+    sides = [[np.array_equal(view.of_masks(mask), np.rot90(mask, turns)) for turns in (1, -1)] for view in views]
+    assert {sum(side) for side in sides} == {1}
+    assert len({tuple(side) for side in sides}) == 2
+
+
+def test_pictures_that_no_turned_crop_fits_into_are_not_turned_and_not_squeezed():
+    options = Augmentation(0, quarter_turn=1, scale=(0.9, 1))
+    views = {View.random((60, 90), (64, 96), options, (0, epoch, 7)) for epoch in range(20)}
+    assert not any(view.is_transposed or view.is_mirrored or view.is_upside_down for view in views)
 
 
 @pytest.mark.parametrize("view", EVERY_VIEW[:12], ids=str)
@@ -67,10 +83,12 @@ def test_masks_move_with_the_pixels(view):
 
 @pytest.mark.parametrize("is_mirrored", [False, True])
 @pytest.mark.parametrize("is_upside_down", [False, True])
-def test_masks_and_pixels_agree_exactly_at_whole_scales(is_mirrored, is_upside_down):
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_masks_and_pixels_agree_exactly_at_whole_scales(is_mirrored, is_upside_down, is_transposed):
     mask = np.random.default_rng(0).integers(0, 255, (40, 40))
     picture = Image.fromarray(mask.astype(np.uint8)).convert("RGB")
-    view = View(3, 5, 32, 16, (16, 32), is_mirrored, is_upside_down)
+    size = (32, 16) if is_transposed else (16, 32)
+    view = View(3, 5, 32, 16, size, is_mirrored, is_upside_down, is_transposed=is_transposed)
     np.testing.assert_array_equal(to_levels(view.of_picture(picture)), view.of_masks(mask))
     stacked = view.of_masks(np.stack([mask, mask + 1]))
     np.testing.assert_array_equal(stacked[1], view.of_masks(mask) + 1)
@@ -98,7 +116,7 @@ def test_colours_change_by_channel_and_the_geometry_stays():
 def test_boxes_move_with_the_pixels(view):
     # a mask at four times the size shows where the corners of a box come to lie
     box = np.array([[22.0, 17.0, 61.0, 48.0], [0.0, 0.0, 5.0, 5.0]])
-    fine = View(view.left, view.top, view.width, view.height, (512, 768), view.is_mirrored, view.is_upside_down)
+    fine = replace(view, size=(512, 768))
     moved, visible = fine.of_boxes(box)
     for corners, share, (x1, y1, x2, y2) in zip(moved, visible, box.astype(int), strict=True):
         mask = np.zeros((60, 90), dtype=bool)
@@ -124,6 +142,7 @@ def test_evaluation_shows_what_the_processor_makes():
     ("options", "message"),
     [
         ({"horizontal_flip": 1.5}, "`horizontal_flip` is 1.5"),
+        ({"quarter_turn": -0.5}, "`quarter_turn` is -0.5"),
         ({"scale": (0, 1)}, "`scale` is"),
         ({"scale": (0.8, 0.5)}, "`scale` is"),
         ({"ratio": (2, 1)}, "`ratio` is"),

@@ -62,6 +62,8 @@ class TaskOptions:
         crop_size: Edge of the training examples in pixels, where it is smaller than `model.image_size`; 0 if not. Not
             for detection, whose boxes are shares of the image.
         vertical_flip: Probability of a training example upside down.
+        quarter_turn: Probability of one turned by a quarter, to the left or to the right: with both flips, pictures
+            that have no upper side are seen in all eight ways.
         min_visible: Objects of which a smaller share is inside of a random crop are not there.
     """
 
@@ -73,6 +75,7 @@ class TaskOptions:
     annotations: AnnotationOptions = field(default_factory=AnnotationOptions)
     crop_size: int = option(0, at_least=0)
     vertical_flip: float = option(0.0, at_least=0, at_most=1)
+    quarter_turn: float = option(0.0, at_least=0, at_most=1)
     min_visible: float = option(0.3, at_least=0, at_most=1)
 
     def __post_init__(self) -> None:

@@ -58,6 +58,8 @@ class Augmentation:
         min_visible: Objects of which a smaller share is inside of the crop are not there.
         size: Height and width of training examples, in pixels, where they are smaller than what the model takes
             afterwards: crops are cheaper than whole pictures at the same resolution.
+        quarter_turn: Probability of a sample turned by a quarter, to the left or to the right; not where no
+            crop fits into the picture.
     """
 
     horizontal_flip: float = 0.5
@@ -67,9 +69,10 @@ class Augmentation:
     color: float = 0.0
     min_visible: float = 0.3
     size: tuple[int, int] | None = None
+    quarter_turn: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "color", "min_visible"):
+        for name in ("horizontal_flip", "vertical_flip", "quarter_turn", "color", "min_visible"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SViTError(f"`{name}` is {getattr(self, name)}; allowed is 0 to 1.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -92,6 +95,8 @@ class View:
         is_upside_down: Whether top and bottom are.
         brightnesses: Factors of the channels.
         contrasts: Factors of their distance from the mean of the part, after that.
+        is_transposed: Whether rows and columns are swapped before anything is flipped; with one flip, that is a
+            quarter turn.
     """
 
     left: int
@@ -103,6 +108,7 @@ class View:
     is_upside_down: bool = False
     brightnesses: tuple[float, ...] = (1.0, 1.0, 1.0)
     contrasts: tuple[float, ...] = (1.0, 1.0, 1.0)
+    is_transposed: bool = False
 
     @classmethod
     def whole(cls, picture_size: tuple[int, int], size: tuple[int, int]) -> "View":
@@ -116,20 +122,31 @@ class View:
         """Draw a view: a pure function of its arguments; `key` is seed, epoch, sample and view."""
         random = np.random.default_rng([number % 2**64 for number in key])
         mirrored, upside_down = random.random() < options.horizontal_flip, random.random() < options.vertical_flip
-        height, width = picture_size
+        is_turned = options.quarter_turn > 0 and random.random() < options.quarter_turn
+        is_to_the_right = is_turned and random.random() < 0.5
+        # the picture as the model sees it
+        frame = picture_size[::-1] if is_turned else picture_size
+        height, width = frame
         left, top = 0, 0
         if options.scale != (1, 1):
             shape = size[1] / size[0]
             for _ in range(CROP_ATTEMPTS):
-                area = picture_size[0] * picture_size[1] * random.uniform(*options.scale)
+                area = frame[0] * frame[1] * random.uniform(*options.scale)
                 ratio = shape * math.exp(random.uniform(math.log(options.ratio[0]), math.log(options.ratio[1])))
                 crop = (round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio)))
-                if 0 < crop[0] <= picture_size[0] and 0 < crop[1] <= picture_size[1]:
+                if 0 < crop[0] <= frame[0] and 0 < crop[1] <= frame[1]:
                     height, width = crop
                     break
-            top = int(random.integers(picture_size[0] - height + 1))
-            left = int(random.integers(picture_size[1] - width + 1))
-        view = cls(left, top, width, height, size, bool(mirrored), bool(upside_down))
+            else:
+                # a whole picture would be squeezed into its other shape
+                is_turned, frame = False, picture_size
+                height, width = frame
+            top = int(random.integers(frame[0] - height + 1))
+            left = int(random.integers(frame[1] - width + 1))
+        if is_turned:
+            left, top, width, height = top, left, height, width
+            mirrored, upside_down = mirrored != is_to_the_right, upside_down == is_to_the_right
+        view = cls(left, top, width, height, size, mirrored, upside_down, is_transposed=is_turned)
         if not options.color:
             return view
         shared, own = random.uniform(-1, 1, (2, 1)), random.uniform(-0.5, 0.5, (2, 3))
@@ -139,8 +156,8 @@ class View:
     def of_picture(self, picture: Image.Image) -> torch.Tensor:
         """Return normalised pixels, `(3, height, width)`, float32."""
         image = picture.crop((self.left, self.top, self.left + self.width, self.top + self.height))
-        pixels = np.asarray(image.resize((self.size[1], self.size[0]), Image.Resampling.BILINEAR))
-        tensor = torch.from_numpy(self._flip(pixels, 0).copy()).permute(2, 0, 1).contiguous().float().div_(255)
+        pixels = np.asarray(image.resize(self._resized[::-1], Image.Resampling.BILINEAR))
+        tensor = torch.from_numpy(self._move(pixels, 0).copy()).permute(2, 0, 1).contiguous().float().div_(255)
         if {*self.brightnesses, *self.contrasts} != {1.0}:
             brightnesses, contrasts = torch.tensor([self.brightnesses, self.contrasts])[:, :, None, None]
             tensor.mul_(brightnesses)
@@ -150,10 +167,11 @@ class View:
 
     def of_masks(self, masks: np.ndarray) -> np.ndarray:
         """Return the nearest values of masks `(..., H, W)`, shape `(..., height, width)`."""
+        height, width = self._resized
         # the centre of each pixel decides, as in Pillow's own nearest
-        rows = self.top + ((np.arange(self.size[0]) + 0.5) * self.height / self.size[0]).astype(np.int64)
-        columns = self.left + ((np.arange(self.size[1]) + 0.5) * self.width / self.size[1]).astype(np.int64)
-        return np.ascontiguousarray(self._flip(masks[..., rows[:, None], columns], masks.ndim - 2))
+        rows = self.top + ((np.arange(height) + 0.5) * self.height / height).astype(np.int64)
+        columns = self.left + ((np.arange(width) + 0.5) * self.width / width).astype(np.int64)
+        return np.ascontiguousarray(self._move(masks[..., rows[:, None], columns], masks.ndim - 2))
 
     def of_boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes `(N, 4)` of x1, y1, x2, y2 in pixels of the view, clipped to it, and their visible shares."""
@@ -161,14 +179,22 @@ class View:
         edges = np.array([self.width, self.height] * 2)
         inside = np.clip(boxes - shift, 0, edges)
         visible = _areas(inside) / np.maximum(_areas(boxes), np.finfo(np.float64).tiny)
-        scaled = inside * (np.array([self.size[1], self.size[0]] * 2) / edges)
+        scaled = inside * (np.array(self._resized[::-1] * 2) / edges)
+        if self.is_transposed:
+            scaled = scaled[:, [1, 0, 3, 2]]
         if self.is_mirrored:
             scaled[:, [0, 2]] = self.size[1] - scaled[:, [2, 0]]
         if self.is_upside_down:
             scaled[:, [1, 3]] = self.size[0] - scaled[:, [3, 1]]
         return scaled, visible
 
-    def _flip(self, array: np.ndarray, row_axis: int) -> np.ndarray:
+    @property
+    def _resized(self) -> tuple[int, int]:
+        return (self.size[1], self.size[0]) if self.is_transposed else self.size
+
+    def _move(self, array: np.ndarray, row_axis: int) -> np.ndarray:
+        if self.is_transposed:
+            array = array.swapaxes(row_axis, row_axis + 1)
         if self.is_mirrored:
             array = np.flip(array, row_axis + 1)
         return np.flip(array, row_axis) if self.is_upside_down else array

@@ -97,6 +97,7 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
     augmentation = Augmentation(
         horizontal_flip=changed.horizontal_flip,
         vertical_flip=options.vertical_flip,
+        quarter_turn=options.quarter_turn,
         scale=changed.scale,
         ratio=changed.ratio,
         color=changed.color_jitter,
