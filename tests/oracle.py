@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 
 
-SAMPLERS = ("soft", "soft_masked", "grid", "hard", "position", "differentiable", "random", "cosine")
+SAMPLERS = ("soft", "soft_masked", "grid", "hard", "position", "differentiable", "random", "cosine", "slots")
 # gradients flow through the association
-DIFFERENTIABLE = ("differentiable", "cosine")
+DIFFERENTIABLE = ("differentiable", "cosine", "slots")
 
 
 def affinity_of(
@@ -25,6 +25,11 @@ def affinity_of(
     if sampler == "cosine":
         lengths = (token.square().sum() + 1e-6).sqrt() * (super_token.square().sum() + 1e-6).sqrt()
         return 10 * torch.dot(token, super_token) / lengths
+    if sampler == "slots":
+        # projections are the identity at the start
+        token, super_token = (
+            (each - each.mean()) / (each.var(correction=0) + 1e-5).sqrt() for each in (token, super_token)
+        )
     affinity = torch.dot(token, super_token) / len(token) ** 0.5
     return affinity - 2 * (place - middle).square().sum() if sampler == "position" else affinity
 

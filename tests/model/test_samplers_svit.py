@@ -3,6 +3,7 @@
 
 import copy
 
+import oracle
 import pytest
 import torch
 from tiny import tiny_config
@@ -10,6 +11,7 @@ from torch import nn
 
 from svit_hf import SuperTokenAttention, SViTForImageClassification, register_super_token_sampler, save_with_code
 from svit_hf.kernels import use_kernels
+from svit_hf.model.samplers_svit import SlotSampler
 from svit_hf.model.super_tokens_svit import SUPER_TOKEN_SAMPLERS, sample_super_tokens
 
 
@@ -102,6 +104,17 @@ class TestModels:
         with_cosine = SViTForImageClassification(tiny_config(super_token_sampler="cosine")).state_dict()
         assert sum("log_scale" in name for name in with_cosine.keys() - published.keys()) == 3
 
+    def test_slots_compare_projected_tokens_with_projected_super_tokens(self):
+        sampler, tokens = SlotSampler(8), torch.randn(1, 8, 2, 4)
+        nn.init.normal_(sampler.key)
+        nn.init.normal_(sampler.query)
+        with torch.no_grad():
+            shares = oracle.dense_association(sampler(tokens, (2, 2)).association, (1, 2), (2, 2))
+            means = torch.stack([half.mean((2, 3)) for half in tokens.split(2, dim=3)], dim=1)
+            keys = nn.functional.layer_norm(tokens.flatten(2).mT, (8,)) @ sampler.key.T
+            queries = nn.functional.layer_norm(means, (8,)) @ sampler.query.T
+        torch.testing.assert_close(shares, (keys @ queries.mT / 8**0.5).softmax(-1))
+
     def test_a_plain_layer_makes_no_weights_for_sampling(self):
         assert SuperTokenAttention(8, num_heads=2, cell_size=1, sampler="cosine").learned_sampler is None
 
@@ -124,7 +137,7 @@ class TestModels:
         assert (tmp_path / "samplers_svit.py").is_file()
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("sampler", ["hard", "position", "cosine"])
+    @pytest.mark.parametrize("sampler", ["hard", "position", "cosine", "slots"])
     def test_compiled_gives_the_same(self, sampler):
         attention = SuperTokenAttention(8, num_heads=2, cell_size=2, sampler=sampler).eval()
         tokens = torch.randn(1, 8, 6, 6)

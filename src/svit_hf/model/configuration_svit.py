@@ -89,7 +89,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
             than 1, and at least 1 there.
         super_token_sampler: How super tokens are sampled, a name in `SUPER_TOKEN_SAMPLERS`. The published weights need
             `"soft"`; `"soft_masked"` leaves cells outside of the grid out of the association. A sampler that learns
-            something, as `"cosine"` does, adds weights to every layer whose cell is larger than 1.
+            something, as `"cosine"` and `"slots"` do, adds weights to every layer whose cell is larger than 1.
         super_token_mixer: What happens among super tokens: `"attention"`, or for ablations `"convolution"` or
             `"none"`. Where the cell is 1 there is attention in any case.
         attention_kinds: What attends to what, one for all stages or a list: `"super_tokens"` as published, and for

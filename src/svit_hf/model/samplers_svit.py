@@ -113,6 +113,40 @@ class CosineSampler(nn.Module):
         return _softmax_inside(scale * cosines, super_tokens)
 
 
+class SlotSampler(nn.Module):
+    """Sampler by learned keys of tokens and queries of super tokens, which are the slots that tokens are shared among.
+
+    Both are normalized before, and both projections start as the identity. Gradients flow through the association and
+    all rounds. Slots start as the means of cells, and a token has nine of them; there is no projection of values, and
+    nothing recurrent: what follows is the attention of the layer.
+
+    Args:
+        channels: Channels of the layer.
+
+    Source: slot attention (Locatello et al., arXiv 2006.15055), section 2.1.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.key = nn.Parameter(torch.empty(channels, channels))
+        self.query = nn.Parameter(torch.empty(channels, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in (self.key, self.query):
+            nn.init.eye_(weight)
+
+    def forward(self, hidden_states: torch.Tensor, cell_size: tuple[int, int], num_iterations: int = 1) -> SuperTokens:
+        return sample_by(hidden_states, cell_size, num_iterations, self._associate, differentiable=True)
+
+    def _associate(self, tokens: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
+        keys, queries = (
+            F.linear(F.layer_norm(each, each.shape[-1:]), weight.to(each.dtype))
+            for each, weight in ((tokens, self.key), (super_tokens, self.query))
+        )
+        return _similar(keys, queries)
+
+
 def _own_cell(tokens: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
     itself = F.one_hot(torch.tensor(_ITSELF, device=tokens.device), 9).to(tokens.dtype)
     return itself.expand(*tokens.shape[:3], 9)
@@ -168,5 +202,6 @@ register_super_token_sampler("position", sample_by_position)
 register_super_token_sampler("differentiable", sample_differentiably)
 register_super_token_sampler("random", sample_at_random)
 register_super_token_sampler("cosine", CosineSampler)
+register_super_token_sampler("slots", SlotSampler)
 
 __all__ = ["SUPER_TOKEN_SAMPLERS", "CosineSampler"]
