@@ -82,3 +82,12 @@ def test_half_precision_stays_near_float32(dtype):
 def test_no_iteration():
     with pytest.raises(ValueError, match=r"`num_iterations` is 0"):
         sample_video_super_tokens(torch.zeros(2, 1, 8, 8), 2, (2, 4, 4), 0)
+
+
+def test_strides_of_one_clip_say_that_channels_are_last():
+    # any stride of the only clip would do, but convolutions and attention look at it to choose how they compute
+    strides = []
+    video_super_token_attention(
+        torch.randn(4, 5, 8, 12), lambda each: strides.append(each.stride()) or each, 4, (2, 4, 4)
+    )
+    assert strides == [(4 * 3 * 5, 1, 3 * 5, 5)]

@@ -46,9 +46,11 @@ def video_super_token_attention(
     Source: section 3.2 of arXiv 2211.11167, with time as a third axis.
     """
     sampled = sample_video_super_tokens(hidden_states, num_frames, cell_size, num_iterations)
-    grid_size = sampled.super_tokens.shape[2:]
-    attended = attend(sampled.super_tokens.flatten(2, 3)).unflatten(2, grid_size[:2])
-    neighbours = _gather(attended.permute(0, 2, 3, 4, 1))  # (B, G, 27, C)
+    super_tokens = sampled.super_tokens.movedim(1, -1)  # (B, Gt, Gh, Gw, C)
+    grid_size = super_tokens.shape[1:4]
+    # joined in this order, one clip too has the strides by which convolutions and attention know the layout
+    attended = attend(super_tokens.flatten(1, 2).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # (B, Gt*Gh, Gw, C)
+    neighbours = _gather(attended.unflatten(1, grid_size[:2]))  # (B, G, 27, C)
     tokens = sampled.association.to(attended.dtype) @ neighbours  # (B, G, P, C)
     size = num_frames, *hidden_states.shape[-2:]
     return _join_cells(tokens, grid_size, cell_size, size), sampled
