@@ -3,19 +3,21 @@
 
     python -m scripts.token_reduction features --model DINOV2 --data trashnet6 --sizes 224 504 --output-dir RESULTS
     python -m scripts.token_reduction probe --model DINOV2 --data trashnet6 signdigits10 --output-dir RESULTS
+    python -m scripts.token_reduction speed --model DINOV2 --data trashnet6 --sizes 224 504 --output-dir RESULTS
 
 `features` compares features of whole pictures with those of the model as it is, by cosine, and processor time with
 that of the model on the same picture right before. A second table has what each way gives at the same time, between
 the settings that were measured. `probe` learns to classify pictures, or patches where there are masks, by the
-features of one setting of each, the one whose time in `features` is nearest to `--time`. Both go on after a stop. Run
-it from the root of a checkout; it uses one thread.
+features of one setting of each, the one whose time in `features` is nearest to `--time`. `speed` has the time of the
+model as it is and of a few settings as they are, compiled into one graph, and in ONNX Runtime, for pictures of one
+size. All go on after a stop. Run it from the root of a checkout; it uses one thread.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from scripts.token_reduction.contestants import Features, contestants_of
 from scripts.token_reduction.probes import probe
+from scripts.token_reduction.speed import FORMS, SETTINGS, Network, networks_of
 
 import svit_hf  # noqa: F401 - before transformers, which a torchvision of another torch would stop
 from svit_hf.benchmark.report import align
@@ -34,6 +37,8 @@ from svit_hf.tasks.rows import parquet_rows
 
 UNCHANGED = "the model as it is"
 TIMES = (0.8, 0.7, 0.6, 0.5, 0.4)
+# of what tells one measurement from another
+NAMES = ("data", "size", "picture", "contestant", "setting")
 
 
 class Results:
@@ -88,7 +93,7 @@ def measure_features(model: Any, data: Path, size: int, limit: int, names: Seque
         (name, setting, features)
         for name, ways in contestants_of(model).items()
         for setting, features in ways.items()
-        if not names or name in names
+        if name in names
     ]
     numbers = spread_numbers(data, "test", limit)
     for number in numbers:
@@ -166,6 +171,52 @@ def print_features(rows: Sequence[dict[str, Any]]) -> None:
         print(align(lines), flush=True)
 
 
+def measure_speed(model: Any, data: Path, size: int, limit: int, names: Sequence[str], results: Results) -> None:
+    """Measure what is missing, one form after the other: all networks on one picture in turns, then on the next."""
+    networks = {(UNCHANGED, ""): Network(model, lambda pixels: model(pixels).last_hidden_state)}
+    networks |= {(name, setting): network for name, setting, network in networks_of(model, names)}
+    numbers = spread_numbers(data, "test", limit)
+    # PyTorch compiles the same code a few times only
+    torch.compiler.reset()
+    for form, prepare in FORMS.items():
+        missing = [
+            number
+            for number in numbers
+            if any((form, data.name, size, number, *each) not in results for each in networks)
+        ]
+        if not missing:
+            continue
+        (first,) = read_pixels(data, "test", missing[:1], size)
+        with torch.inference_mode():
+            runs = {each: prepare(network, first) for each, network in networks.items()}
+            for run in runs.values():
+                run(first)
+        for number, pixels in zip(missing, read_pixels(data, "test", missing, size), strict=True):
+            measured = {each: _timed(run, pixels) for each, run in runs.items()}
+            own_seconds = measured[UNCHANGED, ""][1]
+            for each, (states, seconds) in measured.items():
+                expected, _ = _timed(networks[each], pixels)
+                difference = 1 - torch.cosine_similarity(states, expected, dim=-1).mean().item()
+                key = (form, data.name, size, number, *each)
+                if key not in results:
+                    results.add(key, time=seconds / own_seconds, seconds=seconds, difference=difference)
+
+
+def print_speed(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table for each data set and size."""
+    for data, size in dict.fromkeys((row["data"], row["size"]) for row in rows):
+        own = [row for row in rows if (row["data"], row["size"]) == (data, size)]
+        num_pictures = len({row["picture"] for row in own})
+        print(f"\n{data}, {size} pixels, {num_pictures} pictures: medians, time relative to the model in a form")
+        lines = [("contestant", "setting", "form", "time", "seconds", "1 - cosine to eager")]
+        for name, setting, form in dict.fromkeys((row["contestant"], row["setting"], row["form"]) for row in own):
+            these = [row for row in own if (row["contestant"], row["setting"], row["form"]) == (name, setting, form)]
+            seconds, relative = (median(row[kind] for row in these) for kind in ("seconds", "time"))
+            difference = max(row["difference"] for row in these)
+            lines.append((name, setting, form, f"{relative:.3f}", f"{seconds:.3f}", f"{difference:.1e}"))
+        print(align(lines), flush=True)
+
+
 def setting_nearest(rows: Sequence[dict[str, Any]], size: int, wanted: float) -> dict[str, str]:
     """Return the setting of each contestant whose time is nearest to the one wanted, on any data."""
     points = points_of([row for row in rows if row["size"] == size])
@@ -175,18 +226,29 @@ def setting_nearest(rows: Sequence[dict[str, Any]], size: int, wanted: float) ->
     }
 
 
+def print_scores(scores: Mapping[str, list[float]]) -> None:
+    """Print a table of scores, the same splits for each, beside those of the model as it is."""
+    lines = [("contestant", "score", "spread", "difference", "worse in")]
+    for name, values in scores.items():
+        differences = [value - other for value, other in zip(values, scores[UNCHANGED], strict=True)]
+        spread = f"{stdev(values):.1%}" if len(values) > 1 else "?"
+        worse = f"{sum(each < 0 for each in differences)} of {len(differences)}"
+        lines.append((name, f"{fmean(values):.1%}", spread, f"{100 * fmean(differences):+.1f}", worse))
+    print(align(lines), flush=True)
+
+
 def main(words: list[str] | None = None) -> None:
     """Measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("what", choices=("features", "probe"))
+    parser.add_argument("what", choices=("features", "probe", "speed"))
     parser.add_argument("--model", type=Path, required=True, help="folder of a Dinov2Model of 12 layers")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of parquet files with pictures")
     parser.add_argument("--output-dir", type=Path, required=True, help="where rows are kept")
     parser.add_argument("--sizes", type=int, nargs="+", default=[224], help="of pictures, in pixels")
     parser.add_argument("--limit", type=int, default=8, help="pictures of the test split; for `probe` of each split")
-    parser.add_argument("--contestants", nargs="*", default=[], help="all by default")
+    parser.add_argument("--contestants", nargs="*", default=[], help="all by default; for `speed` there are a few")
     parser.add_argument("--time", type=float, default=0.6, help="for `probe`, relative to the model as it is")
     parser.add_argument("--seeds", type=int, default=5, help="for `probe`")
     options = parser.parse_args(words)
@@ -196,15 +258,19 @@ def main(words: list[str] | None = None) -> None:
     from transformers import Dinov2Model
 
     model = Dinov2Model.from_pretrained(options.model).eval()
-    if unknown := sorted(set(options.contestants) - contestants_of(model).keys()):
-        parser.error(f"`--contestants` has {unknown}; allowed are {[*contestants_of(model)]}")
-    names = ("data", "size", "picture", "contestant", "setting")
-    results = Results(options.output_dir / "features.jsonl", names)
-    if options.what == "features":
+    allowed = SETTINGS if options.what == "speed" else contestants_of(model)
+    if unknown := sorted(set(options.contestants) - allowed.keys()):
+        parser.error(f"`--contestants` has {unknown}; allowed are {[*allowed]}")
+    if options.what == "speed":
+        measure, show, file, names = measure_speed, print_speed, "speed.jsonl", ("form", *NAMES)
+    else:
+        measure, show, file, names = measure_features, print_features, "features.jsonl", NAMES
+    results = Results(options.output_dir / file, names)
+    if options.what != "probe":
         for data in options.data:
             for size in options.sizes:
-                measure_features(model, data, size, options.limit, options.contestants, results)
-        print_features(results.rows)
+                measure(model, data, size, options.limit, options.contestants or [*allowed], results)
+        show(results.rows)
         return
     for size in options.sizes:
         rows = [row for row in results.rows if not options.contestants or row["contestant"] in options.contestants]
@@ -218,14 +284,8 @@ def main(words: list[str] | None = None) -> None:
         for data in options.data:
             folder = options.output_dir / "probe" / f"{data.name}-{size}"
             scores = probe(ways, data, size, options.limit, options.seeds, model.config.patch_size, folder)
-            unchanged = scores[UNCHANGED]
-            lines = [("contestant", "score", "spread", "difference", "worse in")]
-            for name, values in scores.items():
-                differences = [value - other for value, other in zip(values, unchanged, strict=True)]
-                spread = f"{stdev(values):.1%}" if len(values) > 1 else "?"
-                worse = f"{sum(each < 0 for each in differences)} of {len(differences)}"
-                lines.append((name, f"{fmean(values):.1%}", spread, f"{100 * fmean(differences):+.1f}", worse))
-            print(f"\n{data.name}, {size} pixels, {options.seeds} splits\n{align(lines)}", flush=True)
+            print(f"\n{data.name}, {size} pixels, {options.seeds} splits")
+            print_scores(scores)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,29 @@ class RandomDropping:
         return torch.cat([tokens[:, :1], tokens[:, 1 + nearest]], dim=1)
 
 
+class Changed:
+    """A model that is changed in place while it is called.
+
+    Args:
+        model: A `Dinov2Model`.
+        change: What changes it, and as a context manager gives back what was there.
+    """
+
+    def __init__(self, model: Any, change: Callable[[Any], AbstractContextManager[Any]]):
+        self.model = model
+        self.change = change
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the states after the last layer norm."""
+        with self.change(self.model):
+            return self.as_it_is(pixels)
+
+    def as_it_is(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the states of the model, whether it is changed or not."""
+        states: torch.Tensor = self.model(pixels).last_hidden_state
+        return states
+
+
 def _attend(attention: Any, states: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what tokens attend to, each as if as often as its size says, and their keys, `(B, A, S, D)`."""
     query, key, value = (
@@ -121,15 +144,6 @@ def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return values.gather(1, _wide(index, values))
 
 
-def _inside(model: Any, change: Callable[[Any], AbstractContextManager[Any]]) -> Features:
-    def features(pixels: torch.Tensor) -> torch.Tensor:
-        with change(model):
-            states: torch.Tensor = model(pixels).last_hidden_state
-            return states
-
-    return features
-
-
 def contestants_of(model: Any) -> dict[str, dict[str, Features]]:
     """Return the settings of each contestant, from the slowest to the fastest.
 
@@ -139,10 +153,10 @@ def contestants_of(model: Any) -> dict[str, dict[str, Features]]:
     most = [0, 1, 2, *range(6, 12)]
 
     def pooled(sampler: str, mode: Any, cell: int, layers: Any) -> Features:
-        return _inside(model, lambda m: apply_super_tokens(m, cell, layers, mode, sampler))
+        return Changed(model, lambda m: apply_super_tokens(m, cell, layers, mode, sampler))
 
     def merged(shares: dict[int, float]) -> Features:
-        return _inside(model, lambda m: merge_into_super_tokens(m, shares))
+        return Changed(model, lambda m: merge_into_super_tokens(m, shares))
 
     return {
         "merged once": {f"{share}": merged({0: share}) for share in (0.15, 0.3, 0.45, 0.6)},

@@ -3,6 +3,7 @@
 
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from PIL import Image
 from scripts.token_reduction.__main__ import Results, loss_at, main
 from scripts.token_reduction.contestants import RandomDropping, TokenMerging, _match, contestants_of
 from scripts.token_reduction.probes import extract, read_examples, score
+from scripts.token_reduction.speed import FORMS, SETTINGS, compile_network, networks_of, run_in_onnx
 from transformers import Dinov2Config, Dinov2Model
 
 
@@ -174,6 +176,46 @@ def test_program_measures_once_and_learns_from_features(model, pictures, tmp_pat
     assert len([*(tmp_path / "results" / "probe" / "classes-28").glob("*.pt")]) == 3
 
 
+@torch.no_grad()
+def test_networks_are_the_contestants_and_leave_the_model_alone(model):
+    pixels = torch.randn(1, 3, 28, 28)
+    expected = own(model, pixels)
+    for name, setting, network in networks_of(model, SETTINGS):
+        torch.testing.assert_close(network(pixels), contestants_of(model)[name][setting](pixels), **TOLERANCE)
+    assert torch.equal(own(model, pixels), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.newest
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["merged twice", "ToMe"])
+def test_networks_can_be_exported(model, name):
+    pixels = torch.randn(1, 3, 28, 28)
+    _, _, network = next(networks_of(model, [name]))
+    expected = network(pixels)
+    torch.testing.assert_close(run_in_onnx(network, torch.zeros_like(pixels))(pixels), expected, **TOLERANCE)
+
+
+@pytest.mark.slow
+def test_speed_is_measured_once_in_each_form(model, pictures, tmp_path, capsys, monkeypatch):
+    model.save_pretrained(tmp_path / "model")
+    # of the compiler the front alone, which is what could refuse something, and for one contestant
+    monkeypatch.setitem(FORMS, "compiled", partial(compile_network, backend="eager"))
+    monkeypatch.delitem(FORMS, "ONNX Runtime")
+    monkeypatch.setitem(SETTINGS, "ToMe", ["0.085"])
+    words = ["--model", tmp_path / "model", "--data", pictures / "classes", "--output-dir", tmp_path / "results"]
+    words += ["--contestants", "ToMe", "--sizes", "28", "--limit", "2"]
+    for _ in range(2):
+        main([*map(str, ["speed", *words])])
+        rows = [*map(json.loads, (tmp_path / "results" / "speed.jsonl").read_text().splitlines())]
+        assert len(rows) == 2 * 2 * 2
+    assert {row["contestant"] for row in rows if row["time"] == 1} == {"the model as it is"}
+    assert max(row["difference"] for row in rows) < 1e-5
+    printed = capsys.readouterr().out
+    assert "classes, 28 pixels, 2 pictures" in printed
+    assert len(printed.splitlines()) == 2 * (1 + 1 + 1 + 4)
+
+
 def test_probe_without_features_and_unknown_contestants_are_named(model, pictures, tmp_path, capsys):
     model.save_pretrained(tmp_path / "model")
     common = ["--model", tmp_path / "model", "--data", pictures / "classes", "--output-dir", tmp_path / "results"]
@@ -181,6 +223,7 @@ def test_probe_without_features_and_unknown_contestants_are_named(model, picture
         (["probe", *common], "`features` comes first"),
         (["features", *common, "--contestants", "merged thrice"], r"`--contestants` has ['merged thrice']"),
         (["features", *common, "--limit", "0"], "`--limit` and `--seeds` are at least 1"),
+        (["speed", *common, "--contestants", "random dropping"], "allowed are ['merged once', 'merged twice'"),
     ):
         with pytest.raises(SystemExit):
             main([*map(str, words)])
