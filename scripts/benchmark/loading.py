@@ -88,7 +88,8 @@ def measure_loading(
             f"`num_images` gives {len(images)} images; two batches of {batch_size} for each worker need {needed}."
         )
     stored = datasets.Dataset.from_dict({"image": images, "label": [0] * len(images)})
-    source = TableSource(stored, ("image", "label"), ("any",), "in memory", stored_names=[("any",)])
+    counts = {"in memory": (len(images),)}
+    source = TableSource(stored, ("image", "label"), ("any",), "in memory", counts, [("any",)])
     transform = TrainingTransform(
         (image_size, image_size), tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD), augmentation
     )

@@ -206,7 +206,7 @@ def test_labels_that_are_not_wanted_are_not_read(tmp_path, streaming):
     # two columns of labels, one of which would need an index of its names
     write_parquet(tmp_path / "train.parquet", range(5), names=(), label=["a"] * 5, category=[None, *"abcd"])
     source = open_source(DataOptions(str(tmp_path), streaming=streaming), "train", labelled=False)
-    assert set((source.dataset if streaming else source.table).features) == {"image"}
+    assert set(source.dataset.features) == {"image"}
     assert unlabelled_numbers_of(source) == list(range(5))
 
 

@@ -2,7 +2,7 @@
 """From options to a source: which split, which columns, which classes, indexed or as a stream, and how many rows."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from svit_hf.data.counts import FileCounts, Footer, SourceIndex, check_index, co
 from svit_hf.data.locations import Location, find_location
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import (
+    ColumnSource,
     FolderSource,
     ImageSource,
     IndexedSource,
@@ -40,37 +41,6 @@ MAX_INDEXED_BYTES = 2 << 30
 
 # from the columns that there are to those that are read, that of the images first
 ChooseColumns = Callable[[datasets.Features], tuple[str, ...]]
-
-
-class StreamedFiles(NamedTuple):
-    """Files of a split that are read in passing.
-
-    Attributes:
-        stream: All of them, one shard each, not decoded.
-        columns: The columns that are read.
-        files: Where they are.
-        footers: What the footers of parquet files say; none of other files.
-        source_index: What the index file says, if there is one.
-    """
-
-    stream: Any
-    columns: tuple[str, ...]
-    files: list[str]
-    footers: list[Footer]
-    source_index: SourceIndex | None
-
-    def counts(self, options: DataOptions, split: str) -> dict[str, FileCounts]:
-        """Return the rows of the shards of each file, by its name.
-
-        Raises:
-            SViTError: If they cannot be known without reading everything.
-        """
-        counts = [footer.rows for footer in self.footers] or _count(options, self.source_index, self.files, split)
-        return dict(zip(names_of(self.files), counts, strict=True))
-
-    def sizes(self) -> list[int] | None:
-        """Return the bytes of each file, where that is known."""
-        return [footer.num_bytes for footer in self.footers] or None
 
 
 def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> ImageSource:
@@ -100,10 +70,8 @@ def _open_split(options: DataOptions, location: Location, split: str, labelled: 
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
     if location.folder is not None:
         source = _open_folder(options, location, split, labelled)
-    elif is_streamed(options, location):
-        source = _open_stream(options, location, split, labelled)
     else:
-        source = _open_table(options, location, split, labelled)
+        source = _open_columns(options, location, split, labelled)
     if source.num_samples == 0:
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
     source.split = split
@@ -258,96 +226,68 @@ def _open_folder(options: DataOptions, location: Location, split: str, labelled:
     return FolderSource(str(folder.root), images, names, f"{options.path}, split {split}")
 
 
-# tables
+# tables and streams
 
 
-def _open_table(options: DataOptions, location: Location, split: str, labelled: bool) -> TableSource:
+class OpenedColumns(NamedTuple):
+    """Columns of a split, as a table on this machine or as a stream.
+
+    Attributes:
+        dataset: Table or stream of `datasets`, not decoded; of a stream, each file is a shard.
+        columns: The columns that are read.
+        is_streaming: Whether it is a stream.
+        counts: Rows of the shards of each file, by its name.
+        footers: What the footers of parquet files say; none of other files.
+        has_files: Whether images are files that were put here for that.
+    """
+
+    dataset: Any
+    columns: tuple[str, ...]
+    is_streaming: bool
+    counts: dict[str, FileCounts]
+    footers: list[Footer]
+    has_files: bool = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what a `ColumnSource` is told of the files."""
+        file_sizes = [footer.num_bytes for footer in self.footers]
+        return {"counts": self.counts, "file_sizes": file_sizes, "has_files": self.has_files}
+
+
+def open_columns(options: DataOptions, location: Location, split: str, choose: ChooseColumns) -> OpenedColumns:
+    """Open columns of a split: as a stream if that is said, or if files are large or elsewhere.
+
+    Raises:
+        SViTError: If a file of a stream is not a shard that can be opened by itself, or its rows cannot be counted
+            without reading everything.
+    """
+    if is_streamed(options, location):
+        return _open_stream(options, location, split, choose)
     with explain_reading(options.path):
         footers = footers_of(location, split)
-        reference = reference_split(options, location, split)
-        names = _stored_names_of(options, location, reference, labelled)
-        stored = [names_of_footer(footer, options) for footer in footers] if labelled else [None]
-        if names is not None:
-            _require_classes_of_files(stored, names, options, split)
-        table, columns = read_table(location, split, partial(find_columns, options=options, labelled=labelled))
-    if labelled and not footers:
-        stored = [names_in_features(table.features, columns[1])]
-    if labelled and names is None:
-        names = names_in_features(table.features, columns[1]) or _names_by_reading(
-            options, location, reference, columns[1]
+        location.builder.download_and_prepare()
+        table = location.builder.as_dataset(split)
+        columns = choose(table.features)
+    names = names_of(location.files(split)) if footers else [f"{options.path}, split {split}"]
+    rows = [sum(footer.rows) for footer in footers] or [len(table)]
+    counts: dict[str, FileCounts] = {name: (count,) for name, count in zip(names, rows, strict=True)}
+    has_files = location.format == "imagefolder"
+    return OpenedColumns(_bare(table, *columns), columns, False, counts, footers, has_files)
+
+
+def _open_stream(options: DataOptions, location: Location, split: str, choose: ChooseColumns) -> OpenedColumns:
+    with explain_reading(options.path):
+        stream, columns = stream_columns(options, location, split, choose)
+    files = location.files(split)
+    if stream.num_shards != len(files):
+        raise SViTError(
+            f"{options.path!r} has {len(files)} files, but {stream.num_shards} shards: a shard cannot be opened by "
+            "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
         )
-    source = TableSource(
-        table,
-        columns,
-        names or (),
-        f"{options.path}, split {split}",
-        rows_of_files(location, split),
-        stored if labelled else (None,),
-        [footer.num_bytes for footer in footers],
-        has_files=location.format == "imagefolder",
-    )
-    source.is_multi_label = labelled and options.multi_label
-    if labelled:
-        # a label that is no class is better found now than in the middle of a run
-        source.labels()
-    return source
-
-
-def read_table(location: Location, split: str, choose: ChooseColumns) -> tuple[datasets.Dataset, tuple[str, ...]]:
-    """Return a split as a table on this machine, of the columns that are chosen, and their names."""
-    location.builder.download_and_prepare()
-    table = location.builder.as_dataset(split)
-    columns = choose(table.features)
-    return _bare(table, *columns), columns
-
-
-def rows_of_files(location: Location, split: str) -> dict[str, int] | None:
-    """Return the rows of each local parquet file, by its name; None for other data."""
-    footers = footers_of(location, split)
-    rows = [sum(footer.rows) for footer in footers]
-    return dict(zip(names_of(location.files(split)), rows, strict=True)) if footers else None
-
-
-def footers_of(location: Location, split: str) -> list[Footer]:
-    """Return the footers of local parquet files; none for other data."""
-    return read_footers(location.files(split)) if location.format == "parquet" else []
-
-
-def names_of_footer(footer: Footer, options: DataOptions) -> tuple[str, ...] | None:
-    """Return the names that integers stand for in a parquet file, if it says so."""
-    if footer.features is None:
-        return None
-    (_, label_column) = find_columns(footer.features, options, True)
-    return names_in_features(footer.features, label_column)
-
-
-def _stored_names_of(options: DataOptions, location: Location, split: str, labelled: bool) -> tuple[str, ...] | None:
-    """Return the names of the classes that the first parquet file of a split states."""
-    if not labelled or location.format != "parquet":
-        return None
-    return next((names_of_footer(footer, options) for footer in footers_of(location, split)), None)
-
-
-def _require_classes_of_files(
-    stored: Iterable[Sequence[str] | None], names: Sequence[str], options: DataOptions, split: str
-) -> None:
-    for of_file in {tuple(of_file) for of_file in stored if of_file is not None}:
-        require_classes(of_file, names, f"a file of the split {split!r} of {options.path!r}")
-
-
-def _names_by_reading(options: DataOptions, location: Location, reference: str, label_column: str) -> tuple[str, ...]:
-    table = location.builder.as_dataset(reference)
-    table = table.select_columns(top_columns(table.features, label_column))
-    source = f"the split {reference!r} of {options.path!r}"
-    if not len(table):
-        raise SViTError(f"{source} has no images.")
-    labels = (field_of(row, label_column) for row in table)
-    if options.multi_label:
-        labels = (label for several in labels for label in several or ())
-    return names_of_labels(labels, source)
-
-
-# streams
+    is_parquet = all(file.endswith(".parquet") for file in files)
+    footers = read_footers(files) if is_parquet and not options.index else []
+    counts = [footer.rows for footer in footers] or _count(options, files, split)
+    return OpenedColumns(stream, columns, True, dict(zip(names_of(files), counts, strict=True)), footers)
 
 
 def stream_columns(
@@ -372,64 +312,91 @@ def stream_columns(
     return _bare(stream, *columns), columns
 
 
-def open_files(options: DataOptions, location: Location, split: str, choose: ChooseColumns) -> StreamedFiles:
-    """Open the files of a split as a stream.
-
-    Raises:
-        SViTError: If a file is not a shard that can be opened by itself.
-    """
-    with explain_reading(options.path):
-        stream, columns = stream_columns(options, location, split, choose)
-    index = SourceIndex.read(options.index) if options.index else None
-    files = location.files(split)
-    if stream.num_shards != len(files):
-        raise SViTError(
-            f"{options.path!r} has {len(files)} files, but {stream.num_shards} shards: a shard cannot be opened by "
-            "itself. Set `streaming` to False, or write shards with `svit-hf data shard`."
-        )
-    footers = read_footers(files) if index is None and all(file.endswith(".parquet") for file in files) else []
-    return StreamedFiles(stream, columns, files, footers, index)
-
-
-def _open_stream(options: DataOptions, location: Location, split: str, labelled: bool) -> StreamingSource:
-    opened = open_files(options, location, split, partial(find_columns, options=options, labelled=labelled))
-    columns = opened.columns
+def _open_columns(options: DataOptions, location: Location, split: str, labelled: bool) -> ColumnSource:
+    opened = open_columns(options, location, split, partial(find_columns, options=options, labelled=labelled))
     names: tuple[str, ...] = ()
-    stored: list[tuple[str, ...] | None] = [None] * len(opened.files)
+    stored = None
     if labelled:
-        of_split = names_in_features(opened.stream.features, columns[1])
-        stored = [names_of_footer(footer, options) or of_split for footer in opened.footers] or [of_split] * len(
-            stored
-        )
-        reference = reference_split(options, location, split)
-        stated = _stored_names_of(options, location, reference, labelled) if location.format == "parquet" else of_split
-        names = stated or of_split or _names_of_index(options, columns[1], opened.source_index)
-        _require_classes_of_files(stored, names, options, split)
-    source = StreamingSource(
-        opened.stream,
-        columns,
+        names, stored = _class_names(options, location, split, opened)
+    kind = StreamingSource if opened.is_streaming else TableSource
+    source = kind(
+        opened.dataset,
+        opened.columns,
         names,
-        opened.counts(options, split),
         f"{options.path}, split {split}",
-        stored,
-        opened.sizes(),
+        stored_names=stored,
+        **opened.arguments(),
     )
     source.is_multi_label = labelled and options.multi_label
+    if labelled and isinstance(source, TableSource):
+        # a label that is no class is better found now than in the middle of a run
+        source.labels()
     return source
 
 
-def _names_of_index(options: DataOptions, label_column: str, index: SourceIndex | None) -> tuple[str, ...]:
-    if index is None or not index.label_names:
+def _class_names(
+    options: DataOptions, location: Location, split: str, opened: OpenedColumns
+) -> tuple[tuple[str, ...], list[tuple[str, ...] | None]]:
+    """Return the names of the classes, and what integers stand for in each file."""
+    label_column = opened.columns[1]
+    of_split = names_in_features(opened.dataset.features, label_column)
+    # of files that do not say it themselves; a card on the Hub may, whose data are a stream here
+    otherwise = of_split if opened.is_streaming else None
+    stored = [names_of_footer(footer, options) or otherwise for footer in opened.footers]
+    stored = stored or [of_split] * len(opened.counts)
+    reference = reference_split(options, location, split)
+    stated = None
+    if footers := footers_of(location, reference):
+        stated = names_of_footer(footers[0], options)
+    names = stated or of_split
+    if names is None and opened.is_streaming:
+        names = _names_of_index(options, label_column)
+    elif names is None:
+        names = _names_by_reading(options, location, reference, label_column)
+    for of_file in {of_file for of_file in stored if of_file is not None}:
+        require_classes(of_file, names, f"a file of the split {split!r} of {options.path!r}")
+    return names, stored
+
+
+def footers_of(location: Location, split: str) -> list[Footer]:
+    """Return the footers of parquet files that were named as such; none for other data."""
+    return read_footers(location.files(split)) if location.format == "parquet" else []
+
+
+def names_of_footer(footer: Footer, options: DataOptions) -> tuple[str, ...] | None:
+    """Return the names that integers stand for in a parquet file, if it says so."""
+    if footer.features is None:
+        return None
+    (_, label_column) = find_columns(footer.features, options, True)
+    return names_in_features(footer.features, label_column)
+
+
+def _names_by_reading(options: DataOptions, location: Location, reference: str, label_column: str) -> tuple[str, ...]:
+    table = location.builder.as_dataset(reference)
+    table = table.select_columns(top_columns(table.features, label_column))
+    source = f"the split {reference!r} of {options.path!r}"
+    if not len(table):
+        raise SViTError(f"{source} has no images.")
+    labels = (field_of(row, label_column) for row in table)
+    if options.multi_label:
+        labels = (label for several in labels for label in several or ())
+    return names_of_labels(labels, source)
+
+
+def _names_of_index(options: DataOptions, label_column: str) -> tuple[str, ...]:
+    names = SourceIndex.read(options.index).label_names if options.index else ()
+    if not names:
         raise SViTError(
             f"the column {label_column!r} of {options.path!r} does not say which classes there are, and a stream is "
             f"not searched for them. `svit-hf data inspect {options.path} --write-index FILE` does that once; give "
             "FILE as `index`. Or set `streaming` to False."
         )
-    return index.label_names
+    return names
 
 
-def _count(options: DataOptions, index: SourceIndex | None, files: list[str], split: str) -> list[FileCounts]:
-    if index is not None and options.index is not None:
+def _count(options: DataOptions, files: list[str], split: str) -> list[FileCounts]:
+    if options.index:
+        index = SourceIndex.read(options.index)
         if split not in index.splits:
             raise SViTError(f"`index` is {options.index!r}, which has no split {split!r}.")
         return check_index(index.splits[split], files, split, options.index)

@@ -241,45 +241,80 @@ class FolderSource(IndexedSource):
         return fingerprint
 
 
-class TableSource(IndexedSource):
-    """Rows of a table of `datasets`, which is on this machine.
+class ColumnSource(ImageSource):
+    """Images in a column of one or several files, mostly with labels in another.
 
     Args:
-        table: The images, not decoded.
+        dataset: Table or stream of `datasets`, not decoded.
         columns: Column of the images and, if there are labels, theirs.
         label_names: Names of the classes, in order; none without labels.
         name: What to call the data.
-        shards: Rows of each file, by its name; one shard by default.
-        stored_names: What integers stand for in each shard; none where labels are names or there are no labels.
+        counts: Rows of the shards of each file, by the file's name.
+        stored_names: What integers stand for in each file; none where labels are names or there are no labels.
         file_sizes: Bytes of each file, where that is known.
-        has_files: Whether the table names image files, which its builder has put on this machine. Paths in other
-            tables come from whoever made them, and are never opened.
+        has_files: Whether there are names of image files, which were put on this machine for that. Paths in other data
+            come from whoever made them, and are never opened.
     """
 
     def __init__(
         self,
-        table: datasets.Dataset,
+        dataset: Any,
         columns: tuple[str, ...],
         label_names: Sequence[str],
         name: str,
-        shards: Mapping[str, int] | None = None,
-        stored_names: Sequence[Sequence[str] | None] = (None,),
+        counts: Mapping[str, FileCounts],
+        stored_names: Sequence[Sequence[str] | None] | None = None,
         file_sizes: Sequence[int] = (),
         has_files: bool = False,
     ):
-        super().__init__(f"{name}, indexed", label_names, shards or {name: len(table)})
-        self.table = table
-        self.columns = columns
-        self.label_ids = [LabelIds(self.label_names, names) for names in stored_names]
-        self.file_sizes = tuple(file_sizes)
-        self.has_files = has_files
+        shards = {
+            f"{file}, row group {group}" if len(sizes) > 1 else file: size
+            for file, sizes in counts.items()
+            for group, size in enumerate(sizes)
+        }
+        how = f"streamed from {len(shards)} shards" if self.is_streaming else "indexed"
+        super().__init__(f"{name}, {how}", label_names, shards)
+        self.dataset, self.columns, self.counts = dataset, columns, counts
+        self.file_sizes, self.has_files = tuple(file_sizes), has_files
+        # of each shard its file, its number there, and how many there are
+        self.places = [
+            (file, group, len(sizes)) for file, sizes in enumerate(counts.values()) for group in range(len(sizes))
+        ]
+        self.label_ids = [LabelIds(self.label_names, names) for names in stored_names or [None] * len(counts)]
+
+    def row_of(self, example: Mapping[str, Any], sample_id: int) -> Row:
+        """Return what was read as a row.
+
+        Raises:
+            DataError: If a label is no class.
+        """
+        image, *labels = (field_of(example, column) for column in self.columns)
+        label: int | tuple[int, ...] = self.label_of(labels[0], sample_id) if labels else UNLABELLED
+        return Row(sample_id, stored_image(image, self.has_files), label)
+
+    def label_of(self, stored: Any, sample_id: int) -> int | tuple[int, ...]:
+        """Return the number of a label, or those of several.
+
+        Raises:
+            DataError: If one is no class.
+        """
+        ids = self.label_ids[self.places[self.shard_of(sample_id)][0]]
+        return (ids.several if self.is_multi_label else ids)(stored, *self.locate(sample_id))
+
+    def parts(self) -> Mapping[str, Any]:
+        """Return the rows of the shards of each file, and its bytes."""
+        file_sizes = self.file_sizes or [0] * len(self.counts)
+        return {
+            file: [*sizes, num_bytes] for (file, sizes), num_bytes in zip(self.counts.items(), file_sizes, strict=True)
+        }
+
+
+class TableSource(ColumnSource, IndexedSource):
+    """Rows of a table of `datasets`, which is on this machine; each file is one shard."""
 
     def row(self, sample_id: int) -> Row:
         """Return an image."""
-        example = self.table[sample_id]
-        image, *labels = (field_of(example, column) for column in self.columns)
-        label: int | tuple[int, ...] = self._label_of(sample_id, labels[0]) if labels else UNLABELLED
-        return Row(sample_id, stored_image(image, self.has_files), label)
+        return self.row_of(self.dataset[sample_id], sample_id)
 
     def labels(self) -> list[int | tuple[int, ...]]:
         """Read the labels of all images, and nothing else of them.
@@ -289,9 +324,9 @@ class TableSource(IndexedSource):
         """
         (column,) = self.columns[1:]
         found, problems = [], []
-        for sample_id, row in enumerate(self.table.select_columns(top_columns(self.table.features, column))):
+        for sample_id, row in enumerate(self.dataset.select_columns(top_columns(self.dataset.features, column))):
             try:
-                found.append(self._label_of(sample_id, field_of(row, column)))
+                found.append(self.label_of(field_of(row, column), sample_id))
             except DataError as error:
                 problems.append(str(error))
         if problems:
@@ -301,21 +336,14 @@ class TableSource(IndexedSource):
 
     def image_names(self) -> list[str]:
         """Return the names that the table has for its images, which need not be files here."""
-        images = self.table.with_format("arrow")[:][self.columns[0]]
+        images = self.dataset.with_format("arrow")[:][self.columns[0]]
         if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
             return [name or "" for name in pc.struct_field(images, "path").to_pylist()]
         return super().image_names()
 
     def parts(self) -> Mapping[str, Any]:
-        """Return the rows and the bytes of each file."""
-        parts = super().parts()
-        if not self.file_sizes:
-            return parts
-        return {name: [parts[name], size] for name, size in zip(parts, self.file_sizes, strict=True)}
-
-    def _label_of(self, sample_id: int, label: Any) -> int | tuple[int, ...]:
-        label_ids = self.label_ids[self.shard_of(sample_id) if len(self.label_ids) > 1 else 0]
-        return (label_ids.several if self.is_multi_label else label_ids)(label, *self.locate(sample_id))
+        """Return the rows and the bytes of each file; rows alone where bytes are not known."""
+        return super().parts() if self.file_sizes else ImageSource.parts(self)
 
 
 class SelectedSource(IndexedSource):
@@ -349,45 +377,10 @@ class SelectedSource(IndexedSource):
         return whole | {"num_images": self.num_samples, "digest": whole["digest"] + selected}
 
 
-class StreamingSource(ImageSource):
-    """Shards that are read in passing, each opened by itself: a row group of a parquet file, or a tar.
-
-    Args:
-        dataset: The stream of all files, not decoded.
-        columns: Column of the images and, if there are labels, theirs.
-        label_names: Names of the classes, in order; none without labels.
-        counts: Rows of the shards of each file, by the file's name.
-        name: What to call the data.
-        stored_names: What integers stand for in each file; none where labels are names.
-        file_sizes: Bytes of each file, where that is known.
-    """
+class StreamingSource(ColumnSource):
+    """Shards that are read in passing, each opened by itself: a row group of a parquet file, or a tar."""
 
     is_streaming = True
-
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        columns: tuple[str, ...],
-        label_names: Sequence[str],
-        counts: Mapping[str, FileCounts],
-        name: str,
-        stored_names: Sequence[Sequence[str] | None] | None = None,
-        file_sizes: Sequence[int] | None = None,
-    ):
-        shards = {
-            f"{file}, row group {group}" if len(sizes) > 1 else file: size
-            for file, sizes in counts.items()
-            for group, size in enumerate(sizes)
-        }
-        super().__init__(f"{name}, streamed from {len(shards)} shards", label_names, shards)
-        self.dataset = dataset
-        self.columns = columns
-        self.counts = counts
-        self.file_sizes = tuple(file_sizes or [0] * len(counts))
-        self.places = [
-            (file, group, len(sizes)) for file, sizes in enumerate(counts.values()) for group in range(len(sizes))
-        ]
-        self.label_ids = [LabelIds(self.label_names, names) for names in stored_names or [None] * len(counts)]
 
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Open a shard and yield some of its rows.
@@ -413,26 +406,6 @@ class StreamingSource(ImageSource):
                 f"{self.shard_names[shard]} ends after {first + found} rows, but {self.shard_sizes[shard]} were "
                 "counted; it changed, or the `index` is about something else."
             )
-
-    def row_of(self, example: Mapping[str, Any], sample_id: int) -> Row:
-        """Return what was read as a row.
-
-        Raises:
-            DataError: If a label is no class.
-        """
-        image, *labels = (field_of(example, column) for column in self.columns)
-        label: int | tuple[int, ...] = UNLABELLED
-        if labels:
-            ids = self.label_ids[self.places[self.shard_of(sample_id)][0]]
-            label = (ids.several if self.is_multi_label else ids)(labels[0], *self.locate(sample_id))
-        return Row(sample_id, stored_image(image), label)
-
-    def parts(self) -> Mapping[str, Any]:
-        """Return the rows of the shards of each file, and its bytes."""
-        return {
-            file: [*sizes, num_bytes]
-            for (file, sizes), num_bytes in zip(self.counts.items(), self.file_sizes, strict=True)
-        }
 
 
 def stored_image(image: Any, has_files: bool = False) -> bytes | str | None:

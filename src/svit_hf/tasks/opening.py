@@ -10,17 +10,8 @@ import datasets
 
 from svit_hf.data.columns import find_columns
 from svit_hf.data.locations import Location, find_location
-from svit_hf.data.opening import (
-    MAX_INDEXED_BYTES,
-    footers_of,
-    is_streamed,
-    open_files,
-    read_table,
-    rows_of_files,
-    split_name,
-)
+from svit_hf.data.opening import MAX_INDEXED_BYTES, footers_of, open_columns, split_name
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sources import explain_reading
 from svit_hf.errors import DataError, SViTError, listed
 from svit_hf.tasks.objects import CATEGORY_FIELDS
 from svit_hf.tasks.options import IS_STORED
@@ -40,12 +31,20 @@ class FoundSplit:
     Attributes:
         name: Name of the split.
         labels: Names of the classes, where the data state them.
-        source: Function of the task to what a loader reads.
+        make: Function of the task to what a loader reads.
+        remarks: What a user should know before using it.
     """
 
     name: str
     labels: list[str] | None
-    source: Callable[[DenseTask], TaskSource]
+    make: Callable[[DenseTask], TaskSource]
+    remarks: tuple[str, ...] = ()
+
+    def source(self, task: DenseTask) -> TaskSource:
+        """Return what a loader reads."""
+        made = self.make(task)
+        made.split, made.remarks = self.name, self.remarks
+        return made
 
 
 def find_split(kind: type[DenseTask], options: DataOptions, split: str) -> FoundSplit:
@@ -72,7 +71,7 @@ def find_split(kind: type[DenseTask], options: DataOptions, split: str) -> Found
         if not any(next(path.rglob(pattern), None) for pattern in OTHER_FILES):
             raise
         return _find_by_columns(kind, options, split)
-    return _found(name, rows.labels, lambda task: RowsSource(rows, task, f"{options.path}, split {name}"))
+    return FoundSplit(name, rows.labels, lambda task: RowsSource(rows, task, f"{options.path}, split {name}"))
 
 
 def find_splits(kind: type[DenseTask], options: DataOptions) -> list[FoundSplit]:
@@ -115,43 +114,20 @@ def _find_by_columns(kind: type[DenseTask], options: DataOptions, split: str) ->
             f"`{argument}` is {value!r}, but {options.path!r} is a folder of pictures, which has no columns and no "
             f"shards. Leave it out, or write shards with `svit-hf data shard --task {kind.name}`."
         )
-    what = f"{options.path}, split {name}"
 
     def choose(features: datasets.Features) -> tuple[str, ...]:
         return tuple(_columns(kind, options, features).values())
 
-    if is_streamed(options, location):
-        opened = open_files(options, location, name, choose)
-        columns = _columns(kind, options, opened.stream.features)
-        counts, sizes = opened.counts(options, name), opened.sizes()
-        labels = _labels(options, columns, opened.stream.features, location, name)
-        return _found(
-            name,
-            labels,
-            lambda task: TaskStream(task, columns, labels, opened.stream, counts, what, sizes),
-            location.remarks(),
-        )
-    with explain_reading(options.path):
-        table, _ = read_table(location, name, choose)
-        columns = _columns(kind, options, table.features)
-        labels = _labels(options, columns, table.features, location, name)
-        more: dict[str, Any] = {
-            "shards": rows_of_files(location, name),
-            "file_sizes": [footer.num_bytes for footer in footers_of(location, name)],
-            "has_files": location.format == "imagefolder",
-        }
-    return _found(name, labels, lambda task: TaskTable(task, columns, labels, table, what, **more), location.remarks())
+    opened = open_columns(options, location, name, choose)
+    columns = _columns(kind, options, opened.dataset.features)
+    labels = _labels(options, columns, opened.dataset.features, location, name)
+    source_class = TaskStream if opened.is_streaming else TaskTable
+    what = f"{options.path}, split {name}"
 
+    def make(task: DenseTask) -> TaskSource:
+        return source_class(task, columns, labels, opened.dataset, what, **opened.arguments())
 
-def _found(
-    name: str, labels: list[str] | None, source: Callable[[DenseTask], TaskSource], remarks: list[str] | None = None
-) -> FoundSplit:
-    def named(task: DenseTask) -> TaskSource:
-        made = source(task)
-        made.split, made.remarks = name, tuple(remarks or ())
-        return made
-
-    return FoundSplit(name, labels, named)
+    return FoundSplit(name, labels, make, tuple(location.remarks()))
 
 
 def _columns(kind: type[DenseTask], options: DataOptions, features: datasets.Features) -> dict[str, str]:

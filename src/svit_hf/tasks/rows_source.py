@@ -13,6 +13,7 @@ import torch
 from svit_hf.data.decoding import DecodingError, ImageLimits
 from svit_hf.data.sources import (
     UNLABELLED,
+    ColumnSource,
     ImageSource,
     IndexedSource,
     Row,
@@ -114,16 +115,16 @@ class RowsSource(TaskSource, IndexedSource):
         return fingerprint | {"digest": fingerprint["digest"] + hashlib.sha256(places.encode()).hexdigest()}
 
 
-class TaskTable(TaskSource, TableSource):
-    """Rows of a table of `datasets`, any of which can be read at any time.
+class TaskColumns(TaskSource, ColumnSource):
+    """Rows whose columns a task reads.
 
     Args:
         task: The task.
-        columns: Columns of the table, by the names that the task has for them.
+        columns: Columns of the data, by the names that the task has for them.
         class_names: What numbers of classes stand for; None where the data do not say it.
-        table: As in `TableSource`.
-        name: As in `TableSource`.
-        options: More arguments of `TableSource`.
+        dataset: As in `ColumnSource`.
+        name: As in `ColumnSource`.
+        **options: More arguments of `ColumnSource`.
     """
 
     def __init__(
@@ -131,58 +132,29 @@ class TaskTable(TaskSource, TableSource):
         task: DenseTask,
         columns: Mapping[str, str],
         class_names: Sequence[str] | None,
-        table: datasets.Dataset,
+        dataset: Any,
         name: str,
         **options: Any,
     ):
-        super().__init__(table, tuple(columns.values()), task.labels, name, **options)
-        self.task, self.columns_of_task, self.class_names = task, columns, class_names
-
-    def row(self, sample_id: int) -> Row:
-        """Return a row."""
-        columns = _columns(self.columns_of_task, self.table[sample_id], self.class_names)
-        if self.has_files:
-            # which the builder of the table has put on this machine
-            columns |= {name: _file(columns[name]) for name in ("image", "mask") if name in columns}
-        return Row(sample_id, None, UNLABELLED, columns)
-
-
-class TaskStream(TaskSource, StreamingSource):
-    """Rows of shards that are read in passing.
-
-    Args:
-        task: The task.
-        columns: Columns of the shards, by the names that the task has for them.
-        class_names: What numbers of classes stand for; None where the data do not say it.
-        dataset: As in `StreamingSource`.
-        counts: As in `StreamingSource`.
-        name: As in `StreamingSource`.
-        file_sizes: As in `StreamingSource`.
-    """
-
-    def __init__(
-        self,
-        task: DenseTask,
-        columns: Mapping[str, str],
-        class_names: Sequence[str] | None,
-        dataset: datasets.IterableDataset,
-        counts: Mapping[str, Any],
-        name: str,
-        file_sizes: Sequence[int] | None,
-    ):
-        super().__init__(dataset, tuple(columns.values()), task.labels, counts, name, file_sizes=file_sizes)
+        super().__init__(dataset, tuple(columns.values()), task.labels, name, **options)
         self.task, self.columns_of_task, self.class_names = task, columns, class_names
 
     def row_of(self, example: Mapping[str, Any], sample_id: int) -> Row:
         """Return what was read as a row."""
-        return Row(sample_id, None, UNLABELLED, _columns(self.columns_of_task, example, self.class_names))
+        found = {name: _field(example, column) for name, column in self.columns_of_task.items()}
+        if self.class_names is not None:
+            found[CLASS_NAMES] = self.class_names
+        if self.has_files:
+            found |= {name: _file(found[name]) for name in ("image", "mask") if name in found}
+        return Row(sample_id, None, UNLABELLED, found)
 
 
-def _columns(
-    columns: Mapping[str, str], example: Mapping[str, Any], class_names: Sequence[str] | None
-) -> dict[str, Any]:
-    found = {name: _field(example, column) for name, column in columns.items()}
-    return found if class_names is None else found | {CLASS_NAMES: class_names}
+class TaskTable(TaskColumns, TableSource):
+    """Rows of a table, any of which can be read at any time."""
+
+
+class TaskStream(TaskColumns, StreamingSource):
+    """Rows of shards that are read in passing."""
 
 
 def _field(example: Mapping[str, Any], column: str) -> Any:
