@@ -143,6 +143,14 @@ def test_broken_images_are_named_and_too_many_fail_at_the_end(tmp_path, evaluate
     assert "12 of 101 images could not be decoded" in printed.err
 
 
+def test_images_beyond_the_limits_are_broken(tmp_path, data, evaluate):
+    make_classifier(tmp_path / "model")
+    # every seventh picture has 36 x 40 pixels, the others more
+    arguments = ["--data.path", data, "--data.max-image-pixels", 1440, "--data.max-bad-share", 1]
+    content, _ = evaluate(tmp_path / "model", *arguments)
+    assert content["results"]["model"]["num_images"] == len(range(0, NUM_IMAGES, 7))
+
+
 def test_other_classifiers_work_at_other_sizes(tmp_path, data, evaluate):
     names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: number for number, name in enumerate(NAMES)}}
     config = ViTConfig(

@@ -249,11 +249,13 @@ def test_linked_folders_are_read_and_hidden_files_are_not(model, pictures, predi
     ]
 
 
-def test_pictures_beyond_the_limits_of_the_options_are_broken(model, tmp_path):
+def test_pictures_beyond_the_limits_of_the_options_are_broken(model, predict, tmp_path):
     (tmp_path / "pictures").mkdir()
     for name, size in (("small", (20, 20)), ("large", (40, 40))):
         Image.new("RGB", size).save(tmp_path / "pictures" / f"{name}.png")
     options = DataOptions(path=str(tmp_path / "pictures"), max_image_pixels=1000, num_workers=0)
-    small, large = sorted(predict_images(tmp_path / "model", options).rows(), key=lambda row: row["error"] is not None)
-    assert small["label"] is not None
-    assert "40x40 pixels; `max_image_pixels` allows 1000" in large["error"]
+    shown, _ = predict(tmp_path / "pictures", "--data.max-image-pixels", 1000)
+    for rows in (shown, predict_images(tmp_path / "model", options).rows()):
+        small, large = sorted(rows, key=lambda row: row["error"] is not None)
+        assert small["label"] is not None
+        assert "40x40 pixels; `max_image_pixels` allows 1000" in large["error"]

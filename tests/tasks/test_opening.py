@@ -14,11 +14,9 @@ from square_pictures import write_squares
 
 from svit_hf import cli
 from svit_hf.data import opening as data_opening
-from svit_hf.data.decoding import DEFAULT_LIMITS
-from svit_hf.data.loading import EvaluationLoader, TrainingLoader, read_rows
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sharding import segments
 from svit_hf.data.shards import ShardOptions
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import opening, task_class
@@ -67,9 +65,7 @@ def source_of(task, options, split="train", **arguments):
 
 def samples_of(source):
     """Return the samples of a source, in their order."""
-    order = list(range(len(source.shard_sizes)))
-    rows = read_rows(source, segments(source.shard_sizes, order, 0, source.num_samples))
-    return [source.decode(row, DEFAULT_LIMITS) for row in rows]
+    return [source.decode(row) for row in source.rows_at(range(source.num_samples))]
 
 
 def contents(sample):

@@ -20,9 +20,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
-from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits
+from svit_hf.data.decoding import BadImage, DecodingError
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sharding import BalancedPlan, MapPlan, SampleKey, Segment, StreamPlan, segments, share
+from svit_hf.data.sharding import BalancedPlan, MapPlan, SampleKey, Segment, StreamPlan, share
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError, SViTError
 
@@ -104,7 +104,6 @@ class TrainingLoader:
         shuffle_block: Rows of a stream that are permuted together.
         num_ranges: Ranges of a stream, over all ranks, a multiple of `micro_batches`; by default at least one per
             worker. A run that goes on with another number of workers or ranks has to state the former number here.
-        limits: The largest image that is decoded.
 
     Attributes:
         steps_per_epoch: Micro-batches of this rank in an epoch.
@@ -128,7 +127,6 @@ class TrainingLoader:
         labels: Sequence[int] | None = None,
         shuffle_block: int = 1024,
         num_ranges: int | None = None,
-        limits: ImageLimits = DEFAULT_LIMITS,
     ):
         micro_batches = micro_batches or world_size
         if micro_batches % world_size:
@@ -145,7 +143,7 @@ class TrainingLoader:
             plan = BalancedPlan(*common, tuple(labels))
         if source.is_streaming:
             plan = StreamPlan(*common, source.shard_sizes, self.num_ranges, shuffle_block)
-        self.maker = _BatchMaker(source, transform, limits)
+        self.maker = _BatchMaker(source, transform)
         self.plan = plan
         self.num_workers = num_workers
         steps_per_update = micro_batches // world_size
@@ -200,7 +198,6 @@ class EvaluationLoader:
         rank: This rank, from 0.
         world_size: Number of ranks.
         num_workers: Processes that read, decode and transform; 0 for this one.
-        limits: The largest image that is decoded.
 
     Attributes:
         num_samples: Samples of the source, over all ranks.
@@ -215,10 +212,9 @@ class EvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
-        limits: ImageLimits = DEFAULT_LIMITS,
     ):
         self.num_samples = source.num_samples
-        self.maker = _BatchMaker(source, transform, limits)
+        self.maker = _BatchMaker(source, transform)
         self.batch_size = batch_size
         self.batches = share(-(-source.num_samples // batch_size), rank, world_size)
         self.num_workers = num_workers
@@ -232,7 +228,6 @@ class EvaluationLoader:
 class _BatchMaker:
     source: ImageSource
     transform: Transform
-    limits: ImageLimits
 
     def training_batch(self, rows: list[tuple[Row, int]], seed: int, epoch: int) -> Batch:
         """Make a batch that has a row for each one given: the next good one takes the place of a broken image."""
@@ -257,7 +252,7 @@ class _BatchMaker:
         bad_images = []
         for row, key in samples:
             try:
-                decoded = self.source.decode(row, self.limits)
+                decoded = self.source.decode(row)
             except DecodingError as error:
                 bad_images.append(BadImage(row.sample_id, *self.source.locate(row.sample_id), str(error)))
                 made.append(None)
@@ -355,8 +350,7 @@ class _EvaluationBatches(IterableDataset[Batch]):
         batches = self.batches[own.start : own.stop]
         source = self.maker.source
         part = range(source.num_samples)[batches.start * self.batch_size : batches.stop * self.batch_size]
-        order = list(range(len(source.shard_sizes)))
-        rows = read_rows(source, segments(source.shard_sizes, order, part.start, len(part)))
+        rows = source.rows_at(part)
         while batch := list(islice(rows, self.batch_size)):
             yield self.maker.evaluation_batch(batch)
 

@@ -74,7 +74,7 @@ def _open_split(options: DataOptions, location: Location, split: str, labelled: 
         source = _open_columns(options, location, split, labelled)
     if source.num_samples == 0:
         raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
-    source.split = split
+    source.split, source.limits = split, options.limits
     source.remarks = (*location.remarks(), *remarks_on_names(source.label_names))
     return source
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from svit_hf.data.decoding import DEFAULT_LIMITS, BadImage, DecodingError, ImageLimits
+from svit_hf.data.decoding import BadImage, DecodingError
 from svit_hf.data.loading import read_rows
 from svit_hf.data.locations import find_location
 from svit_hf.data.opening import open_source
@@ -84,14 +84,13 @@ def write_shards(source: DataOptions, output_dir: Path, options: ShardOptions) -
     require_new_folder(output_dir, "output_dir")
     splits = find_location(source).splits
     sources = {split: open_source(replace(source, eval_split=split), "eval") for split in splits}
-    return write_sources(sources, output_dir, options, source.limits)
+    return write_sources(sources, output_dir, options)
 
 
 def write_sources(
     sources: Mapping[str, ImageSource],
     output_dir: Path,
     options: ShardOptions,
-    limits: ImageLimits = DEFAULT_LIMITS,
     class_names: Sequence[str] = (),
 ) -> dict[str, WrittenSplit]:
     """Write opened sources as shards, by the names of their splits, as `write_shards` does.
@@ -100,7 +99,6 @@ def write_sources(
         sources: What to read.
         output_dir: A new or an empty folder.
         options: What the shards look like.
-        limits: The largest image that is decoded.
         class_names: Names for classes.txt, one per line, where the shards have no place for them.
 
     Returns:
@@ -114,7 +112,7 @@ def write_sources(
     written = {}
     with whole_folder(output_dir) as folder:
         for split, source in sources.items():
-            written[split] = _write_split(source, folder, split, options, limits)
+            written[split] = _write_split(source, folder, split, options)
         if class_names:
             (folder / CLASSES_FILE).write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
     return {
@@ -122,15 +120,13 @@ def write_sources(
     }
 
 
-def _write_split(
-    source: ImageSource, folder: Path, split: str, options: ShardOptions, limits: ImageLimits
-) -> WrittenSplit:
+def _write_split(source: ImageSource, folder: Path, split: str, options: ShardOptions) -> WrittenSplit:
     schema = source.features().arrow_schema
     bad_images: list[BadImage] = []
     files: list[Path] = []
     with Progress(source.num_samples, f"images of {split}") as progress:
         shuffled = shuffled_rows(source, options.seed, options.shuffle_block)
-        rows = _decodable(shuffled, source, limits, bad_images, progress)
+        rows = _decodable(shuffled, source, bad_images, progress)
         while first := list(islice(rows, 1)):
             files.append(folder / f"{split}-{len(files):05d}.parquet")
             with pq.ParquetWriter(files[-1], schema) as writer:
@@ -149,13 +145,13 @@ def _write_split(
 
 
 def _decodable(
-    rows: Iterator[Row], source: ImageSource, limits: ImageLimits, bad_images: list[BadImage], progress: Progress
+    rows: Iterator[Row], source: ImageSource, bad_images: list[BadImage], progress: Progress
 ) -> Iterator[dict[str, Any]]:
     """Yield what is written of the rows whose images are images, and name the others."""
     for row in rows:
         progress.advance()
         try:
-            decoded = source.decode(row, limits)
+            decoded = source.decode(row)
         except DecodingError as error:
             bad_images.append(BadImage(row.sample_id, *source.locate(row.sample_id), str(error)))
         else:

@@ -24,8 +24,9 @@ from PIL import Image
 
 from svit_hf.data.columns import LabelIds, field_of, top_columns
 from svit_hf.data.counts import FileCounts
-from svit_hf.data.decoding import ImageLimits, decode_image
+from svit_hf.data.decoding import DEFAULT_LIMITS, ImageLimits, decode_image
 from svit_hf.data.folders import FolderSplit
+from svit_hf.data.sharding import segments
 from svit_hf.errors import DataError, SViTError, listed
 from svit_hf.urls import without_credentials
 
@@ -74,6 +75,7 @@ class ImageSource(ABC):
         num_samples: Images, broken ones included.
         is_streaming: Whether images can only be read in passing, shard by shard.
         is_multi_label: Whether an image has any number of labels.
+        limits: The largest image that is decoded.
         description: What this is, in a line.
         split: Name of the split, if it was opened by `open_source`.
         remarks: What a user should know before using it: files that are not used, odd names of classes.
@@ -83,6 +85,7 @@ class ImageSource(ABC):
 
     is_streaming: bool
     is_multi_label: bool = False
+    limits: ImageLimits = DEFAULT_LIMITS
     split: str | None = None
     remarks: tuple[str, ...] = ()
 
@@ -108,13 +111,19 @@ class ImageSource(ABC):
     def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
         """Yield rows of a shard, from `first` up to and without `stop`."""
 
-    def decode(self, row: Row, limits: ImageLimits) -> Any:
+    def rows_at(self, places: range) -> Iterator[Row]:
+        """Yield the rows at places of the source that follow each other."""
+        order = list(range(len(self.shard_sizes)))
+        for place in segments(self.shard_sizes, order, places.start, len(places)):
+            yield from self.rows(*place)
+
+    def decode(self, row: Row) -> Any:
         """Return what examples are made of: the picture.
 
         Raises:
             DecodingError: If it is broken.
         """
-        picture: Image.Image = decode_image(row.image, limits)
+        picture: Image.Image = decode_image(row.image, self.limits)
         return picture
 
     def batch(self, samples: Sequence[tuple[Row, Any]]) -> dict[str, Any]:
@@ -360,7 +369,7 @@ class SelectedSource(IndexedSource):
         self.source = source
         self.sample_ids = tuple(sample_ids)
         self.remarks = source.remarks
-        self.is_multi_label = source.is_multi_label
+        self.is_multi_label, self.limits = source.is_multi_label, source.limits
 
     def row(self, sample_id: int) -> Row:
         """Return an image, by its place in the selection."""

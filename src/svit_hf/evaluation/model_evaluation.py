@@ -129,7 +129,6 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
         rank=state.process_index,
         world_size=state.num_processes,
         num_workers=workers_per_rank(options) if num_workers is None else num_workers,
-        limits=options.limits,
     )
     tally = BadImageTally(options.max_bad_share)
     # shares differ by one batch at most

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +20,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import IterableDataset, get_worker_info
 
-from svit_hf.data.decoding import DecodingError, ImageLimits, decode_image
+from svit_hf.data.decoding import DecodingError
 from svit_hf.data.loading import load
-from svit_hf.data.sharding import segments
 from svit_hf.data.sources import ImageSource, Row
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.classifier import processes
@@ -116,7 +115,6 @@ def predict_parts(  # noqa: PLR0913 - what is predicted, by what, how, and where
     part_size: int,
     batch_size: int,
     num_workers: int,
-    limits: ImageLimits,
     describe: Callable[[dict[str, Any]], str],
 ) -> Predictions:
     """Predict something of images, whatever it is, in parts that are shared by processes and never done twice.
@@ -131,7 +129,6 @@ def predict_parts(  # noqa: PLR0913 - what is predicted, by what, how, and where
         part_size: Images per file.
         batch_size: Images per batch of each process.
         num_workers: Processes that read and decode.
-        limits: The largest image that is decoded.
         describe: Says in a few words what was predicted, from a row.
 
     Raises:
@@ -146,7 +143,7 @@ def predict_parts(  # noqa: PLR0913 - what is predicted, by what, how, and where
             _claim(output, json.loads(json.dumps(about)))
         # by number and not by what is left: another process may have begun to write
         own = [part for part in parts[state.process_index :: state.num_processes] if not _file(output, part).exists()]
-    loader = load(_ImagesOfParts(source, prepare, own, batch_size, limits), min(num_workers, len(own)))
+    loader = load(_ImagesOfParts(source, prepare, own, batch_size), min(num_workers, len(own)))
     schema = pa.schema(PLACE | columns | ERROR)
     num_new = sum(len(part.images) for part in own)
     tables: dict[Part, pa.Table] = {}
@@ -192,15 +189,12 @@ class _ImagesOfParts(IterableDataset[_Images]):
     prepare: Prepare
     parts: list[Part]
     batch_size: int
-    limits: ImageLimits
 
     def __iter__(self) -> Iterator[_Images]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        order = list(range(len(self.source.shard_sizes)))
         for part in self.parts[first::stride]:
-            places = segments(self.source.shard_sizes, order, part.images.start, len(part.images))
-            rows = chain.from_iterable(self.source.rows(*place) for place in places)
+            rows = self.source.rows_at(part.images)
             while batch := list(islice(rows, self.batch_size)):
                 yield self._images(part, batch)
 
@@ -209,7 +203,7 @@ class _ImagesOfParts(IterableDataset[_Images]):
         errors: list[str | None] = []
         for row in rows:
             try:
-                prepared.append(self.prepare(decode_image(row.image, self.limits)))
+                prepared.append(self.prepare(self.source.decode(row)))
                 errors.append(None)
             except DecodingError as error:
                 errors.append(str(error))

@@ -70,6 +70,7 @@ def open_images(images: Images, options: DataOptions | None = None, split: str |
         return images
     if isinstance(images, DataOptions):
         return _open_data_set(images, split)
+    options = options or DataOptions()
     given = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else images
     # by name: a file that is named twice is predicted once
     pictures: dict[str, str | Image.Image] = {}
@@ -79,12 +80,14 @@ def open_images(images: Images, options: DataOptions | None = None, split: str |
         elif found := picture_files(os.fspath(one)):
             pictures |= zip(found, found, strict=True)
         elif len(given) == 1:
-            return _open_data_set(replace(options or DataOptions(), path=os.fspath(one)), split)
+            return _open_data_set(replace(options, path=os.fspath(one)), split)
         else:
             raise SViTError(f"`sources` has {one!r}, where there are no pictures; a data set has to be the only one.")
     if not pictures:
         raise SViTError("`sources` is empty; name pictures, a folder, a glob, or a data set.")
-    return Pictures(pictures)
+    source = Pictures(pictures)
+    source.limits = options.limits
+    return source
 
 
 def _open_data_set(options: DataOptions, split: str | None) -> ImageSource:

@@ -116,7 +116,6 @@ def predict_images(  # noqa: PLR0913 - what is predicted, by what, how, and wher
             part_size=part_size,
             batch_size=batch_size,
             num_workers=workers_per_rank(options) if num_workers is None else num_workers,
-            limits=options.limits,
             describe=_likeliest,
         )
 

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from svit_hf.data.decoding import DecodingError
-from svit_hf.data.loading import EvaluationLoader, read_rows
-from svit_hf.data.sharding import segments
+from svit_hf.data.loading import EvaluationLoader
 from svit_hf.errors import EvaluationError
 from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluating
 from svit_hf.tasks.task import Ranks
@@ -61,15 +60,14 @@ class DenseReport:
 
 def first_samples(loader: EvaluationLoader) -> list["Sample"]:
     """Return the first pictures of a split that are whole, as they were read."""
-    source, limits = loader.maker.source, loader.maker.limits
+    source = loader.maker.source
     samples: list[Sample] = []
-    order = list(range(len(source.shard_sizes)))
-    for row in read_rows(source, segments(source.shard_sizes, order, 0, source.num_samples)):
+    for row in source.rows_at(range(source.num_samples)):
         if len(samples) == NUM_DRAWN:
             break
         # the evaluation has counted those that are broken
         with suppress(DecodingError):
-            samples.append(source.decode(row, limits))
+            samples.append(source.decode(row))
     return samples
 
 

@@ -184,7 +184,6 @@ def predict_objects(  # noqa: PLR0913 - what is predicted, by what, how, and whe
         part_size=part_size,
         batch_size=batch_size,
         num_workers=workers_per_rank(options) if num_workers is None else num_workers,
-        limits=options.limits,
         describe=_in_words,
     )
     if folder is not None and processes().is_main_process:

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import torch
 
-from svit_hf.data.decoding import DecodingError, ImageLimits
+from svit_hf.data.decoding import DecodingError
 from svit_hf.data.sources import (
     UNLABELLED,
     ColumnSource,
@@ -41,7 +41,7 @@ class TaskSource(ImageSource):
         """Return where a row is from, for messages."""
         return Origin(*self.locate(sample_id))
 
-    def decode(self, row: Row, limits: ImageLimits) -> Sample:
+    def decode(self, row: Row) -> Sample:
         """Return a sample.
 
         Raises:

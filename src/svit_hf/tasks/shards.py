@@ -52,4 +52,4 @@ def write_annotated_shards(
     # no size matters here
     reader = kind(named, SMALLEST_SIZE, annotations=annotations)
     sources = {split.name: split.source(reader) for split in found}
-    return write_sources(sources, output_dir, options, source.limits, reader.labels)
+    return write_sources(sources, output_dir, options, reader.labels)

@@ -127,7 +127,6 @@ def training_loader(
         shuffle_block=recipe.data.shuffle_block,
         labels=labels,
         num_ranges=num_ranges,
-        limits=recipe.data.limits,
     )
 
 
@@ -142,7 +141,6 @@ def evaluation_loader(recipe: TrainingRecipe, data: Data, accelerator: Accelerat
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         num_workers=data.num_workers,
-        limits=recipe.data.limits,
     )
 
 
