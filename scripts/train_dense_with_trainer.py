@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from svit_hf import SViTConfig
 from svit_hf.files import whole_file, write_text
 from svit_hf.tasks import TASKS, DenseTask, task_class
-from svit_hf.tasks.measuring import NUM_DRAWN, contact_sheet
+from svit_hf.tasks.evaluation import NUM_DRAWN, contact_sheet
 from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import TrainingExamples

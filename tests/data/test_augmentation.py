@@ -7,10 +7,8 @@ from picture_data import write_parquet
 from PIL import Image
 from torchvision.transforms import v2
 
-import svit_hf
 from svit_hf.data import augmentation
 from svit_hf.data.augmentation import TrainingTransform, random_crop
-from svit_hf.data.evaluation_transform import EvaluationTransform
 from svit_hf.data.loading import TrainingLoader
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import AugmentationOptions, DataOptions
@@ -193,10 +191,3 @@ def test_without_torchvision_crop_and_flip_work(image, monkeypatch):
         options = {"randaugment": "", "color_jitter": 0, "random_erasing": 0} | {name: value}
         with pytest.raises(SViTError, match=rf"`{name}` is .* which needs torchvision"):
             transform(AugmentationOptions(**options))
-
-
-@pytest.mark.parametrize("name", ["SViTImageProcessor", "SViTImageProcessorPil"])
-def test_evaluation_image_is_what_the_processor_makes(image, name):
-    processor = getattr(svit_hf, name)(size={"shortest_edge": 32})
-    made = EvaluationTransform(processor)(image, SampleKey(0, 0, 0))
-    assert torch.equal(made, torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0]))

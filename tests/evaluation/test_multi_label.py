@@ -25,6 +25,7 @@ from svit_hf.data.shards import ShardOptions, write_shards
 from svit_hf.errors import DataError, EvaluationError, SViTError
 from svit_hf.evaluation import evaluate_model, predict_images
 from svit_hf.evaluation.multi_label import average_precision, evaluate_multi_label
+from svit_hf.evaluation.outputs import Ranks
 from svit_hf.recipes import RECIPES
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.train import train
@@ -82,7 +83,7 @@ def test_numbers_are_those_of_scikit_learn_and_do_not_depend_on_processes():
     logits, targets = torch.randn(50, 3), (torch.rand(50, 3) < 0.4).float()
     targets[:, 2] = 0
     whole = evaluate_multi_label(
-        Scores(), batches_of(logits, targets, torch.arange(50)), num_expected=50, num_classes=3
+        Scores(), batches_of(logits, targets, torch.arange(50)), Ranks(), num_expected=50, num_classes=3
     )
     probabilities = logits.sigmoid().numpy()
     present = [average_precision_score(targets[:, i], probabilities[:, i]) for i in range(2)]
@@ -101,13 +102,12 @@ def test_numbers_are_those_of_scikit_learn_and_do_not_depend_on_processes():
             evaluate_multi_label(
                 Scores(),
                 batches_of(logits, targets, ids, size),
+                Ranks(reduce=lambda message: messages.append(message) or message),
                 num_expected=50,
                 num_classes=3,
-                reduce=lambda message: messages.append(message) or message,
             )
-    shared = evaluate_multi_label(
-        Scores(), [], num_expected=50, num_classes=3, reduce=lambda message: messages[0] + messages[1]
-    )
+    both = Ranks(reduce=lambda message: messages[0] + messages[1])
+    shared = evaluate_multi_label(Scores(), [], both, num_expected=50, num_classes=3)
     for name in ("mean_average_precision", "micro_f1", "macro_f1", "loss", "classes"):
         assert getattr(shared, name) == getattr(whole, name)
 
@@ -115,9 +115,8 @@ def test_numbers_are_those_of_scikit_learn_and_do_not_depend_on_processes():
 def test_outputs_that_are_not_finite_are_counted():
     logits, targets = torch.randn(8, 3), torch.ones(8, 3)
     logits[2, 1] = float("nan")
-    report = evaluate_multi_label(
-        Scores(), batches_of(logits, targets, torch.arange(8)), num_expected=8, num_classes=3
-    )
+    batches = batches_of(logits, targets, torch.arange(8))
+    report = evaluate_multi_label(Scores(), batches, Ranks(), num_expected=8, num_classes=3)
     assert report.num_not_finite == 1
     assert report.to_json()["loss"] is None
     assert "output not finite" in report.table()

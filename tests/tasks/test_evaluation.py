@@ -3,7 +3,6 @@
 
 import json
 import shutil
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,10 +11,9 @@ from PIL import Image
 
 from svit_hf import cli
 from svit_hf.errors import EvaluationError
-from svit_hf.tasks import evaluation
+from svit_hf.evaluation import model_evaluation
 from svit_hf.tasks.coco import encode_run_lengths
-from svit_hf.tasks.evaluation import TaskReport, evaluate_task_model
-from svit_hf.tasks.measuring import DenseReport
+from svit_hf.tasks.evaluation import DenseReport, evaluate_task_model
 from svit_hf.tasks.pictures import decode_mask
 from svit_hf.tasks.rows import find_evaluation_rows
 from svit_hf.tasks.saved_models import open_task_model
@@ -104,26 +102,25 @@ def test_processes_count_as_one_does(task, saved, data, monkeypatch):
 
     for rank in range(3):
         monkeypatch.setattr(
-            evaluation,
+            model_evaluation,
             "processes",
             lambda rank=rank: SimpleNamespace(
                 process_index=rank,
                 num_processes=3,
                 is_main_process=False,
                 device=torch.device("cpu"),
-                main_process_first=nullcontext,
             ),
         )
-        monkeypatch.setattr(evaluation, "gather_object", send)
+        monkeypatch.setattr(model_evaluation, "gather_object", send)
         with pytest.raises(Apart):
             evaluate_task_model(opened, data, batch_size=2)
     assert [len(share[1]) for share in shares] == [2, 2, 1]
     for order in (shares, shares[::-1]):
-        monkeypatch.setattr(evaluation, "gather_object", lambda share, order=order: order)
-        assert evaluate_task_model(opened, data, batch_size=2).report.measured.metrics == pytest.approx(
-            alone.measured.metrics, rel=0, abs=0, nan_ok=True
+        monkeypatch.setattr(model_evaluation, "gather_object", lambda share, order=order: order)
+        assert evaluate_task_model(opened, data, batch_size=2).report.metrics == pytest.approx(
+            alone.metrics, rel=0, abs=0, nan_ok=True
         )
-    monkeypatch.setattr(evaluation, "gather_object", lambda share: [*shares, shares[0]])
+    monkeypatch.setattr(model_evaluation, "gather_object", lambda share: [*shares, shares[0]])
     with pytest.raises(EvaluationError, match="counted twice"):
         evaluate_task_model(opened, data, batch_size=2)
 
@@ -179,7 +176,7 @@ def test_the_first_split_to_evaluate_on_is_found(data):
 
 def test_classes_may_be_called_as_numbers_are():
     metrics = {"map": 0.5, "map_small": 0.25, "map_class_small": 0.75, "map_cell": 0.125}
-    report = TaskReport(DenseReport(metrics, ("map", "num_images"), 10, 0, 1.0), ["small", "cell"])
+    report = DenseReport(metrics, ["small", "cell"], ("map", "num_images"), 10, 0, 1.0)
     assert report.overall == {"map": 0.5, "map_small": 0.25}
     assert report.by_class == {"small": {"map": 0.75}, "cell": {"map": 0.125}}
 

@@ -21,7 +21,7 @@ from svit_hf.data.shards import ShardOptions
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import opening, task_class
 from svit_hf.tasks.detection import Detection
-from svit_hf.tasks.measuring import first_samples
+from svit_hf.tasks.evaluation import first_samples
 from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.rows_source import RowsSource, TaskStream, TaskTable

@@ -25,7 +25,7 @@ from svit_hf.data.shards import ShardOptions
 from svit_hf.errors import DataError, EvaluationError, SViTError, TrainingInterruptedError
 from svit_hf.hub.publication import prepare_publication
 from svit_hf.recipes import RECIPES
-from svit_hf.tasks import measuring
+from svit_hf.tasks import evaluation
 from svit_hf.tasks.saved_models import open_task_model
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
 from svit_hf.tasks.shards import write_annotated_shards
@@ -129,7 +129,7 @@ def test_stopped_run_is_the_same_run_and_leaves_a_model(
     assert all(0 <= metrics[metric] <= 1 for metrics in report["metrics"].values())
     assert report["metrics"]["raw"]["num_images"] == NUM_TEST
     with Image.open(tmp_path / "whole" / "predictions.png") as sheet:
-        assert sheet.size == (4 * measuring.TILE, 2 * measuring.TILE)
+        assert sheet.size == (4 * evaluation.TILE, 2 * evaluation.TILE)
         assert len(sheet.getcolors(1 << 20)) > 100
     (tmp_path / "pushed").write_bytes(hub.repositories["tester/squares"].contents()["model.safetensors"])
     best = load_file(tmp_path / "whole" / "model" / "model.safetensors")

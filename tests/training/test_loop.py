@@ -87,7 +87,7 @@ def test_finished_run_is_not_trained_again(finished, toy_recipe):
 
 
 def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe, tmp_path, monkeypatch):
-    run_dir, evaluate = tmp_path / "stopped", classification.evaluate_batches
+    run_dir, evaluate = tmp_path / "stopped", classification.measure_classifier
     updates = loop.Run._train_one_update
 
     def stop_at_four(self, batches):
@@ -105,10 +105,10 @@ def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe
         signal.raise_signal(signal.SIGINT)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(classification, "evaluate_batches", stop_and_evaluate)
+    monkeypatch.setattr(classification, "measure_classifier", stop_and_evaluate)
     with pytest.raises(TrainingInterruptedError, match="after update 10 of 10"):
         train(toy_recipe, run_dir)
-    monkeypatch.setattr(classification, "evaluate_batches", evaluate)
+    monkeypatch.setattr(classification, "measure_classifier", evaluate)
     train(toy_recipe, run_dir)
     assert_same_run(finished[0], run_dir)
 

@@ -88,7 +88,7 @@ def test_uninterrupted_run(finished, recipe):
         (loop, "new_checkpoint", 4),
         (loop, "keep_as_best", 2),
         (loop.Run, "_draw", 2),
-        (classification, "evaluate_batches", 4),
+        (classification, "measure_classifier", 4),
         (outcome, "save_with_code", 1),
         (outcome, "write_text", 1),
     ],

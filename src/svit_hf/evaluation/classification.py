@@ -8,31 +8,24 @@ the data mean to the model is in `label_maps.py`, how a report looks in `report.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from svit_hf.errors import EvaluationError
 from svit_hf.evaluation.label_maps import NO_CLASS, LabelMap
 from svit_hf.evaluation.metrics import rank_classes
+from svit_hf.evaluation.outputs import EvaluationInterruptedError, Ranks, evaluating, outputs_of
 from svit_hf.evaluation.report import ClassCounts, ClassificationReport
 
-
-__all__ = ["ClassificationReport", "EvaluationInterruptedError", "evaluate_batches"]
 
 NUM_BINS = 15
 # losses and confidences are rounded to whole multiples of this, of which float64 adds up 2 ** 53 without error: sums
 # are the same in any order, whatever the workers and processes. The rounding is below the precision of float32 logits,
 # and 2 ** 27 far above the sum of losses of any data set
 QUANTUM = 2.0**-26
-
-
-class EvaluationInterruptedError(Exception):
-    """End of an evaluation on all processes because `should_stop` of one said so."""
 
 
 def evaluate_batches(  # noqa: PLR0913 - what is measured, how, and over which processes
@@ -80,13 +73,14 @@ def evaluate_batches(  # noqa: PLR0913 - what is measured, how, and over which p
         EvaluationInterruptedError: If `should_stop` said yes on some process.
     """
     started = time.perf_counter()
+    ranks = Ranks(device, autocast_dtype, reduce, should_stop=should_stop or (lambda: False))
     device = torch.device(device)
     num_classes = _num_classes(model) if num_classes is None else num_classes
     # Apple's GPUs have no float64
     counts = _Counts(num_classes, torch.device("cpu") if device.type == "mps" else device)
     excluded = None if label_map is None else label_map.excluded(num_classes).to(device)
     with evaluating(model), torch.no_grad():
-        for batch, views in outputs_of(model, batches, device, autocast_dtype, flip, should_stop, forward):
+        for batch, views in outputs_of(model, batches, ranks, flip=flip, forward=forward):
             counts.of["broken"] += len(batch.get("bad_images", ()))
             counts.of["interruptions"] += views is None
             if not views:
@@ -99,36 +93,6 @@ def evaluate_batches(  # noqa: PLR0913 - what is measured, how, and over which p
     if counts.of["interruptions"].item():
         raise EvaluationInterruptedError("the evaluation was interrupted")
     return counts.report(num_expected, seconds=time.perf_counter() - started)
-
-
-def outputs_of(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
-    device: torch.device,
-    autocast_dtype: torch.dtype | None,
-    flip: bool,
-    should_stop: Callable[[], bool] | None,
-    forward: Callable[[torch.Tensor], Any] | None,
-) -> Iterator[tuple[Mapping[str, Any], list[torch.Tensor] | None]]:
-    """Yield each batch with the logits `(B, num_classes)` of its images, and with `flip` of their mirror images.
-
-    A batch without images has none. With `None`, before which `should_stop` said yes, it ends. The arguments are those
-    of `evaluate_batches`.
-    """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
-    for batch in batches:
-        if should_stop is not None and should_stop():
-            yield {}, None
-            return
-        if not len(batch["labels"]):
-            yield batch, []
-            continue
-        pixel_values = batch["pixel_values"].to(device, non_blocking=True)
-        views = [pixel_values, pixel_values.flip(-1)] if flip else [pixel_values]
-        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            outputs = [(forward or model)(view) for view in views]
-        yield batch, [getattr(output, "logits", output) for output in outputs]
 
 
 class _Counts:
@@ -215,19 +179,6 @@ def _rounded(values: torch.Tensor) -> torch.Tensor:
     return (values / QUANTUM).round() * QUANTUM
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have a model in evaluation mode, and every module in its own mode again afterwards."""
-    # one by one: frozen batch norms are in eval mode inside a model that trains
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _num_classes(model: nn.Module) -> int:
     # averaged and compiled models wrap the one that has a config
     config = getattr(model, "config", None) or getattr(getattr(model, "module", None), "config", None)
@@ -251,10 +202,11 @@ def _targets(batch: Mapping[str, Any], label_map: LabelMap | None, num_classes: 
     return labels[:, None]
 
 
-def _log_probabilities(outputs: list[torch.Tensor], excluded: torch.Tensor | None, num_classes: int) -> torch.Tensor:
+def _log_probabilities(outputs: list[Any], excluded: torch.Tensor | None, num_classes: int) -> torch.Tensor:
     """Average the probabilities of several views: `(B, num_classes)`, as float32 logarithms."""
     views = []
-    for logits in outputs:
+    for output in outputs:
+        logits = getattr(output, "logits", output)
         if logits.shape[-1] != num_classes:
             raise EvaluationError(f"`num_classes` is {num_classes}, and the model gives {logits.shape[-1]} logits.")
         allowed = logits.float() if excluded is None else logits.float().masked_fill(excluded, -torch.inf)

@@ -16,6 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import class_names, find_model, load_classifier, load_image_processor
 from svit_hf.evaluation.options import Precision
+from svit_hf.evaluation.outputs import compute
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.kernels import use_kernels
 
@@ -47,9 +48,9 @@ class Classifier:
 
     def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return logits `(B, num_classes)` of pixel values `(B, C, H, W)` on any device."""
-        dtype = AUTOCAST_DTYPES[self.precision]
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            logits: torch.Tensor = self.forward(pixel_values.to(self.device, non_blocking=True)).logits
+        on_device = pixel_values.to(self.device, non_blocking=True)
+        with torch.no_grad():
+            logits: torch.Tensor = compute(self.forward, on_device, AUTOCAST_DTYPES[self.precision]).logits
         return logits
 
 

@@ -2,26 +2,28 @@
 """Evaluate a model on labelled images, from wherever both are."""
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import reduce
+import torch
+from accelerate.utils import gather_object, reduce
 
-from svit_hf.data.decoding import BadImage, BadImageTally
-from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
+from svit_hf.data.decoding import NUM_LISTED, BadImage
+from svit_hf.data.loading import Batch, EvaluationLoader, Transform, workers_per_rank
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import ImageSource
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.classification import evaluate_batches
 from svit_hf.evaluation.classifier import AUTOCAST_DTYPES, Model, open_classifier, processes
-from svit_hf.evaluation.label_maps import columns_by_name, map_labels
+from svit_hf.evaluation.label_maps import LabelMap, columns_by_name, map_labels
 from svit_hf.evaluation.multi_label import MultiLabelReport, evaluate_multi_label
-from svit_hf.evaluation.options import Precision, require_positive
-from svit_hf.evaluation.report import ClassificationReport
+from svit_hf.evaluation.options import Precision, data_options, require_positive
+from svit_hf.evaluation.outputs import Ranks
+from svit_hf.evaluation.report import ClassificationReport, Report
 from svit_hf.progress import Progress
 from svit_hf.urls import without_credentials
 
@@ -38,7 +40,7 @@ class ModelEvaluation:
         bad_images: Of the images that could not be read, the first ones that this process met.
     """
 
-    report: ClassificationReport | MultiLabelReport
+    report: Report
     class_names: list[str]
     facts: dict[str, str]
     settings: dict[str, Any]
@@ -96,88 +98,131 @@ def evaluate_model(  # noqa: PLR0913 - what is evaluated, on what, and how
         0.931
     """
     require_positive(batch_size=batch_size)
-    state = processes()
     source = open_labelled(data, split)
     classifier = open_classifier(
         model,
-        state.device,
+        processes().device,
         image_processor=image_processor,
         image_size=image_size,
         crop_pct=crop_pct,
         precision=precision,
     )
+    names, shape = classifier.class_names, classifier.preprocessing.shape
+    meaning: LabelMap | torch.Tensor
     if source.is_multi_label:
         for name, file in (("label_map", label_map), ("mask", mask)):
             if file is not None:
                 raise SViTError(f"`{name}` is {str(file)!r}; with `multi_label`, labels are matched by name alone.")
-        columns = columns_by_name(source.label_names, classifier.class_names)
-        meaning = f"{len(columns)} labels, any number per image"
+        meaning = columns_by_name(source.label_names, names)
+        in_words = f"{len(meaning)} labels, any number per image"
     else:
-        labels = map_labels(
+        meaning = map_labels(
             source.label_names,
-            classifier.class_names,
+            names,
             label_map=None if label_map is None else Path(label_map),
             mask=None if mask is None else Path(mask),
             image_names=source.image_names,
         )
-        meaning = labels.description
-    options = data if isinstance(data, DataOptions) else DataOptions()
-    loader = EvaluationLoader(
-        source,
-        classifier.preprocessing,
-        batch_size=batch_size,
-        rank=state.process_index,
-        world_size=state.num_processes,
-        num_workers=workers_per_rank(options) if num_workers is None else num_workers,
-    )
-    tally = BadImageTally(options.max_bad_share)
-    # shares differ by one batch at most
-    total = -(-loader.num_samples // state.num_processes)
-    with Progress(total, "images", is_shown=state.is_main_process) as progress:
-
-        def noted(batches: Iterable[Batch]) -> Iterator[Batch]:
-            for batch in batches:
-                tally.note(batch["bad_images"])
-                yield batch
-                progress.advance(len(batch["labels"]) + len(batch["bad_images"]))
-
-        common: dict[str, Any] = {
-            "num_expected": loader.num_samples,
-            "reduce": partial(reduce, reduction="sum"),
-            "device": state.device,
-            "autocast_dtype": AUTOCAST_DTYPES[precision],
-            "flip": flip,
-            "forward": classifier.forward,
-            "num_classes": len(classifier.class_names),
-        }
-        report: ClassificationReport | MultiLabelReport
-        if source.is_multi_label:
-            report = evaluate_multi_label(classifier.model, noted(loader), columns=columns, **common)
-        else:
-            report = evaluate_batches(classifier.model, noted(loader), label_map=labels, **common)
+        in_words = meaning.description
     description = without_credentials(source.description)
-    height, width = classifier.preprocessing.shape[1:]
     crop = "" if crop_pct is None else f", crop share {crop_pct}"
     mirrored = ", averaged with their mirror images" if flip else ""
+    options = data if isinstance(data, DataOptions) else DataOptions()
+    return evaluate_source(
+        lambda loader, ranks: measure_classifier(
+            classifier.model, loader, ranks, len(names), meaning, flip=flip, forward=classifier.forward
+        ),
+        source,
+        classifier.preprocessing,
+        class_names=names,
+        facts={
+            "data": description,
+            "classes": in_words,
+            "images": f"{shape[1]} x {shape[2]} pixels{crop}{mirrored}",
+        },
+        settings={
+            "data": description,
+            "label_map": in_words,
+            "image_shape": list(shape),
+            "image_processor": type(classifier.preprocessing.processor).__name__,
+            "crop_pct": crop_pct,
+            "flip": flip,
+        },
+        batch_size=batch_size,
+        precision=precision,
+        num_workers=workers_per_rank(options) if num_workers is None else num_workers,
+    )
+
+
+def measure_classifier(
+    model: torch.nn.Module,
+    loader: EvaluationLoader,
+    ranks: Ranks,
+    num_classes: int,
+    meaning: Any = None,
+    **options: Any,
+) -> ClassificationReport | MultiLabelReport:
+    """Count what a classifier says of every image, over all processes.
+
+    `meaning` is what labels mean to the model, as `label_maps.py` has it; if `None`, they are its classes. `options`
+    are more arguments of `evaluate_batches`.
+    """
+    options |= {"num_expected": loader.num_samples, "num_classes": num_classes}
+    if loader.maker.source.is_multi_label:
+        return evaluate_multi_label(model, loader, ranks, columns=meaning, **options)
+    of_ranks = {name: getattr(ranks, name) for name in ("reduce", "device", "autocast_dtype", "should_stop")}
+    return evaluate_batches(model, loader, label_map=meaning, **of_ranks, **options)
+
+
+def evaluate_source(  # noqa: PLR0913 - what is evaluated, how, and what there is to say of it
+    measure: Callable[[EvaluationLoader, Ranks], Report],
+    source: ImageSource,
+    prepare: Transform,
+    *,
+    class_names: list[str],
+    facts: dict[str, str],
+    settings: dict[str, Any],
+    batch_size: int,
+    precision: Precision,
+    num_workers: int,
+    unit: str = "images",
+) -> ModelEvaluation:
+    """Evaluate a model of any task on an opened source, of which each process has a share, and show how far it is."""
+    state = processes()
+    add_up, gather = partial(reduce, reduction="sum"), lambda value: gather_object([value])
+    ranks = Ranks(state.device, AUTOCAST_DTYPES[precision], add_up, gather)
+    # shares differ by one batch at most
+    total = -(-source.num_samples // state.num_processes)
+    with Progress(total, unit, is_shown=state.is_main_process) as progress:
+        loader = _WatchedLoader(
+            progress,
+            source,
+            prepare,
+            batch_size=batch_size,
+            rank=state.process_index,
+            world_size=state.num_processes,
+            num_workers=num_workers,
+        )
+        report = measure(loader, ranks)
     count = f", {state.num_processes} processes" if state.num_processes > 1 else ""
-    facts = {
-        "data": description,
-        "classes": meaning,
-        "images": f"{height} x {width} pixels{crop}{mirrored}",
-        "computed": f"{precision} on {state.device.type}{count}",
-    }
-    settings = {
-        "data": description,
-        "label_map": meaning,
-        "image_shape": list(classifier.preprocessing.shape),
-        "image_processor": type(classifier.preprocessing.processor).__name__,
-        "crop_pct": crop_pct,
-        "flip": flip,
-        "precision": precision,
-        "batch_size": batch_size,
-        "num_processes": state.num_processes,
-    }
-    return ModelEvaluation(report, classifier.class_names, facts, settings, tally.listed)
+    facts |= {"computed": f"{precision} on {state.device.type}{count}"}
+    settings |= {"precision": precision, "batch_size": batch_size, "num_processes": state.num_processes}
+    return ModelEvaluation(report, class_names, facts, settings, loader.bad_images)
+
+
+class _WatchedLoader(EvaluationLoader):
+    """A loader that shows how far it is, and remembers the first broken images of this process."""
+
+    def __init__(self, progress: Progress, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.progress = progress
+        self.bad_images: list[BadImage] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            self.bad_images += batch["bad_images"][: NUM_LISTED - len(self.bad_images)]
+            yield batch
+            self.progress.advance(len(batch["sample_ids"]) + len(batch["bad_images"]))
 
 
 def open_labelled(data: str | os.PathLike[str] | DataOptions | ImageSource, split: str | None = None) -> ImageSource:
@@ -188,8 +233,5 @@ def open_labelled(data: str | os.PathLike[str] | DataOptions | ImageSource, spli
     """
     if isinstance(data, ImageSource):
         return data
-    options = data if isinstance(data, DataOptions) else DataOptions(path=os.fspath(data))
-    if split is not None:
-        options = replace(options, eval_split=split)
     with processes().main_process_first():
-        return open_source(options, "eval")
+        return open_source(data_options(data, split), "eval")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from svit_hf.errors import EvaluationError
-from svit_hf.evaluation.classification import EvaluationInterruptedError, evaluating, outputs_of
+from svit_hf.evaluation.outputs import EvaluationInterruptedError, Ranks, evaluating, outputs_of
 from svit_hf.evaluation.report import Report, table_of_classes
 
 
@@ -87,18 +87,15 @@ class MultiLabelReport(Report):
         return table_of_classes("label", "labels", "     AP       F1  images", rows)
 
 
-def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over which processes
+def evaluate_multi_label(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
+    ranks: Ranks,
     *,
     num_expected: int,
     num_classes: int,
-    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts,
-    device: torch.device | str = "cpu",
-    autocast_dtype: torch.dtype | None = None,
     flip: bool = False,
     columns: torch.Tensor | None = None,
-    should_stop: Callable[[], bool] | None = None,
     forward: Callable[[torch.Tensor], Any] | None = None,
 ) -> MultiLabelReport:
     """Evaluate a model on this process's share of the images, and report on all of them.
@@ -112,18 +109,18 @@ def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over whi
         EvaluationInterruptedError: If `should_stop` said yes on some process.
     """
     started = time.perf_counter()
-    device = torch.device(device)
+    device = torch.device(ranks.device)
     # logits and targets of an image side by side, then whether it was counted
     table = torch.zeros(num_expected, 2 * num_classes + 1, dtype=torch.float64)
     # broken ones, and interruptions
     counts = torch.zeros(2, dtype=torch.float64)
     with evaluating(model), torch.no_grad():
-        for batch, views in outputs_of(model, batches, device, autocast_dtype, flip, should_stop, forward):
+        for batch, views in outputs_of(model, batches, ranks, flip=flip, forward=forward):
             counts[0] += len(batch.get("bad_images", ()))
             counts[1] += views is None
             if not views:
                 continue
-            logits = [view.double().cpu() for view in views]
+            logits = [getattr(view, "logits", view).double().cpu() for view in views]
             if flip:
                 logits = [torch.logit(torch.stack([view.sigmoid() for view in logits]).mean(dim=0))]
             rows = batch["sample_ids"]
@@ -134,7 +131,7 @@ def evaluate_multi_label(  # noqa: PLR0913 - what is measured, how, and over whi
             table[rows[:, None], num_classes + targets] = batch["labels"].double()
             table[rows, -1] += 1
     # Apple's GPUs have no float64, and no other device is asked for a table of this size
-    message = reduce(torch.cat([counts, table.flatten()]).to("cpu" if device.type == "mps" else device)).cpu()
+    message = ranks.reduce(torch.cat([counts, table.flatten()]).to("cpu" if device.type == "mps" else device)).cpu()
     counts, table = message[:2], message[2:].view(table.shape)
     if counts[1].item():
         raise EvaluationInterruptedError("the evaluation was interrupted")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `svit-hf evaluate` and `svit-hf predict` both ask for; checked when it is said."""
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from svit_hf.data.options import DataOptions
@@ -37,6 +38,12 @@ class InputOptions:
         if any(edge is not None and edge < 1 for edge in edges):
             raise SViTError(f"`image_size` is {self.image_size}; it has to be at least 1.")
         require_positive(batch_size=self.batch_size)
+
+
+def data_options(data: str | os.PathLike[str] | DataOptions, split: str | None) -> DataOptions:
+    """Return the options of a data set, which is named by its path or by them, for a split that wins over theirs."""
+    options = data if isinstance(data, DataOptions) else DataOptions(path=os.fspath(data))
+    return options if split is None else replace(options, eval_split=split)
 
 
 def require_positive(**values: int) -> None:

@@ -15,6 +15,7 @@ from svit_hf.data.options import DataOptions
 from svit_hf.data.sources import UNLABELLED, ImageSource, Row
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.classifier import processes
+from svit_hf.evaluation.options import data_options
 
 
 Picture = str | os.PathLike[str] | Image.Image
@@ -91,10 +92,8 @@ def open_images(images: Images, options: DataOptions | None = None, split: str |
 
 
 def _open_data_set(options: DataOptions, split: str | None) -> ImageSource:
-    if split is not None:
-        options = replace(options, eval_split=split)
     with processes().main_process_first():
-        return open_source(options, "eval", labelled=False)
+        return open_source(data_options(options, split), "eval", labelled=False)
 
 
 def _encode(picture: Image.Image) -> bytes:

@@ -72,3 +72,10 @@ def _arguments(processor: Any, image_size: tuple[int, int] | None, crop_pct: flo
 
 def _size(height: int, width: int) -> dict[str, int]:
     return {"shortest_edge": height} if height == width else {"height": height, "width": width}
+
+
+def input_format_of(processor: Any) -> tuple[tuple[int, int], tuple[float, ...], tuple[float, ...]]:
+    """Return the size in pixels, `(height, width)`, and the mean and standard deviation of what a processor makes."""
+    area = processor.crop_size if processor.do_center_crop and processor.crop_size else processor.size
+    height, width = (area[name] if area.get(name) else area["shortest_edge"] for name in ("height", "width"))
+    return (height, width), tuple(processor.image_mean), tuple(processor.image_std)

@@ -2,7 +2,8 @@
 """What an evaluation found: numbers, JSON and tables."""
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -20,11 +21,11 @@ class ClassCounts(NamedTuple):
     num_hits: int
 
 
-class Report:
-    """What reports of classifiers have in common; they are dataclasses.
+class Report(ABC):
+    """What reports have in common; they are dataclasses.
 
     Attributes:
-        best_metric: The number by which models are compared.
+        best_metric: The number by which classifiers are compared.
         log_fields: What a row of a training's log tells.
     """
 
@@ -51,7 +52,7 @@ class Report:
         """
         values = {name: value for name, value in vars(self).items() if name != "classes"}
         return {
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            **finite(values),
             "images_per_second": self.images_per_second,
             # a list, because two classes may have the same name
             "classes": [{"name": name, **counts._asdict()} for name, counts in self.named(class_names)],
@@ -62,9 +63,17 @@ class Report:
         names = map(str, range(len(self.classes))) if class_names is None else class_names
         return list(zip(names, self.classes, strict=True))
 
+    @abstractmethod
+    def line(self) -> str:
+        """Return the most important numbers in a line."""
+
+    @abstractmethod
     def measures(self) -> dict[str, str]:
         """Return what was measured, by its title in a table."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def class_table(self, class_names: Sequence[str] | None = None) -> str:
+        """Return the numbers by class, which are numbered without names."""
 
     def rows(self) -> dict[str, str]:
         """Return the lines of a table, by their title."""
@@ -139,17 +148,18 @@ class ClassificationReport(Report):
         }
 
     def class_table(self, class_names: Sequence[str] | None = None) -> str:
-        """Return accuracies by class: of all that have images, or of the worst if these are many.
-
-        Args:
-            class_names: Names of the model's classes; without them, classes are numbered.
-        """
+        """Return accuracies by class: of all that have images, or of the worst if these are many."""
         rows = [
             (name, num_hits / num_images, f"{num_hits / num_images:>8.2%}  {num_hits:>5}  {num_images:>6}")
             for name, (num_images, num_hits) in self.named(class_names)
             if num_images
         ]
         return table_of_classes("class", "classes", "accuracy  right  images", rows)
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers by their names, with `None` for those that are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def table_of_classes(title: str, plural: str, heading: str, rows: Sequence[tuple[str, float, str]]) -> str:

@@ -20,8 +20,8 @@ from typing import Any
 from huggingface_hub import SpaceCardData
 from transformers.image_utils import PILImageResampling, SizeDict
 
-from svit_hf.data.evaluation_transform import input_format_of
 from svit_hf.errors import SViTError
+from svit_hf.evaluation.preprocessing import input_format_of
 from svit_hf.model.cells_svit import token_grids
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_transforms_svit import SViTImageProcessing, covered_area, size_in_pixels

@@ -5,23 +5,23 @@ Data are what `svit_hf.data.opening` opens, in passing or indexed. The other tas
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from PIL import Image
 
 from svit_hf.data.augmentation import TrainingTransform
-from svit_hf.data.evaluation_transform import EvaluationTransform
 from svit_hf.data.loading import Batch, EvaluationLoader
 from svit_hf.data.mixing import mix_batch
 from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.data.sharding import SampleKey
 from svit_hf.data.sources import ImageSource
-from svit_hf.evaluation.classification import evaluate_batches
-from svit_hf.evaluation.multi_label import MultiLabelReport, evaluate_multi_label
+from svit_hf.evaluation.model_evaluation import measure_classifier
+from svit_hf.evaluation.multi_label import MultiLabelReport
+from svit_hf.evaluation.outputs import Ranks
+from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.evaluation.report import ClassificationReport
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
-from svit_hf.tasks.task import Ranks, Task
+from svit_hf.tasks.task import Task
 
 
 # logits (B, num_labels), targets, (B,) or (B, num_labels), and pixel values (B, 3, H, W), to a mean over the images
@@ -52,12 +52,12 @@ class Classification(Task):
         mixing: MixingOptions,
         criterion: Criterion,
     ):
-        self.labels, self.is_multi_label = list(source.label_names), source.is_multi_label
+        self.labels = list(source.label_names)
         self.processor, self.mixing, self.criterion = processor, mixing, criterion
-        self.best_metric = (MultiLabelReport if self.is_multi_label else ClassificationReport).best_metric
+        self.best_metric = (MultiLabelReport if source.is_multi_label else ClassificationReport).best_metric
         mean, std = tuple(processor.image_mean), tuple(processor.image_std)
         self.augmented = TrainingTransform(image_size, mean, std, augmentation)
-        self.prepared = EvaluationTransform(processor)
+        self.prepared = Preprocessing(processor)
 
     def training_example(self, decoded: Image.Image, key: SampleKey) -> torch.Tensor:
         """Return `(3, H, W)`, float32."""
@@ -79,14 +79,4 @@ class Classification(Task):
         self, model: torch.nn.Module, loader: EvaluationLoader, ranks: Ranks | None = None
     ) -> ClassificationReport | MultiLabelReport:
         """Count what a model says of every image."""
-        ranks = ranks or Ranks()
-        arguments: dict[str, Any] = {
-            "num_expected": loader.num_samples,
-            "num_classes": len(self.labels),
-            "reduce": ranks.reduce,
-            "device": ranks.device,
-            "autocast_dtype": ranks.autocast_dtype,
-            "should_stop": ranks.should_stop,
-        }
-        evaluate = evaluate_multi_label if self.is_multi_label else evaluate_batches
-        return evaluate(model, loader, **arguments)
+        return measure_classifier(model, loader, ranks or Ranks(), len(self.labels))

@@ -91,7 +91,7 @@ class EvaluateCommand(InputOptions):
         for bad in last.bad_images:
             sys.stderr.write(without_credentials(f"broken: {bad.source}, row {bad.row}: {bad.reason}\n"))
         report = last.report
-        num_images = report.num_images + report.num_broken + getattr(report, "num_left_out", 0)
+        num_images = report.num_images + report.num_broken + report.num_left_out
         BadImageTally(self.data.max_bad_share, listed=last.bad_images).add(num_images, report.num_broken)
         return 0
 

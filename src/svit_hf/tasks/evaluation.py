@@ -1,56 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a saved model for segmentation or detection: every picture counts once, over any number of processes."""
+"""Evaluate models for segmentation and detection: every picture counts once, over any number of processes."""
 
-import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
+import torch
+from PIL import Image
 
-from svit_hf.data.decoding import NUM_LISTED, BadImage
-from svit_hf.data.loading import Batch, EvaluationLoader, workers_per_rank
+from svit_hf.data.decoding import DecodingError
+from svit_hf.data.loading import EvaluationLoader, workers_per_rank
 from svit_hf.data.options import DataOptions
-from svit_hf.evaluation.classifier import AUTOCAST_DTYPES, processes
-from svit_hf.evaluation.options import Precision, require_positive
-from svit_hf.progress import Progress
+from svit_hf.errors import EvaluationError
+from svit_hf.evaluation.classifier import processes
+from svit_hf.evaluation.model_evaluation import ModelEvaluation, evaluate_source
+from svit_hf.evaluation.options import Precision, data_options, require_positive
+from svit_hf.evaluation.outputs import EvaluationInterruptedError, Ranks, evaluating, outputs_of
+from svit_hf.evaluation.report import Report, finite
 from svit_hf.tasks.average_precision import map_of_class
-from svit_hf.tasks.measuring import DenseReport
 from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.saved_models import TaskModel
-from svit_hf.tasks.task import Ranks
+from svit_hf.tasks.task import DenseTask, Sample
+
+
+# pictures of a contact sheet, and their edge in pixels
+NUM_DRAWN, TILE = 4, 256
 
 
 @dataclass(frozen=True)
-class TaskReport:
-    """Numbers of an evaluation for a reader.
+class DenseReport(Report):
+    """Numbers of an evaluation, over all processes.
 
     Attributes:
-        measured: The numbers.
+        metrics: The numbers, by name.
         labels: Names of the classes.
+        log_fields: Names of the most important ones, the best first, and "num_images".
+        num_images: Pictures that count.
+        num_broken: Pictures that could not be read, which do not count.
+        seconds: Duration.
     """
 
-    measured: DenseReport
+    metrics: dict[str, float]
     labels: list[str]
+    log_fields: tuple[str, ...]
+    num_images: int
+    num_broken: int
+    seconds: float
 
-    @property
-    def num_images(self) -> int:
-        """Pictures that count."""
-        return self.measured.num_images
-
-    @property
-    def num_broken(self) -> int:
-        """Pictures that could not be read, which do not count."""
-        return self.measured.num_broken
+    num_left_out = num_not_finite = 0
 
     @property
     def by_class(self) -> dict[str, dict[str, float]]:
         """Numbers of each class, by its name and theirs."""
-        metrics = self.measured.metrics
         return {
-            label: {kind: metrics[name] for kind, name in _names_of_class(label).items() if name in metrics}
+            label: {kind: self.metrics[name] for kind, name in _names_of_class(label).items() if name in self.metrics}
             for label in self.labels
         }
 
@@ -58,42 +65,39 @@ class TaskReport:
     def overall(self) -> dict[str, float]:
         """Numbers that are about all classes."""
         of_classes = {name for label in self.labels for name in _names_of_class(label).values()}
-        return {name: value for name, value in self.measured.metrics.items() if name not in of_classes}
+        return {name: value for name, value in self.metrics.items() if name not in of_classes}
 
-    def rows(self) -> dict[str, str]:
-        """Return the lines of a table, by their title."""
-        rows = {"images": f"{self.num_images}"}
-        rows |= {name.replace("_", " "): f"{value:.4f}" for name, value in self.overall.items()}
-        rows |= {"images/s": f"{self.num_images / self.measured.seconds:.1f}"}
-        return rows | ({"  broken, not counted": str(self.num_broken)} if self.num_broken else {})
+    def line(self) -> str:
+        """Return the most important numbers in a line."""
+        return "  ".join(f"{name.replace('_', ' ')} {self.metrics[name]:7.2%}" for name in self.log_fields[:-1])
 
-    def class_table(self, class_names: list[str]) -> str:
+    def measures(self) -> dict[str, str]:
+        """Return what was measured, by its title in a table."""
+        return {name.replace("_", " "): f"{value:.4f}" for name, value in self.overall.items()}
+
+    def class_table(self, class_names: Sequence[str] | None = None) -> str:
         """Return the numbers of each class, a line for each."""
-        kinds = list(self.by_class[class_names[0]])
-        width = max(len("class"), *map(len, class_names))
+        names = self.labels if class_names is None else class_names
+        kinds = list(self.by_class[names[0]])
+        width = max(len("class"), *map(len, names))
         lines = [f"{'class':<{width}}" + "".join(f"{kind:>8}" for kind in kinds)]
         lines += [
-            f"{name:<{width}}" + "".join(f"{self.by_class[name][kind]:>8.4f}" for kind in kinds)
-            for name in class_names
+            f"{name:<{width}}" + "".join(f"{self.by_class[name][kind]:>8.4f}" for kind in kinds) for name in names
         ]
         return "\n".join(lines)
 
-    def to_json(self, class_names: list[str]) -> dict[str, Any]:
-        """Return everything as plain values; numbers that are not finite become `None`."""
-        of_classes = self.measured.metrics.keys() - self.overall.keys()
-        content = {name: value for name, value in self.measured.to_json().items() if name not in of_classes}
-        return content | {"classes": [{"name": name, **_finite(self.by_class[name])} for name in class_names]}
-
-
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """Result of an evaluation, and what it is about; the attributes are those of `ModelEvaluation`."""
-
-    report: TaskReport
-    class_names: list[str]
-    facts: dict[str, str]
-    settings: dict[str, Any]
-    bad_images: list[BadImage]
+    def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Return everything as plain values, see `Report`; without names, those of classes have theirs as a suffix."""
+        content = {
+            "num_images": self.num_images,
+            "num_broken": self.num_broken,
+            **finite(self.metrics if class_names is None else self.overall),
+            "seconds": self.seconds,
+            "images_per_second": self.images_per_second,
+        }
+        if class_names is None:
+            return content
+        return content | {"classes": [{"name": name, **finite(self.by_class[name])} for name in class_names]}
 
 
 def evaluate_task_model(
@@ -105,7 +109,7 @@ def evaluate_task_model(
     precision: Precision = "fp32",
     num_workers: int | None = None,
     sheet: Path | None = None,
-) -> TaskEvaluation:
+) -> ModelEvaluation:
     """Evaluate a model on annotated pictures.
 
     Every process that `torchrun` or `accelerate launch` has started calls this, and gets the same result.
@@ -125,67 +129,108 @@ def evaluate_task_model(
         EvaluationError: If no picture could be read, or one was not counted exactly once.
     """
     require_positive(batch_size=batch_size)
-    state, task = processes(), opened.task
-    options = data if isinstance(data, DataOptions) else DataOptions(path=os.fspath(data))
-    if split is not None:
-        options = replace(options, eval_split=split)
+    state, task, model = processes(), opened.task, opened.model
+    options = data_options(data, split)
     with state.main_process_first():
         source = find_split(type(task), options, "eval").source(task)
-    progress = Progress(-(-source.num_samples // state.num_processes), "pictures", is_shown=state.is_main_process)
-    loader = _WatchedLoader(
+
+    def measure_and_draw(loader: EvaluationLoader, ranks: Ranks) -> DenseReport:
+        report = task.measure(model, loader, ranks)
+        if sheet is not None and state.is_main_process:
+            task.write_contact_sheet(model, loader, sheet)
+        return report
+
+    height, width = task.size
+    return evaluate_source(
+        measure_and_draw,
         source,
         task.evaluation_example,
+        class_names=task.labels,
+        facts={
+            "data": f"{options.path}, {source.num_samples} pictures of the split {source.split}",
+            "task": f"{task.name.replace('_', ' ')} by {task.head.name}, {len(task.labels)} classes",
+            "images": f"{height} x {width} pixels",
+        },
+        settings={
+            "data": options.path,
+            "split": source.split,
+            "task": task.name,
+            "head": task.head.name,
+            "image_shape": [3, height, width],
+        },
         batch_size=batch_size,
-        rank=state.process_index,
-        world_size=state.num_processes,
+        precision=precision,
         num_workers=workers_per_rank(options) if num_workers is None else num_workers,
+        unit="pictures",
     )
-    with progress:
-        loader.progress = progress
-        ranks = Ranks(state.device, AUTOCAST_DTYPES[precision], gather=lambda value: gather_object([value]))
-        measured = task.measure(opened.model, loader, ranks)
-    if sheet is not None and state.is_main_process:
-        task.write_contact_sheet(opened.model, loader, sheet)
-    height, width = task.size
-    count = f", {state.num_processes} processes" if state.num_processes > 1 else ""
-    facts = {
-        "data": f"{options.path}, {source.num_samples} pictures of the split {source.split}",
-        "task": f"{task.name.replace('_', ' ')} by {task.head.name}, {len(task.labels)} classes",
-        "images": f"{height} x {width} pixels",
-        "computed": f"{precision} on {state.device.type}{count}",
-    }
-    settings = {
-        "data": options.path,
-        "split": source.split,
-        "task": task.name,
-        "head": task.head.name,
-        "image_shape": [3, height, width],
-        "precision": precision,
-        "batch_size": batch_size,
-        "num_processes": state.num_processes,
-    }
-    return TaskEvaluation(TaskReport(measured, task.labels), task.labels, facts, settings, loader.bad_images)
 
 
-class _WatchedLoader(EvaluationLoader):
-    """A loader that shows how far it is, and remembers the first broken pictures of this process."""
+def measure(task: DenseTask, model: torch.nn.Module, loader: EvaluationLoader, ranks: Ranks) -> DenseReport:
+    """Evaluate a model on this process's share of the pictures, and report on all of them.
 
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.progress: Progress | None = None
-        self.bad_images: list[BadImage] = []
+    Raises:
+        EvaluationError: If pictures were not counted exactly once, or none could be read.
+        EvaluationInterruptedError: If `ranks.should_stop` said yes on some process.
+    """
+    started = time.perf_counter()
+    metric = task.metric()
+    counted: list[int] = []
+    num_broken, is_interrupted = 0, False
+    with evaluating(model), torch.no_grad():
+        for batch, outputs in outputs_of(model, loader, ranks):
+            num_broken += len(batch.get("bad_images", ()))
+            is_interrupted = outputs is None
+            if not outputs:
+                continue
+            indices, truths = batch["sample_ids"].tolist(), batch["truths"]
+            predictions = task.predictions(outputs[0], [truth.size for truth in truths])
+            for index, prediction, truth in zip(indices, predictions, truths, strict=True):
+                metric.update(index, prediction, truth)
+            counted += indices
+    shares = ranks.gather((is_interrupted, counted, num_broken, metric.state()))
+    if any(share[0] for share in shares):
+        raise EvaluationInterruptedError("the evaluation was interrupted")
+    everything = [index for share in shares for index in share[1]]
+    num_broken = sum(share[2] for share in shares)
+    if not everything:
+        raise EvaluationError(f"none of the {loader.num_samples} images could be read.")
+    if len({*everything}) != len(everything) or len(everything) + num_broken != loader.num_samples:
+        raise EvaluationError(
+            f"{len(everything)} images were counted, and {loader.num_samples - num_broken} were expected: some were "
+            "left out or counted twice."
+        )
+    total = task.metric()
+    for share in shares:
+        total.merge(share[3])
+    fields, seconds = (*metric.log_fields, "num_images"), time.perf_counter() - started
+    return DenseReport(total.compute(), task.labels, fields, len(everything), num_broken, seconds)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            self.bad_images += batch["bad_images"][: NUM_LISTED - len(self.bad_images)]
-            yield batch
-            if self.progress is not None:
-                self.progress.advance(len(batch["sample_ids"]) + len(batch["bad_images"]))
+
+def first_samples(loader: EvaluationLoader) -> list[Sample]:
+    """Return the first pictures of a split that are whole, as they were read."""
+    source = loader.maker.source
+    samples: list[Sample] = []
+    for row in source.rows_at(range(source.num_samples)):
+        if len(samples) == NUM_DRAWN:
+            break
+        # the evaluation has counted those that are broken
+        with suppress(DecodingError):
+            samples.append(source.decode(row))
+    return samples
+
+
+def contact_sheet(task: DenseTask, model: torch.nn.Module, samples: Sequence[Sample]) -> Image.Image:
+    """Draw pictures beside each other: above what is annotated, below what the model says."""
+    with evaluating(model):
+        predictions = task.predict(model, [sample.picture for sample in samples])
+    rows = [[task.draw(sample.picture, sample.target) for sample in samples]]
+    rows.append([task.draw(sample.picture, said) for sample, said in zip(samples, predictions, strict=True)])
+    sheet = Image.new("RGB", (TILE * len(samples), TILE * len(rows)))
+    for place, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture.resize((TILE, TILE)), (column * TILE, place * TILE))
+    return sheet
 
 
 def _names_of_class(label: str) -> dict[str, str]:
     return {"iou": f"iou_{label}", "dice": f"dice_{label}", "map": map_of_class(label)}
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -19,6 +19,7 @@ from svit_hf.data.options import DataOptions
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.classifier import AUTOCAST_DTYPES, processes
 from svit_hf.evaluation.options import Precision, require_positive
+from svit_hf.evaluation.outputs import compute
 from svit_hf.evaluation.parts import Predictions, header, predict_parts
 from svit_hf.evaluation.pictures import Images, open_images
 from svit_hf.files import whole_file
@@ -82,9 +83,7 @@ class DensePredictor:
         self, pixel_values: torch.Tensor, extras: Sequence[Any], rows: Sequence[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Return the columns of pictures, whose masks and overlays are written meanwhile."""
-        device, dtype = self.model.device, AUTOCAST_DTYPES[self.precision]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            outputs = self.model(pixel_values=pixel_values.to(device))
+        outputs = compute(self.model, pixel_values.to(self.model.device), AUTOCAST_DTYPES[self.precision])
         predictions = self.task.predictions(outputs, [size for size, _ in extras])
         # the processors of Transformers leave out what is not finite, as if nothing were there
         said = [getattr(outputs, name).flatten(1) for name in OUTPUTS if getattr(outputs, name, None) is not None]

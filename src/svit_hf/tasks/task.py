@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -20,6 +20,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from svit_hf.data.sharding import SampleKey
 from svit_hf.errors import SViTError
+from svit_hf.evaluation.outputs import Ranks
+from svit_hf.evaluation.report import Report
 from svit_hf.files import whole_file
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.tasks.heads import counting_own_objects, find_head
@@ -31,7 +33,7 @@ from svit_hf.tasks.pictures import Augmentation, Origin, View
 if TYPE_CHECKING:
     # these need the packages of svit-hf[train], models do not
     from svit_hf.data.loading import Batch, EvaluationLoader
-    from svit_hf.tasks.measuring import DenseReport
+    from svit_hf.tasks.evaluation import DenseReport
 
 
 @dataclass
@@ -124,52 +126,6 @@ class Metric(ABC):
     @abstractmethod
     def compute(self) -> dict[str, float]:
         """Return the numbers, by name."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The processes that share an evaluation.
-
-    Attributes:
-        device: Where the model of this one is.
-        autocast_dtype: Precision of the forward pass; that of the model if `None`.
-        reduce: Adds up a float64 tensor over all processes, and gives everybody the sum.
-        gather: Gives everybody what each process has, in their order.
-        should_stop: Asked before each batch, about this process. If it says yes anywhere, nobody gets a report.
-    """
-
-    device: torch.device | str = "cpu"
-    autocast_dtype: torch.dtype | None = None
-    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums
-    gather: Callable[[Any], list[Any]] = lambda value: [value]
-    should_stop: Callable[[], bool] = lambda: False
-
-
-class Report(Protocol):
-    """Numbers of an evaluation, over all processes.
-
-    Attributes:
-        log_fields: Names of the numbers that the log of a run has.
-        num_images: Images that count.
-        seconds: Duration.
-    """
-
-    @property
-    def log_fields(self) -> tuple[str, ...]: ...  # noqa: D102 - above
-
-    @property
-    def num_images(self) -> int: ...  # noqa: D102
-
-    @property
-    def seconds(self) -> float: ...  # noqa: D102
-
-    def line(self) -> str:
-        """Return the most important numbers in a line."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all numbers as plain values; those that are not finite become `None`."""
-        ...
 
 
 class Task(ABC):
@@ -334,13 +290,13 @@ class DenseTask(Task):
 
     def measure(self, model: torch.nn.Module, loader: "EvaluationLoader", ranks: Ranks | None = None) -> "DenseReport":
         """Count what a model says of every picture that `loader` gives, over all processes."""
-        from svit_hf.tasks.measuring import measure
+        from svit_hf.tasks.evaluation import measure
 
         return measure(self, model, loader, ranks or Ranks())
 
     def write_contact_sheet(self, model: torch.nn.Module, loader: "EvaluationLoader", file: Path) -> None:
         """Draw the first pictures: above what is annotated, below what the model says."""
-        from svit_hf.tasks.measuring import contact_sheet, first_samples
+        from svit_hf.tasks.evaluation import contact_sheet, first_samples
 
         with whole_file(file) as unfinished:
             contact_sheet(self, model, first_samples(loader)).save(unfinished, "PNG")

@@ -29,8 +29,8 @@ from torch.distributed.tensor import DTensor
 from svit_hf.data.decoding import BadImageTally
 from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
-from svit_hf.evaluation.classification import EvaluationInterruptedError
-from svit_hf.tasks.task import Ranks, Task
+from svit_hf.evaluation.outputs import EvaluationInterruptedError, Ranks
+from svit_hf.tasks.task import Task
 from svit_hf.training.agreement import Agreement, DelayedSignals
 from svit_hf.training.assembly import autocast_dtype, on_rank_zero
 from svit_hf.training.checkpointing import (
