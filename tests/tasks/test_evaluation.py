@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from svit_hf import cli
+from svit_hf.data.options import DataOptions
 from svit_hf.errors import EvaluationError
 from svit_hf.evaluation import model_evaluation
 from svit_hf.tasks.coco import encode_run_lengths
 from svit_hf.tasks.evaluation import DenseReport, evaluate_task_model
+from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.pictures import decode_mask
-from svit_hf.tasks.rows import find_evaluation_rows
 from svit_hf.tasks.saved_models import open_task_model
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
 
@@ -169,9 +170,10 @@ def test_impossible_options_are_refused(options, status, message, saved, data, c
 
 
 def test_the_first_split_to_evaluate_on_is_found(data):
-    assert find_evaluation_rows(SemanticSegmentation, data, None)[0] == "test"
+    options = DataOptions(str(data))
+    assert find_split(SemanticSegmentation, options, "eval").name == "test"
     (data / "test").rename(data / "val")
-    assert find_evaluation_rows(SemanticSegmentation, data, None)[0] == "validation"
+    assert find_split(SemanticSegmentation, options, "eval").name == "validation"
 
 
 def test_classes_may_be_called_as_numbers_are():

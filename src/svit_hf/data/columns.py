@@ -41,13 +41,13 @@ def _find_label_column(features: datasets.Features, named: str | None, multi_lab
         field_of(features, named)
         return named
     if multi_label:
-        features = datasets.Features({name: _element_of(feature) for name, feature in features.items()})
+        features = datasets.Features({name: element_of(feature) for name, feature in features.items()})
     typed = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     usual = [name for name, feature in features.items() if name.lower() in LABEL_NAMES and _is_plain(feature)]
     return _choose("label_column", named, typed or usual, features)
 
 
-def _element_of(feature: Any) -> Any:
+def element_of(feature: Any) -> Any:
     """Return what a list is made of; other features as they are."""
     return feature.feature if isinstance(feature, (datasets.List, datasets.LargeList)) else feature
 
@@ -95,7 +95,7 @@ def names_in_features(features: datasets.Features | None, label_column: str) -> 
     """Return the names of the classes, in order, if the features know them."""
     if features is None or top_columns(features, label_column)[0] not in features:
         return None
-    feature = _element_of(field_of(features, label_column))
+    feature = element_of(field_of(features, label_column))
     return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 

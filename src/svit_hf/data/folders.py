@@ -23,9 +23,9 @@ SPLIT_WORDS = {
     "training": "train",
     "trainset": "train",
     "validation": "validation",
+    "val": "validation",
     "valid": "validation",
     "validate": "validation",
-    "val": "validation",
     "valset": "validation",
     "dev": "validation",
     "test": "test",
@@ -150,11 +150,7 @@ def arrange_images(root: Path, files: Iterable[Parts], unused: Counter[str]) -> 
     Folders on top that are all called like splits are splits; a single folder around them is passed through
     (`images/train`, `images/val`), and so is a folder in a split that is called like it (`seg_train/seg_train`). The
     class is the folder below the split; what is deeper is grouping. Without such names all images are for training.
-
-    Args:
-        root: The folder.
-        files: Its files.
-        unused: What was passed over before.
+    `unused` is what was passed over before.
 
     Raises:
         SViTError: If it is not clear what is a split and what is a class; the message lists what is there.

@@ -3,19 +3,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from svit_hf.data.columns import find_columns
+from svit_hf.data.columns import element_of, find_columns
 from svit_hf.data.locations import Location, find_location
 from svit_hf.data.opening import MAX_INDEXED_BYTES, footers_of, open_columns, split_name
 from svit_hf.data.options import DataOptions
 from svit_hf.errors import DataError, SViTError, listed
 from svit_hf.tasks.objects import CATEGORY_FIELDS
 from svit_hf.tasks.options import IS_STORED
-from svit_hf.tasks.rows import MissingSplitError, find_evaluation_rows, read_labels
+from svit_hf.tasks.rows import MissingSplitError, read_labels
 from svit_hf.tasks.rows_source import RowsSource, TaskSource, TaskStream, TaskTable
 from svit_hf.tasks.task import DenseTask
 
@@ -59,19 +60,23 @@ def find_split(kind: type[DenseTask], options: DataOptions, split: str) -> Found
         SViTError: If something is not there, not clear, or too expensive to find out.
         DataError: If files are damaged.
     """
-    path = Path(options.path)
     if not _is_folder_of_task(options):
         return _find_by_columns(kind, options, split)
-    try:
-        if split == "train":
-            name, rows = options.train_split, kind.find_rows(path, options.train_split)
+    path = Path(options.path)
+    names: tuple[str, ...] = (options.train_split,)
+    if split == "eval":
+        names = (options.eval_split,) if options.eval_split else ("validation", "test")
+    missing: MissingSplitError | None = None
+    for name in names:
+        try:
+            rows = kind.find_rows(path, name)
+        except MissingSplitError as error:
+            missing = error
         else:
-            name, rows = find_evaluation_rows(kind, path, options.eval_split)
-    except MissingSplitError:
-        if not any(next(path.rglob(pattern), None) for pattern in OTHER_FILES):
-            raise
-        return _find_by_columns(kind, options, split)
-    return FoundSplit(name, rows.labels, lambda task: RowsSource(rows, task, f"{options.path}, split {name}"))
+            return FoundSplit(name, rows.labels, partial(RowsSource, rows, name=f"{options.path}, split {name}"))
+    if missing is not None and not any(next(path.rglob(pattern), None) for pattern in OTHER_FILES):
+        raise missing
+    return _find_by_columns(kind, options, split)
 
 
 def find_splits(kind: type[DenseTask], options: DataOptions) -> list[FoundSplit]:
@@ -178,13 +183,6 @@ def _labels(
 def _names_in(features: datasets.Features, column: str) -> list[str] | None:
     node: Any = features
     for part in (column,) if column in features else column.split("."):
-        node = _element_of(node[part])
-    found = (_element_of(node[name]) for name in CATEGORY_FIELDS if isinstance(node, Mapping) and name in node)
+        node = element_of(node[part])
+    found = (element_of(node[name]) for name in CATEGORY_FIELDS if isinstance(node, Mapping) and name in node)
     return next((list(names.names) for names in found if isinstance(names, datasets.ClassLabel)), None)
-
-
-def _element_of(feature: Any) -> Any:
-    """Return what a list is made of, however deep; other features as they are."""
-    while isinstance(feature, (datasets.List, datasets.LargeList)):
-        feature = feature.feature
-    return feature

@@ -12,21 +12,20 @@ from typing import Any
 
 import yaml
 
+from svit_hf.data.decoding import readable_suffixes
+from svit_hf.data.folders import SPLIT_WORDS, is_foreign
 from svit_hf.errors import DataError
 from svit_hf.tasks.objects import CATEGORY_FIELDS
 from svit_hf.tasks.pictures import Origin
-from svit_hf.tasks.task import DenseTask, Rows
+from svit_hf.tasks.task import Rows
 
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".ppm", ".pgm"}
 # added to rows whose classes are numbers, where the data name them: what they mean, in the order of the numbers
 CLASS_NAMES = "svit_class_names"
 # where parquet files may state them, as paths of names in the features that `datasets` writes
 CLASSES_OF_OBJECTS = [("objects", name) for name in CATEGORY_FIELDS]
 # added to rows whose boxes were made here: how they are stored, whatever is said of the data
 BOX_FORMAT = "svit_box_format"
-# other words for a split
-SPLIT_WORDS = {"validation": ("val", "valid", "dev"), "train": ("training",), "test": ("testing",)}
 
 
 class MissingSplitError(DataError):
@@ -35,7 +34,7 @@ class MissingSplitError(DataError):
 
 def split_names(split: str) -> list[str]:
     """Return a split's name, and the other words for it."""
-    return [split, *SPLIT_WORDS.get(split, ())]
+    return [split, *(word for word, meaning in SPLIT_WORDS.items() if meaning == split != word)]
 
 
 def no_rows(path: Path, split: str, layouts: str) -> MissingSplitError:
@@ -44,32 +43,11 @@ def no_rows(path: Path, split: str, layouts: str) -> MissingSplitError:
     return MissingSplitError(f"{str(path)!r} has no split {split!r}: it holds {found[:20]}; expected is {layouts}.")
 
 
-def find_evaluation_rows(kind: type[DenseTask], path: Path, split: str | None) -> tuple[str, Rows]:
-    """Return the split that is named, or the first of validation and test that there is.
-
-    Raises:
-        DataError: If there is none, or the files cannot be read.
-    """
-    for name in (split,) if split else ("validation", "test"):
-        try:
-            return name, kind.find_rows(path, name)
-        except MissingSplitError:
-            if split or name == "test":
-                raise
-    raise AssertionError("one is found or missing")
-
-
 def parquet_rows(path: Path, split: str, label_columns: Sequence[Sequence[str]] = ()) -> Rows | None:
-    """Read `SPLIT.parquet`, or `SPLIT-*.parquet`, here or in `data/`.
+    """Read `SPLIT.parquet`, or `SPLIT-*.parquet`, of a folder or its `data/`; None if there is no such file.
 
-    Args:
-        path: Folder.
-        split: Name of the split.
-        label_columns: Where the names of the classes may stand in the features that `datasets` writes: paths of
-            names.
-
-    Returns:
-        The rows, or None if there is no such file.
+    In the features that `datasets` writes, the names of the classes may stand at `label_columns`, which are paths of
+    names.
 
     Raises:
         DataError: If a file cannot be read, or pyarrow is not installed.
@@ -129,10 +107,12 @@ def pictures_in(folder: Path) -> list[Path]:
         DataError: If there is none, or two have the same name without suffix.
     """
     files = sorted(
-        file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")
+        file for file in folder.iterdir() if file.suffix.lower() in readable_suffixes() and not is_foreign(file.name)
     )
     if not files:
-        raise DataError(f"{str(folder)!r} has no pictures; expected are files that end in {sorted(PICTURE_SUFFIXES)}.")
+        raise DataError(
+            f"{str(folder)!r} has no pictures; expected are files that end in {sorted(readable_suffixes())}."
+        )
     for one, other in pairwise(files):
         if one.stem == other.stem:
             raise DataError(f"{str(folder)!r} has both {one.name!r} and {other.name!r}, with one annotation for both.")
