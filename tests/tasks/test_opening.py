@@ -24,7 +24,7 @@ from svit_hf.tasks.detection import Detection
 from svit_hf.tasks.evaluation import first_samples
 from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.options import AnnotationOptions
-from svit_hf.tasks.rows_source import RowsSource, TaskStream, TaskTable
+from svit_hf.tasks.sources import RowsSource, TaskStream, TaskTable
 from svit_hf.tasks.shards import write_annotated_shards
 
 

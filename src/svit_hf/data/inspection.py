@@ -41,27 +41,17 @@ LARGE_ROW_GROUP_BYTES = 256 << 20
 
 
 class Shard(NamedTuple):
-    """What it takes to read one file of a stream in another process.
-
-    Attributes:
-        stream: All files.
-        number: Which of them to read.
-        columns: Columns of the images and labels.
-        stored_names: What integers among the labels stand for, if they stand for names.
-        has_files: Whether rows name image files.
-        name: Name of the file.
-        limits: The largest image that is decoded.
-        multi_label: Whether an image has a list of labels.
-    """
+    """What it takes to read one file of a stream in another process: all of them, and which to read."""
 
     stream: Any
     number: int
-    columns: tuple[str, ...]
-    stored_names: tuple[str, ...] | None
-    has_files: bool
     name: str
-    limits: ImageLimits
-    multi_label: bool
+    columns: tuple[str, ...]
+    # what integers among the labels stand for, if they stand for names
+    stored_names: tuple[str, ...] | None
+    # whether rows name image files
+    has_files: bool
+    options: DataOptions
 
 
 class Files(NamedTuple):
@@ -81,10 +71,6 @@ class Findings:
         num_rows: Images, broken ones included.
         num_bytes: Bytes of the encoded images.
         labels: How often each label occurs: by name where it has one, otherwise as it is stored.
-        widths: How often each width occurs, in pixels.
-        heights: How often each height occurs, in pixels.
-        modes: How often each of Pillow's modes occurs.
-        bad_images: The broken ones.
     """
 
     num_rows: int = 0
@@ -128,7 +114,6 @@ class SplitInspection:
 
     Attributes:
         files: Rows of the shards of each file, by the file's name.
-        findings: What was found in all of them.
         columns: Columns of the images and labels; none of a folder.
         wrong_labels: Labels that are none of the classes, and how often they occur.
     """
@@ -141,15 +126,7 @@ class SplitInspection:
 
 @dataclass
 class Inspection:
-    """What is known of a source.
-
-    Attributes:
-        path: Where it is.
-        format: What it is.
-        label_names: Names of the classes, in order.
-        splits: The splits, by name.
-        remarks: What is not used, and what is odd.
-    """
+    """What is known of a source; `remarks` say what is not used, and what is odd."""
 
     path: str
     format: str
@@ -208,11 +185,7 @@ class Inspection:
 
 
 def inspect_source(options: DataOptions, num_workers: int = 0) -> Inspection:
-    """Read all images of all splits.
-
-    Args:
-        options: Where they are.
-        num_workers: Processes that read and decode; 0 for this one.
+    """Read all images of all splits, in so many processes; 0 for this one.
 
     Raises:
         SViTError: If something is not there or not clear.
@@ -282,8 +255,7 @@ def _inspect_stream(options: DataOptions, location: Location, split: str, execut
         stored = [stored[0] or names_in_features(stream.features, columns[1])] * len(names)
     has_files = location.format == "imagefolder"
     shards = [
-        Shard(stream, number, columns, stored[number], has_files, name, options.limits, options.multi_label)
-        for number, name in enumerate(names)
+        Shard(stream, number, name, columns, stored[number], has_files, options) for number, name in enumerate(names)
     ]
     findings = Findings()
     num_rows: list[tuple[int, ...]] = []
@@ -326,13 +298,13 @@ def read_shard(shard: Shard) -> Findings:
             for values in zip(*batch.values(), strict=True):
                 example = dict(zip(batch, values, strict=True))
                 image, label = (field_of(example, column) for column in shard.columns)
-                if not shard.multi_label:
+                if not shard.options.multi_label:
                     refuse_lists(label, shard.name, found.num_rows)
-                labels = label or () if shard.multi_label else [label]
+                labels = label or () if shard.options.multi_label else [label]
                 found.labels.update(_named(one, shard.stored_names) for one in labels)
                 stored = stored_image(image, shard.has_files)
                 source = stored if isinstance(stored, str) else shard.name
-                found.look_at(stored, source, found.num_rows, shard.limits)
+                found.look_at(stored, source, found.num_rows, shard.options.limits)
     return found
 
 

@@ -42,10 +42,8 @@ class Coverage:
     """What one epoch covers, over all ranks.
 
     Attributes:
-        num_samples: Samples of the source.
         num_used: Different samples that an epoch shows.
         num_views: Views of each.
-        updates: Updates of an epoch.
         update_size: Images of one update, over all ranks.
         advice: What would make reading faster, or empty.
         is_balanced: Whether every class comes equally often.
@@ -191,13 +189,7 @@ class EvaluationLoader:
     A rank may have more batches than another, and a batch may be smaller than others: broken images are left out and
     only named in `bad_images`. A batch whose images are all broken has no rows.
 
-    Args:
-        source: The images.
-        transform: Makes an example of what the source decodes, such as a tensor `(3, H, W)` of a picture.
-        batch_size: Images in a batch, broken ones included.
-        rank: This rank, from 0.
-        world_size: Number of ranks.
-        num_workers: Processes that read, decode and transform; 0 for this one.
+    The arguments are those of `TrainingLoader`; of the `batch_size` images of a batch, some may be broken.
 
     Attributes:
         num_samples: Samples of the source, over all ranks.

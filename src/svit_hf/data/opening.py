@@ -340,7 +340,7 @@ def _class_names(
     """Return the names of the classes, and what integers stand for in each file."""
     label_column = opened.columns[1]
     of_split = names_in_features(opened.dataset.features, label_column)
-    # of files that do not say it themselves; a card on the Hub may, whose data are a stream here
+    # the files of a stream may leave the names to the card of the data set
     otherwise = of_split if opened.is_streaming else None
     stored = [names_of_footer(footer, options) or otherwise for footer in opened.footers]
     stored = stored or [of_split] * len(opened.counts)

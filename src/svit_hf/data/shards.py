@@ -93,20 +93,12 @@ def write_sources(
     options: ShardOptions,
     class_names: Sequence[str] = (),
 ) -> dict[str, WrittenSplit]:
-    """Write opened sources as shards, by the names of their splits, as `write_shards` does.
+    """Write opened sources, by the names of their splits, as `write_shards` does.
 
-    Args:
-        sources: What to read.
-        output_dir: A new or an empty folder.
-        options: What the shards look like.
-        class_names: Names for classes.txt, one per line, where the shards have no place for them.
-
-    Returns:
-        What was written of each split.
+    `class_names` are for classes.txt, one per line, where the shards have no place for them.
 
     Raises:
-        SViTError: If the folder is in use.
-        DataError: If no image of a split can be decoded, or an annotation cannot be used.
+        DataError: As in `write_shards`, or if an annotation cannot be used.
     """
     require_new_folder(output_dir, "output_dir")
     written = {}

@@ -209,14 +209,7 @@ class IndexedSource(ImageSource):
 
 
 class FolderSource(IndexedSource):
-    """Image files of a local folder, each in the folder of its class.
-
-    Args:
-        root: The folder.
-        images: The images, and the classes of each.
-        label_names: Names of the classes, in order; none if no labels are wanted.
-        name: What to call the data.
-    """
+    """Image files of a local folder, each in the folder of its class; without `label_names`, no labels are wanted."""
 
     def __init__(self, root: str, images: FolderSplit, label_names: Sequence[str], name: str):
         super().__init__(f"{name}, image files", label_names, {name: len(images.files)})
@@ -356,13 +349,7 @@ class TableSource(ColumnSource, IndexedSource):
 
 
 class SelectedSource(IndexedSource):
-    """Some images of another source.
-
-    Args:
-        source: The other source.
-        sample_ids: The places there.
-        name: What to call them.
-    """
+    """Some images of another source, by their places there."""
 
     def __init__(self, source: IndexedSource, sample_ids: Sequence[int], name: str):
         super().__init__(name, source.label_names, {name: len(sample_ids)})

@@ -28,16 +28,7 @@ Model = str | os.PathLike[str] | PreTrainedModel
 
 @dataclass(frozen=True)
 class Classifier:
-    """Model that is ready for images.
-
-    Attributes:
-        model: The model, in eval mode.
-        forward: What to call with pixel values.
-        preprocessing: What makes pixel values of a picture.
-        class_names: Names of the classes, in order.
-        device: Where the model is.
-        precision: Precision of the forward pass.
-    """
+    """Model in eval mode, with what makes pixel values of a picture, and what to call with these."""
 
     model: PreTrainedModel
     forward: Callable[[torch.Tensor], Any]
@@ -63,16 +54,9 @@ def open_classifier(
     crop_pct: float | None = None,
     precision: Precision = "fp32",
 ) -> Classifier:
-    """Load a model and what belongs to it, and see that it works.
+    """Load a model and what belongs to it, and see that it works; the arguments are those of `evaluate_model`.
 
-    Args:
-        model: A folder, an id of the Hub, the folder of a training run, or a model in memory, which is put into eval
-            mode and moved to the device.
-        device: Where to compute.
-        image_processor: What prepares images; by default that of the folder or id. A model in memory needs one.
-        image_size: Edge, or height and width, of the images in pixels; that of the processor if `None`.
-        crop_pct: Share of the resized picture's edge that the crop keeps; that of the processor if `None`.
-        precision: Precision of the forward pass.
+    A model in memory is put into eval mode and moved to the device.
 
     Raises:
         SViTError: If something cannot be loaded, or does not work with the options.

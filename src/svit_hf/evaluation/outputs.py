@@ -46,14 +46,7 @@ def outputs_of(
 
     A batch without images has none. With `None`, before which `should_stop` said yes, it ends. A model wrapped in
     `DistributedDataParallel`, whose forward exchanges buffers, is unwrapped: processes may have different numbers of
-    batches.
-
-    Args:
-        model: The model, in evaluation mode.
-        batches: Mappings with `pixel_values` `(B, C, H, W)`.
-        ranks: The processes.
-        flip: Whether mirror images are wanted.
-        forward: What to call instead of `model`, with the same result.
+    batches. What is called is `forward` if it is given, with the same result.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module

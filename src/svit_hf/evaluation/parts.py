@@ -42,20 +42,14 @@ Predict = Callable[[torch.Tensor, Sequence[Any], Sequence[dict[str, Any]]], list
 
 
 class Part(NamedTuple):
-    """Images that go into one file.
-
-    Attributes:
-        number: Its number, from 0.
-        images: Their places in the source.
-    """
+    """Images that go into one file: its number, from 0, and their places in the source."""
 
     number: int
     images: range
 
-    @property
-    def file_name(self) -> str:
-        """Name of the part's file."""
-        return f"part-{self.number:05d}.parquet"
+    def file(self, folder: Path) -> Path:
+        """Return the part's file in a folder."""
+        return folder / f"part-{self.number:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -129,7 +123,7 @@ def predict_parts(  # noqa: PLR0913 - what is predicted, by what, how, and where
         part_size: Images per file.
         batch_size: Images per batch of each process.
         num_workers: Processes that read and decode.
-        describe: Says in a few words what was predicted, from a row.
+        describe: As in `Predictions`.
 
     Raises:
         SViTError: If the folder is about something else.
@@ -142,7 +136,7 @@ def predict_parts(  # noqa: PLR0913 - what is predicted, by what, how, and where
         with state.main_process_first():
             _claim(output, json.loads(json.dumps(about)))
         # by number and not by what is left: another process may have begun to write
-        own = [part for part in parts[state.process_index :: state.num_processes] if not _file(output, part).exists()]
+        own = [part for part in parts[state.process_index :: state.num_processes] if not part.file(output).exists()]
     loader = load(_ImagesOfParts(source, prepare, own, batch_size), min(num_workers, len(own)))
     schema = pa.schema(PLACE | columns | ERROR)
     num_new = sum(len(part.images) for part in own)
@@ -153,20 +147,16 @@ def predict_parts(  # noqa: PLR0913 - what is predicted, by what, how, and where
             if output is None:
                 tables[part] = table
             else:
-                _write(table, _file(output, part))
+                _write(table, part.file(output))
     if output is None:
         return Predictions(source.num_samples, num_new, describe, tables=tuple(tables[part] for part in parts))
     state.wait_for_everyone()
-    return Predictions(source.num_samples, num_new, describe, output, tuple(_file(output, part) for part in parts))
+    return Predictions(source.num_samples, num_new, describe, output, tuple(part.file(output) for part in parts))
 
 
 def _parts(num_images: int, part_size: int) -> list[Part]:
     starts = range(0, num_images, part_size)
     return [Part(number, range(start, min(start + part_size, num_images))) for number, start in enumerate(starts)]
-
-
-def _file(folder: Path, part: Part) -> Path:
-    return folder / part.file_name
 
 
 # no tuple: a DataLoader would take that apart

@@ -4,7 +4,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from PIL import Image
@@ -12,7 +12,7 @@ from PIL import Image
 from svit_hf.data.folders import picture_files
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
-from svit_hf.data.sources import UNLABELLED, ImageSource, Row
+from svit_hf.data.sources import UNLABELLED, ImageSource, IndexedSource, Row
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.classifier import processes
 from svit_hf.evaluation.options import data_options
@@ -22,14 +22,12 @@ Picture = str | os.PathLike[str] | Image.Image
 Images = Picture | Sequence[Picture] | DataOptions | ImageSource
 
 
-class Pictures(ImageSource):
+class Pictures(IndexedSource):
     """Pictures without labels, in their order.
 
     Args:
         pictures: Paths of files, or pictures in memory, by their names.
     """
-
-    is_streaming = False
 
     def __init__(self, pictures: Mapping[str, str | Image.Image]):
         super().__init__("pictures", (), {"pictures": len(pictures)})
@@ -41,11 +39,10 @@ class Pictures(ImageSource):
         """Return the name of a picture, and row 0."""
         return self.names[sample_id], 0
 
-    def rows(self, shard: int, first: int, stop: int) -> Iterator[Row]:
-        """Yield pictures that follow each other."""
-        for sample_id in range(first, stop):
-            picture = self.pictures[sample_id]
-            yield Row(sample_id, picture if isinstance(picture, str) else _encode(picture), UNLABELLED)
+    def row(self, sample_id: int) -> Row:
+        """Return a picture."""
+        picture = self.pictures[sample_id]
+        return Row(sample_id, picture if isinstance(picture, str) else _encode(picture), UNLABELLED)
 
     def digest(self) -> str:
         """Return what tells these pictures from others: the names of files, the pixels of pictures in memory."""

@@ -29,16 +29,7 @@ Criterion = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Classification(Task):
-    """One class, or any number of labels, for every image.
-
-    Args:
-        source: The training images.
-        processor: What prepares images for the trained model.
-        image_size: Height and width of the training images, in pixels.
-        augmentation: What happens to each of them.
-        mixing: How the images of a batch are mixed.
-        criterion: The loss.
-    """
+    """One class, or any number of labels, for every image; `image_size` is that of training, in pixels."""
 
     name = "classification"
     pipeline_tag = "image-classification"

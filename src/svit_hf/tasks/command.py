@@ -99,21 +99,9 @@ class EvaluateCommand(InputOptions):
         from svit_hf.evaluation.model_evaluation import evaluate_model, open_labelled
 
         source = open_labelled(self.data, self.split)
-        return {
-            name: evaluate_model(
-                location,
-                source,
-                image_size=self.image_size,
-                crop_pct=self.crop_pct,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                flip=self.flip,
-                label_map=self.label_map,
-                mask=self.mask,
-                num_workers=self.data.num_workers,
-            )
-            for name, location in locations.items()
-        }
+        names = ("image_size", "crop_pct", "batch_size", "precision", "flip", "label_map", "mask")
+        common = {name: getattr(self, name) for name in names} | {"num_workers": self.data.num_workers}
+        return {name: evaluate_model(location, source, **common) for name, location in locations.items()}
 
     def _evaluate_dense(self, locations: dict[str, str]) -> dict[str, Any]:
         from svit_hf.evaluation.classifier import processes
@@ -124,17 +112,11 @@ class EvaluateCommand(InputOptions):
             value = getattr(self.data, item.name)
             if item.name in DATA_OF_CLASSIFIERS and value != item.default:
                 raise SViTError(f"`data.{item.name}` is {value!r}; masks and boxes are read without it.")
+        common = {name: getattr(self, name) for name in ("split", "batch_size", "precision", "sheet")}
         evaluations = {}
         for name, location in locations.items():
             opened = open_task_model(location, processes().device, task=self.task, annotations=self.annotations)
-            evaluations[name] = evaluate_task_model(
-                opened,
-                self.data,
-                split=self.split,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                sheet=self.sheet,
-            )
+            evaluations[name] = evaluate_task_model(opened, self.data, **common)
         return evaluations
 
     def _content(self, evaluations: dict[str, Any], locations: dict[str, str]) -> str:
@@ -213,20 +195,14 @@ class PredictCommand(InputOptions):
                     f"`output` has to name a folder: only up to {MOST_IMAGES_SHOWN} images, on one process, are shown "
                     f"and not written; there are {source.num_samples}."
                 )
-            common: dict[str, Any] = {
-                "output": self.output,
-                "batch_size": self.batch_size,
-                "precision": self.precision,
-                "part_size": self.part_size,
-                "num_workers": self.data.num_workers,
-            }
+            own = ("min_score", "overlays") if is_dense else ("image_size", "crop_pct", "top_k", "embeddings")
+            names = ("output", "batch_size", "precision", "part_size", *own)
+            options = {name: getattr(self, name) for name in names} | {"num_workers": self.data.num_workers}
             if is_dense:
                 opened = open_task_model(location, state.device, task=self.task)
-                common |= {"min_score": self.min_score, "overlays": self.overlays}
-                predictions = predict_objects(opened, source, **common)
+                predictions = predict_objects(opened, source, **options)
             else:
-                common |= {name: getattr(self, name) for name in ("image_size", "crop_pct", "top_k", "embeddings")}
-                predictions = predict_images(location, source, **common)
+                predictions = predict_images(location, source, **options)
         if state.is_main_process:
             lines = [predictions.table()] if predictions.num_images <= MOST_IMAGES_SHOWN else []
             if self.output is not None:

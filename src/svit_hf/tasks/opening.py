@@ -17,7 +17,7 @@ from svit_hf.errors import DataError, SViTError, listed
 from svit_hf.tasks.objects import CATEGORY_FIELDS
 from svit_hf.tasks.options import IS_STORED
 from svit_hf.tasks.rows import MissingSplitError, read_labels
-from svit_hf.tasks.rows_source import RowsSource, TaskSource, TaskStream, TaskTable
+from svit_hf.tasks.sources import RowsSource, TaskSource, TaskStream, TaskTable
 from svit_hf.tasks.task import DenseTask
 
 

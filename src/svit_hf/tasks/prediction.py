@@ -58,12 +58,8 @@ class DensePredictor:
     """What is done with the pictures of a batch, for `svit_hf.evaluation.parts.predict_parts`.
 
     Attributes:
-        task: The task of the model.
-        model: The model, in evaluation mode.
-        precision: Of the forward pass.
         min_score: Objects with a lower score are left out; pixels have none.
         folder: Gets masks, and overlays; nothing is drawn without it.
-        has_overlays: Whether predictions are drawn on their pictures.
     """
 
     task: DenseTask

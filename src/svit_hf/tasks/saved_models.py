@@ -83,12 +83,7 @@ def open_task_model(
 def read_head(
     folder: str | os.PathLike[str], task: str | None = None, location: str | None = None
 ) -> tuple[Head, PreTrainedConfig, str, tuple[int, int]]:
-    """Read what a saved model is, without its weights.
-
-    Args:
-        folder: Its folder.
-        task: Name of the task, as in `open_task_model`.
-        location: What to call the model in messages.
+    """Read what a saved model is, without its weights; `location` is what messages call it.
 
     Returns:
         The head, its config, the name of the task, and height and width of the images.

@@ -19,8 +19,7 @@ from PIL import Image
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import drawing
 from svit_hf.tasks.heads import IGNORED
-from svit_hf.tasks.options import AnnotationOptions
-from svit_hf.tasks.pictures import Augmentation, Origin, View, decode_mask, decode_picture
+from svit_hf.tasks.pictures import Origin, View, decode_mask, decode_picture
 from svit_hf.tasks.rows import folder_pairs, no_rows, parquet_rows, pictures_in, read_labels
 from svit_hf.tasks.task import DenseTask, Metric, Rows, Sample, Truth
 
@@ -28,12 +27,7 @@ from svit_hf.tasks.task import DenseTask, Metric, Rows, Sample, Truth
 class SemanticSegmentation(DenseTask):
     """A class for every pixel; targets and predictions are int64 `(H, W)`.
 
-    Args:
-        labels: As in `DenseTask`.
-        image_size: As in `DenseTask`.
-        head: As in `build_model`.
-        augmentation: As in `DenseTask`.
-        annotations: As in `DenseTask`: `is_binary` and `reduce_labels`.
+    The arguments are those of `DenseTask`; of `annotations`, it knows `is_binary` and `reduce_labels`.
     """
 
     name = "semantic_segmentation"
@@ -42,15 +36,8 @@ class SemanticSegmentation(DenseTask):
     annotation_options = ("is_binary", "reduce_labels")
     annotation_columns = ("mask",)
 
-    def __init__(
-        self,
-        labels: Sequence[str],
-        image_size: int | tuple[int, int],
-        head: str | None = None,
-        augmentation: Augmentation | None = None,
-        annotations: AnnotationOptions | None = None,
-    ):
-        super().__init__(labels, image_size, head, augmentation, annotations)
+    def check(self) -> None:
+        """Refuse classes that masks cannot have."""
         is_binary, reduce_labels = self.annotations.is_binary, self.annotations.reduce_labels
         if is_binary and len(self.labels) != 2:
             raise SViTError(

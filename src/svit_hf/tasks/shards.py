@@ -21,21 +21,10 @@ def write_annotated_shards(
     labels: Sequence[str] = (),
     annotations: AnnotationOptions | None = None,
 ) -> dict[str, WrittenSplit]:
-    """Write all splits of annotated pictures as shards.
+    """Write all splits of annotated pictures as shards, as `svit_hf.data.shards.write_shards` does for classes.
 
-    Encoded pictures are copied byte for byte, if they can be decoded. Masks become class indices as PNG, boxes left,
-    top, width and height in pixels, masks of objects run-length codes.
-
-    Args:
-        task: Name of the task.
-        source: What to read.
-        output_dir: A new or an empty folder.
-        options: What the shards look like.
-        labels: Names of the classes; by default those that the data name.
-        annotations: How annotations are to be read.
-
-    Returns:
-        What was written of each split.
+    Masks become class indices as PNG, boxes left, top, width and height in pixels, masks of objects run-length codes.
+    Without `labels`, the classes are those that the data name.
 
     Raises:
         SViTError: If the folder is in use, the classes have no names, or the source cannot be read.

@@ -69,14 +69,6 @@ class Truth:
     size: tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A picture as a model takes it, `(3, height, width)`, and what is annotated of it."""
-
-    pixel_values: torch.Tensor
-    truth: Truth
-
-
 @dataclass
 class Rows:
     """The rows of a split, all in the columns that the task reads.
@@ -222,6 +214,14 @@ class DenseTask(Task):
                 "out, and enlarges them."
             )
         self.processor: BaseImageProcessor = self.head.make_processor(self.size)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            SViTError: If it does not.
+        """
 
     def build_model(self, backbone: str | os.PathLike[str] | SViTConfig, **options: Any) -> PreTrainedModel:
         """Build a model for these labels, size and head; the arguments are those of `svit_hf.build_model`."""
@@ -265,10 +265,10 @@ class DenseTask(Task):
         """Augment a sample."""
         return self.augment(decoded, *key)
 
-    def evaluation_example(self, decoded: Sample, key: SampleKey) -> "Prepared":
-        """Return the whole picture, resized, with what is annotated of it."""
+    def evaluation_example(self, decoded: Sample, key: SampleKey) -> tuple[torch.Tensor, Truth]:
+        """Return the whole picture, resized, `(3, height, width)`, and what is annotated of it."""
         pixels = View.whole(decoded.size, self.size).of_picture(decoded.picture)
-        return Prepared(pixels, Truth(decoded.target, decoded.size))
+        return pixels, Truth(decoded.target, decoded.size)
 
     def prepare(self, sample: Sample) -> dict[str, Any]:
         """Return an example for evaluation: the whole picture, resized."""
@@ -325,7 +325,7 @@ class DenseTask(Task):
     def evaluate(self, model: torch.nn.Module, rows: Rows, batch_size: int = 8) -> "DenseReport":
         """Count what a model says of every row, in this process; the model is in evaluation mode meanwhile."""
         from svit_hf.data.loading import EvaluationLoader
-        from svit_hf.tasks.rows_source import RowsSource
+        from svit_hf.tasks.sources import RowsSource
 
         loader = EvaluationLoader(RowsSource(rows, self, "rows"), self.evaluation_example, batch_size=batch_size)
         return self.measure(model, loader, Ranks(next(model.parameters()).device))

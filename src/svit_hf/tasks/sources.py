@@ -29,11 +29,7 @@ from svit_hf.tasks.task import DenseTask, Rows, Sample
 
 
 class TaskSource(ImageSource):
-    """Rows that a task decodes, and makes batches of.
-
-    Attributes:
-        task: The task.
-    """
+    """Rows that a task decodes, and makes batches of."""
 
     task: DenseTask
 
@@ -71,21 +67,15 @@ class TaskSource(ImageSource):
         examples = [example for _, example in samples]
         if examples and isinstance(examples[0], dict):
             return self.task.collate(examples)
-        pixels = [example.pixel_values for example in examples]
+        pixels = [pixels for pixels, _ in examples]
         return {
             "pixel_values": torch.stack(pixels) if pixels else torch.empty(0, 3, *self.task.size),
-            "truths": [example.truth for example in examples],
+            "truths": [truth for _, truth in examples],
         }
 
 
 class RowsSource(TaskSource, IndexedSource):
-    """Rows of a folder, as a task finds them.
-
-    Args:
-        rows: The rows.
-        task: The task.
-        name: What to call them.
-    """
+    """Rows of a folder, as a task finds them."""
 
     def __init__(self, rows: Rows, task: DenseTask, name: str):
         super().__init__(name, task.labels, {name: len(rows)})
@@ -116,14 +106,14 @@ class RowsSource(TaskSource, IndexedSource):
 
 
 class TaskColumns(TaskSource, ColumnSource):
-    """Rows whose columns a task reads.
+    """Rows whose columns a task reads; the other arguments are those of `ColumnSource`.
 
     Args:
         task: The task.
         columns: Columns of the data, by the names that the task has for them.
         class_names: What numbers of classes stand for; None where the data do not say it.
-        dataset: As in `ColumnSource`.
-        name: As in `ColumnSource`.
+        dataset: Table or stream of `datasets`, not decoded.
+        name: What to call the data.
         **options: More arguments of `ColumnSource`.
     """
 
