@@ -13,12 +13,16 @@ from PIL import Image
 from svit_hf.data.decoding import decode_image
 
 
+def encoded(image, format="PNG", **options):
+    """Return a picture, or an array of pixels, as the bytes of a file."""
+    data = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(data, format, **options)
+    return data.getvalue()
+
+
 def picture(number, format="PNG", size=(12, 10)):
     """Return an encoded picture that is its number in red."""
-    image = Image.fromarray(np.full((size[1], size[0], 3), (number % 256, 128, number // 256), dtype=np.uint8))
-    data = io.BytesIO()
-    image.save(data, format)
-    return data.getvalue()
+    return encoded(np.full((size[1], size[0], 3), (number % 256, 128, number // 256), dtype=np.uint8), format)
 
 
 def rows_of(source):
@@ -50,13 +54,20 @@ def write_parquet(file, numbers, rows_per_group=1000, names=("even", "odd"), bro
 
 def write_tar(file, numbers, num_classes=3):
     """Write pictures of numbers with their remainders as webdataset samples; without classes, pictures alone."""
+    samples = [{"png": picture(number)} for number in numbers]
+    if num_classes:
+        samples = [
+            {**sample, "cls": str(n % num_classes).encode()} for n, sample in zip(numbers, samples, strict=True)
+        ]
+    write_samples(file, samples)
+
+
+def write_samples(file, samples):
+    """Write webdataset samples, each of which has the content of its files by their suffixes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as archive:
-        for number in numbers:
-            files = [("png", picture(number))]
-            if num_classes:
-                files.append(("cls", str(number % num_classes).encode()))
-            for suffix, data in files:
+        for number, parts in enumerate(samples):
+            for suffix, data in parts.items():
                 member = tarfile.TarInfo(f"part.1/sample{number:05d}.{suffix}")
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))

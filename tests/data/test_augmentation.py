@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from picture_data import write_parquet
 from PIL import Image
 from torchvision.transforms import v2
 
 from svit_hf.data import augmentation
 from svit_hf.data.augmentation import TrainingTransform, random_crop
-from svit_hf.data.loading import TrainingLoader
-from svit_hf.data.opening import open_source
-from svit_hf.data.options import AugmentationOptions, DataOptions
+from svit_hf.data.options import AugmentationOptions
 from svit_hf.data.randaugment import OPERATIONS, RandAugment
 from svit_hf.data.seeding import seeded_by
 from svit_hf.data.sharding import SampleKey
@@ -57,16 +54,6 @@ def test_generator_of_others_is_left_alone(image):
     with pytest.raises(ZeroDivisionError), seeded_by(1):
         _ = torch.rand(1), 1 / 0
     assert torch.equal(torch.rand(3), expected)
-
-
-@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
-def test_augmented_batches_do_not_depend_on_workers(tmp_path, streaming):
-    write_parquet(tmp_path / "train.parquet", range(24), rows_per_group=5)
-    source = open_source(DataOptions(str(tmp_path), streaming=streaming), "train")
-    alone, helped = (
-        list(TrainingLoader(source, transform(), batch_size=6, num_workers=n, num_ranges=2).epoch(4)) for n in (0, 2)
-    )
-    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(alone, helped, strict=True))
 
 
 def test_crop_is_that_of_torchvision(image, monkeypatch):

@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-import io
-
 import numpy as np
 import pytest
-from picture_data import picture
+from picture_data import encoded, picture
 from PIL import Image
 
 from svit_hf.data.decoding import BadImage, BadImageTally, DecodingError, ImageLimits, decode_image
 from svit_hf.errors import DataError
-
-
-def encoded(image, format, **arguments):
-    data = io.BytesIO()
-    image.save(data, format, **arguments)
-    return data.getvalue()
 
 
 def grey(values, dtype):
@@ -101,11 +93,6 @@ def test_failing_exif_transposition_is_ignored(monkeypatch):
 def test_broken_picture_has_a_reason(data, reason):
     with pytest.raises(DecodingError, match=reason):
         decode_image(data)
-
-
-def test_file_is_decoded(tmp_path):
-    (tmp_path / "picture.png").write_bytes(picture(9))
-    assert decode_image(str(tmp_path / "picture.png")).getpixel((0, 0))[0] == 9
 
 
 def test_pictures_beyond_the_limits_are_not_decoded():

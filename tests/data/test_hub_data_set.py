@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A data set of the Hub, by its id and over HTTP, from a stand-in on this machine."""
 
-import io
 import json
 
 import datasets
@@ -10,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hub.hub_repositories import Repository, StoredFile
 from hub.hub_stand_in import hub_stand_in
-from picture_data import picture, write_parquet
+from picture_data import encoded, picture, write_parquet
 from PIL import Image
 
 
@@ -54,10 +53,9 @@ def test_streamed_and_indexed_by_its_id(fresh_python, tmp_path):
     for split, num_images in (("train", 12), ("test", 5)):
         write_parquet(tmp_path / f"{split}.parquet", range(num_images), rows_per_group=4)
         files[f"data/{split}-00000-of-00001.parquet"] = StoredFile((tmp_path / f"{split}.parquet").read_bytes(), True)
-    mask = io.BytesIO()
-    Image.new("L", (12, 10), 1).save(mask, "PNG")
+    mask = encoded(Image.new("L", (12, 10), 1))
     rows = [
-        {column: {"bytes": data, "path": None} for column, data in (("image", picture(n)), ("mask", mask.getvalue()))}
+        {column: {"bytes": data, "path": None} for column, data in (("image", picture(n)), ("mask", mask))}
         for n in range(6)
     ]
     features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})

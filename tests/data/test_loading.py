@@ -84,14 +84,6 @@ def test_any_step_is_reached_at_once(folder, streaming, num_workers):
     assert seen(loader.epoch(0)) != whole
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
-def test_number_of_workers_changes_nothing(folder, streaming, num_workers):
-    source = source_of(folder, streaming)
-    (alone,), (helped,) = (loaders(source, num_workers=number, num_ranges=3) for number in (0, num_workers))
-    assert seen(alone.epoch(1, 3)) == seen(helped.epoch(1, 3))
-
-
 def test_stream_reads_as_many_ranges_as_it_has_workers(folder):
     source = source_of(folder, streaming=True)
     (by_workers,), (by_ranges,) = loaders(source, num_workers=2), loaders(source, num_ranges=2)
@@ -203,13 +195,6 @@ def test_evaluation_counts_every_image_once(folder, streaming, world_size, num_w
     assert sorted(tuple(batch["sample_ids"].tolist()) for loader in ranks for batch in loader) == whole
 
 
-def test_more_ranks_than_images_evaluate_as_well(tmp_path):
-    write_parquet(tmp_path / "test.parquet", range(3))
-    source = source_of(tmp_path, True, "eval")
-    parts = [list(EvaluationLoader(source, noisy_red, batch_size=2, rank=rank, world_size=5)) for rank in range(5)]
-    assert sorted(number for part in parts for batch in part for number in batch["sample_ids"].tolist()) == [0, 1, 2]
-
-
 @pytest.fixture
 def broken_folder(tmp_path):
     write_parquet(tmp_path / "train.parquet", range(12), rows_per_group=4, broken=(2, 3, 11))
@@ -238,13 +223,6 @@ def test_next_good_image_takes_the_place_of_a_broken_one(broken_folder, streamin
     (batch,) = whole.epoch(0)
     assert len(batch["labels"]) == 12
     assert set(batch["sample_ids"].tolist()) == set(range(12)) - {2, 3, 11}
-
-
-def test_evaluation_leaves_broken_images_out(broken_folder):
-    source = open_source(DataOptions(path=str(broken_folder), eval_split="train", streaming=True), "eval")
-    batches = list(EvaluationLoader(source, noisy_red, batch_size=4))
-    assert [batch["sample_ids"].tolist() for batch in batches] == [[0, 1], [4, 5, 6, 7], [8, 9, 10]]
-    assert [len(batch["bad_images"]) for batch in batches] == [2, 0, 1]
 
 
 def test_batch_of_nothing_but_broken_images(broken_folder):

@@ -130,11 +130,6 @@ def test_sums_are_the_same_bits_in_any_order(logits, labels):
         assert timeless(report) == expected
 
 
-def test_generators_of_batches_add_up_like_lists(logits, labels):
-    expected = timeless(evaluate(batches_of(logits, labels)))
-    assert timeless(evaluate(iter(batches_of(logits, labels, batch_size=3)))) == expected
-
-
 @pytest.mark.parametrize("num_expected", [100, 102, 202])
 def test_images_missing_or_counted_twice_are_refused_everywhere(logits, labels, num_expected):
     sizes = (51, 50)
@@ -224,11 +219,6 @@ def test_only_competitors_can_be_answered(logits):
     assert report.loss == pytest.approx(nn.functional.cross_entropy(few.double(), labels).item(), rel=TOLERANCE)
     assert report.top5_accuracy == 1
     assert [counts.num_images for counts in report.classes] == [0, 34, 0, 34, 0, 33, 0]
-
-
-def test_label_map_without_a_row_for_a_label_is_refused(logits, labels):
-    with pytest.raises(EvaluationError, match="label 6, and the label map goes from 0 to 5"):
-        evaluate([batch_of(logits[:1], torch.tensor([6]))], label_map=LabelMap(torch.arange(6)[:, None], "short"))
 
 
 def test_stop_of_one_ends_all(logits, labels):

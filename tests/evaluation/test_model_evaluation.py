@@ -211,18 +211,6 @@ def test_model_in_memory_and_folder_give_the_same_numbers(tmp_path, data):
         evaluate_model(model, data)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
-@pytest.mark.parametrize("streaming", [False, True], ids=["indexed", "stream"])
-def test_workers_do_not_change_a_bit(tmp_path, data, streaming):
-    make_classifier(tmp_path / "model")
-    results = []
-    for num_workers in (0, 2, 4):
-        options = DataOptions(path=str(data), num_workers=num_workers, streaming=streaming)
-        content = evaluate_model(tmp_path / "model", options, batch_size=7).report.to_json()
-        results.append({name: value for name, value in content.items() if "second" not in name})
-    assert results[0] == results[1] == results[2]
-
-
 def test_credentials_of_an_address_are_not_written(tmp_path, data, evaluate, monkeypatch):
     make_classifier(tmp_path / "model")
     address = "https://user:word@host/cats?X-Amz-Signature=12ab"

@@ -83,7 +83,3 @@ def test_json_holds_everything(make_report):
         {"name": "crane", "num_images": 6, "num_hits": 6},
     ]
     assert [counts["name"] for counts in report.to_json()["classes"]] == ["0", "1"]
-
-
-def test_json_has_no_number_that_is_none(make_report):
-    assert make_report([(4, 3)], loss=float("nan")).to_json()["loss"] is None

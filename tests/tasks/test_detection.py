@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import io
 import json
 
 import numpy as np
@@ -8,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from dense_models import LABELS, OPTIONS
+from picture_data import encoded
 from PIL import Image
 
 from svit_hf.errors import DataError, SViTError
@@ -23,9 +23,7 @@ BOXES = [[10, 20, 30, 15], [0, 0, 90, 60]]
 
 
 def picture(size=(90, 60)):
-    file = io.BytesIO()
-    Image.new("RGB", size).save(file, "PNG")
-    return {"bytes": file.getvalue(), "path": None}
+    return {"bytes": encoded(Image.new("RGB", size)), "path": None}
 
 
 def row(objects, **columns):
@@ -259,16 +257,6 @@ def test_yolo_folders(tmp_path):
     assert Detection.find_rows(tmp_path, "train").labels == ["cell", "rim"]
 
 
-def test_parquet_files_name_their_classes(tmp_path):
-    feature = {"_type": "List", "feature": {"_type": "ClassLabel", "names": LABELS}}
-    features = {"info": {"features": {"objects": {"bbox": {}, "categories": feature}}}}
-    table = pa.Table.from_pylist([row({"bbox": BOXES, "categories": [2, 0]})])
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "train.parquet")
-    rows = Detection.find_rows(tmp_path, "train")
-    assert rows.labels == LABELS
-    assert Detection(LABELS, SIZE).read(*rows[0]).target.labels.tolist() == [2, 0]
-
-
 def test_pictures_of_two_kinds_with_one_name_are_refused(tmp_path):
     write_pictures(tmp_path / "images", ["a.png", "a.jpg"])
     (tmp_path / "labels").mkdir()
@@ -287,9 +275,9 @@ def test_blood_cells(real_images):
 
 
 def test_numbers_mean_what_the_data_say(tmp_path):
-    features = {"objects": {"category": {"feature": {"names": ["rim", "cell"]}}}}
+    features = {"objects": {"categories": {"_type": "List", "feature": {"names": ["rim", "cell"]}}}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    table = pa.Table.from_pylist([row({"bbox": BOXES, "category": [0, 1]})]).replace_schema_metadata(metadata)
+    table = pa.Table.from_pylist([row({"bbox": BOXES, "categories": [0, 1]})]).replace_schema_metadata(metadata)
     pq.write_table(table, tmp_path / "test.parquet")
     rows = Detection.find_rows(tmp_path, "test")
     assert rows.labels == ["rim", "cell"]

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import io
 import json
 
 import numpy as np
@@ -7,6 +6,7 @@ import pytest
 import torch
 from dense_models import LABELS, OPTIONS, pretrained_config
 from faster_coco_eval.core import mask as reference
+from picture_data import encoded
 from PIL import Image
 
 from svit_hf.errors import DataError
@@ -20,9 +20,7 @@ SIZE = (64, 96)
 
 
 def png(array):
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return {"bytes": file.getvalue()}
+    return {"bytes": encoded(array)}
 
 
 def numbered():

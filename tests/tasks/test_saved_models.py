@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from svit_hf import build_model
 from svit_hf.errors import SViTError
 from svit_hf.tasks.heads import HEADS
-from svit_hf.tasks.options import AnnotationOptions
 from svit_hf.tasks.saved_models import dense_head, open_task_model
 
 
@@ -55,13 +54,6 @@ def test_a_head_for_two_tasks_knows_its_own(checkpoint, tmp_path):
     with pytest.raises(SViTError, match="`task` is None; allowed is 'semantic_segmentation' or 'instance"):
         open_task_model(folder)
     assert open_task_model(folder, task="semantic_segmentation").task.name == "semantic_segmentation"
-
-
-def test_annotations_are_read_as_told(saved):
-    opened = open_task_model(saved, annotations=AnnotationOptions(reduce_labels=True))
-    assert opened.task.annotations.reduce_labels
-    with pytest.raises(SViTError, match="`box_format` is 'xyxy'; the task 'semantic_segmentation' does not know it"):
-        open_task_model(saved, annotations=AnnotationOptions(box_format="xyxy"))
 
 
 def test_other_models_are_none(checkpoint, tmp_path):
