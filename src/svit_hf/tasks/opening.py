@@ -2,6 +2,7 @@
 """From options to the annotated pictures of a split: in folders, in tables and shards, here or on the Hub."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -69,11 +70,9 @@ def find_split(kind: type[DenseTask], options: DataOptions, split: str) -> Found
     missing: MissingSplitError | None = None
     for name in names:
         try:
-            rows = kind.find_rows(path, name)
+            return _find_in_folder(kind, options, name)
         except MissingSplitError as error:
             missing = error
-        else:
-            return FoundSplit(name, rows.labels, partial(RowsSource, rows, name=f"{options.path}, split {name}"))
     if missing is not None and not any(next(path.rglob(pattern), None) for pattern in OTHER_FILES):
         raise missing
     return _find_by_columns(kind, options, split)
@@ -81,20 +80,18 @@ def find_split(kind: type[DenseTask], options: DataOptions, split: str) -> Found
 
 def find_splits(kind: type[DenseTask], options: DataOptions) -> list[FoundSplit]:
     """Find the pictures and annotations of all splits; the arguments are as above."""
-    names: tuple[str, ...] = ()
-    if _is_folder_of_task(options):
-        names = tuple(name for name in ("train", "validation", "test") if _has_split(kind, Path(options.path), name))
-    return [
-        find_split(kind, replace(options, eval_split=name), "eval") for name in names or find_location(options).splits
+    found: list[FoundSplit] = []
+    for name in ("train", "validation", "test") if _is_folder_of_task(options) else ():
+        with suppress(MissingSplitError):
+            found.append(_find_in_folder(kind, options, name))
+    return found or [
+        find_split(kind, replace(options, eval_split=name), "eval") for name in find_location(options).splits
     ]
 
 
-def _has_split(kind: type[DenseTask], path: Path, split: str) -> bool:
-    try:
-        kind.find_rows(path, split)
-    except MissingSplitError:
-        return False
-    return True
+def _find_in_folder(kind: type[DenseTask], options: DataOptions, split: str) -> FoundSplit:
+    rows = kind.find_rows(Path(options.path), split)
+    return FoundSplit(split, rows.labels, partial(RowsSource, rows, name=f"{options.path}, split {split}"))
 
 
 def _is_folder_of_task(options: DataOptions) -> bool:
