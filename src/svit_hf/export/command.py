@@ -29,9 +29,10 @@ from svit_hf.tasks.saved_models import dense_head, open_task_model
 class ExportCommand:
     """Export a classifier to ONNX, OpenVINO or PyTorch's own format, or as a page that runs it in the browser.
 
-    A program takes any number of images of any size, unless --batch-size fixes both. It is loaded again and compared with the model on batches of
-    several lengths and image sizes. If it differs by more than the tolerance, nothing is written and the exit status
-    is not 0. Exporting SViT-S takes a few minutes. UperNet on an SViT is exported to ONNX, for images of its own size.
+    A program takes any number of images of any size, unless --batch-size fixes both. It is loaded again and compared
+    with the model on batches of several lengths and image sizes. If it differs by more than the tolerance, nothing is
+    written and the exit status is not 0. Exporting SViT-S takes a few minutes. UperNet on an SViT is exported to ONNX,
+    for images of its own size.
 
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.

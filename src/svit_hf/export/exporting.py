@@ -489,12 +489,12 @@ def _check_images(config: SViTConfig, options: ExportOptions, images: torch.Tens
 def _check_batches(images: torch.Tensor, batch_size: int, size: tuple[int, ...]) -> None:
     if tuple(images.shape[2:]) != size:
         raise ExportError(
-            f"`images` have {images.shape[2]}x{images.shape[3]} pixels; with `batch_size` {batch_size} the program takes "
-            f"{size[0]}x{size[1]} alone. Choose another `image_size`, or leave `batch_size` out."
+            f"`images` have {images.shape[2]}x{images.shape[3]} pixels; with `batch_size` {batch_size} the program "
+            f"takes {size[0]}x{size[1]} alone. Choose another `image_size`, or leave `batch_size` out."
         )
     if len(images) < 2 * batch_size:
         raise ExportError(
-            f"`images` are {len(images)}; every second one calibrates, so that a comparison of batches of {batch_size} "
+            f"`images` are {len(images)}; every second one calibrates, so that comparing batches of {batch_size} "
             f"needs at least {2 * batch_size}."
         )
 
