@@ -70,7 +70,19 @@ def test_origin_of_the_weights_is_told(report):
     assert "started from the weights `svit-small-224`. Their licence is not recorded" in text.provenance
     assert text.licence == "unknown"
     report["recipe"]["distillation"]["teacher"] = "some/teacher"
-    assert "another model, `some/teacher`" in card_text_of_run(report).data
+    assert (
+        "beside the labels, it learnt from the answers of another model, `some/teacher`"
+        in card_text_of_run(report).data
+    )
+
+
+def test_teacher_is_told_with_its_weights(report):
+    report["recipe"]["distillation"] = {"teacher": "some/teacher", "kind": "features", "weight": 1.0}
+    report["teacher"] = {"sha256": "0123abcd", "revision": "main1234"}
+    assert (
+        "- it learnt from the features of another model, `some/teacher`, revision main1234, "
+        "SHA-256 of its weights 0123abcd"
+    ) in card_text_of_run(report).data
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from other_vision_transformers import make
 from PIL import Image
 from square_pictures import write_squares
 from tiny import tiny_config
@@ -77,11 +78,13 @@ def given(tmp_path_factory):
     for name in ("svit-small-224", "svit-base-224", "svit-large-224", "runs/pictures/model"):
         SViTForImageClassification(tiny_config(num_labels=len(LABELS), **names)).save_pretrained(folder / name)
         SViTImageProcessorPil(size={"shortest_edge": 64}).save_pretrained(folder / name)
+    make("dinov2").save_pretrained(folder / "facebook" / "dinov2-small")
+    SViTImageProcessorPil(size={"shortest_edge": 24}).save_pretrained(folder / "facebook" / "dinov2-small")
     return folder
 
 
 def test_commands_are_found():
-    assert len(GUIDE_COMMANDS) == 13
+    assert len(GUIDE_COMMANDS) == 14
     assert {*RECIPES} == {arguments.values[0][1] for arguments in [*GUIDE_COMMANDS, *RECIPE_COMMANDS]}
 
 

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from svit_hf.training.losses import Teacher, balanced_class_weights, make_criterion
-from svit_hf.training.options import DistillationOptions, OptimizationOptions
+from svit_hf.training.losses import balanced_class_weights, make_criterion
+from svit_hf.training.options import OptimizationOptions
 
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]])
@@ -29,47 +26,6 @@ def test_binary_cross_entropy_sums_over_classes():
     expected = -terms.sum(-1).mean()
     torch.testing.assert_close(criterion(LOGITS, LABELS), expected)
     torch.testing.assert_close(criterion(LOGITS, F.one_hot(LABELS, 3).float()), expected)
-
-
-class Oracle(nn.Module):
-    """Answer with the mean of each channel."""
-
-    def forward(self, pixel_values):
-        return SimpleNamespace(logits=pixel_values.mean(dim=(2, 3)))
-
-
-def teacher(**options):
-    return Teacher(Oracle(), DistillationOptions(teacher="oracle", **options), torch.full((3,), 2.0), torch.ones(3))
-
-
-def test_teacher_sees_its_own_normalisation():
-    pixel_values = torch.randn(2, 3, 4, 4)
-    answers = teacher().answer(pixel_values)
-    torch.testing.assert_close(answers, 2 * pixel_values.mean(dim=(2, 3)) + 1)
-
-
-def test_soft_distillation_is_the_divergence_of_softened_probabilities():
-    answers = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
-    loss = teacher(weight=0.25, temperature=2.0).mix(torch.tensor(8.0), LOGITS, answers)
-    theirs, ours = (answers / 2).softmax(-1), (LOGITS / 2).softmax(-1)
-    divergence = (theirs * (theirs / ours).log()).sum(-1).mean()
-    torch.testing.assert_close(loss, 0.75 * 8 + 0.25 * 4 * divergence)
-
-
-def test_hard_distillation_is_cross_entropy_with_the_first_choice():
-    answers = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 1.0]])
-    loss = teacher(kind="hard", weight=0.5).mix(torch.tensor(8.0), LOGITS, answers)
-    torch.testing.assert_close(loss, 4 + 0.5 * F.cross_entropy(LOGITS, torch.tensor([1, 2])))
-
-
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-def test_only_the_student_gets_gradients(kind):
-    logits = LOGITS.clone().requires_grad_()
-    pixel_values = torch.randn(2, 3, 4, 4, requires_grad=True)
-    distiller = teacher(kind=kind)
-    distiller.mix(torch.tensor(0.0), logits, distiller.answer(pixel_values)).backward()
-    assert logits.grad.abs().sum() > 0
-    assert pixel_values.grad is None
 
 
 def test_balanced_weights_are_inverse_to_the_counts_and_one_on_average():

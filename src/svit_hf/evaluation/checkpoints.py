@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from torch import nn
 from transformers import AutoModelForImageClassification
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -92,11 +93,19 @@ def load_model(location: str, device: torch.device | str, model_class: Any) -> P
     loaded, differences = load_and_compare(location, model_class)
     require_weights(location, differences.get("missing", []))
     model: Any = loaded
-    # in the file, tensors begin at any byte, and the last digits of a matrix product depend on where its operands lie
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+    take_out_of_file(model)
     moved: PreTrainedModel = model.to(device).eval()
     return moved
+
+
+def take_out_of_file(model: nn.Module) -> None:
+    """Copy weights that were just loaded.
+
+    In the file, tensors begin at any byte, and the last digits of a matrix product depend on where its operands lie;
+    and whoever changes the file would change the model.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def require_weights(location: str, missing: Sequence[str], argument: str = "model") -> None:

@@ -166,7 +166,12 @@ def _data_in_words(report: Mapping[str, Any]) -> str:
     if report["bad_images"]:
         lines.append(f"- images that could not be read and were skipped: {report['bad_images']}")
     if teacher := recipe.get("distillation", {}).get("teacher"):
-        lines.append(f"- beside the labels, it learnt from the answers of another model, {quoted(teacher)}")
+        options, identity = recipe["distillation"], report.get("teacher", {})
+        beside = "it" if options.get("weight") == 1 else "beside the labels, it"
+        what = "features" if options.get("kind") == "features" else "answers"
+        known = {"revision": identity.get("revision"), "SHA-256 of its weights": identity.get("sha256")}
+        facts = "".join(f", {name} {value}" for name, value in known.items() if value)
+        lines.append(f"- {beside} learnt from the {what} of another model, {quoted(teacher)}{facts}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from svit_hf.recipes.dense import (
 from svit_hf.recipes.finetune import distill, finetune, linear_probe
 from svit_hf.recipes.imagenet1k_224 import imagenet_base_224, imagenet_large_224, imagenet_small_224
 from svit_hf.recipes.imagenet1k_384 import imagenet_base_384, imagenet_large_384, imagenet_small_384
+from svit_hf.recipes.imagenet21k_224 import imagenet21k_small_224
 from svit_hf.recipes.smoke import smoke
 from svit_hf.training.options import TrainingRecipe
 
@@ -30,6 +31,7 @@ RECIPES: dict[str, Callable[[], TrainingRecipe]] = {
         imagenet_small_384,
         imagenet_base_384,
         imagenet_large_384,
+        imagenet21k_small_224,
         finetune,
         linear_probe,
         distill,

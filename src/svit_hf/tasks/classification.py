@@ -24,8 +24,8 @@ from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.tasks.task import Task
 
 
-# logits (B, num_labels), targets, (B,) or (B, num_labels), and pixel values (B, 3, H, W), to a mean over the images
-Criterion = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# the model's output, targets, (B,) or (B, num_labels), and pixel values (B, 3, H, W), to a mean over the images
+Criterion = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Classification(Task):
@@ -63,8 +63,7 @@ class Classification(Task):
         pixel_values, targets = batch["pixel_values"], batch["labels"]
         if self.mixing.is_on:
             pixel_values, targets = mix_batch(pixel_values, targets, self.mixing, len(self.labels), seed, update)
-        output = model(pixel_values)
-        return self.criterion(getattr(output, "logits", output), targets, pixel_values)
+        return self.criterion(model(pixel_values), targets, pixel_values)
 
     def measure(
         self, model: torch.nn.Module, loader: EvaluationLoader, ranks: Ranks | None = None

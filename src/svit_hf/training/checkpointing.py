@@ -3,7 +3,7 @@
 
     RUN/checkpoints/step-00001234/
         raw/ ema/        folders that Transformers loads: weights, config, image processor
-        optimizer.pt     state of the optimizer, and of the loss scale under fp16
+        optimizer.pt     state of the optimizer, and of the loss scale under fp16; projections for a teacher's features
         progress.json    where training is
         manifest.json    size and SHA-256 of every other file
     RUN/best/            the same of the best evaluation, without the optimizer

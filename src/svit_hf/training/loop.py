@@ -101,7 +101,7 @@ class Run:
         self.agreement = Agreement(self.weights.model, self.accelerator.device, micro_batches)
         self.sums = None
         if self.recipe.run.canonical_sums:
-            self.sums = OrderedSums(self.weights.model.parameters(), micro_batches)
+            self.sums = OrderedSums(self.model.parameters(), micro_batches)
         self.tally = BadImageTally(
             self.recipe.data.max_bad_share, self.progress.num_images, self.progress.num_bad_images
         )

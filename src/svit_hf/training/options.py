@@ -16,7 +16,7 @@ from svit_hf.tasks.options import TaskOptions
 Layout = Literal["tiny", "small", "base", "large"]
 Schedule = Literal["cosine", "linear", "constant"]
 Loss = Literal["cross_entropy", "binary_cross_entropy"]
-DistillationKind = Literal["soft", "hard"]
+DistillationKind = Literal["soft", "hard", "features"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Parallelism = Literal["ddp", "fsdp2"]
 Tracker = Literal["tensorboard", "trackio", "wandb"]
@@ -147,16 +147,22 @@ class DistillationOptions:
     """What the model learns from another one.
 
     Args:
-        teacher: Folder or Hub id of any `AutoModelForImageClassification` with the same classes; empty for none.
-        kind: Learn the teacher's probabilities, or only its first choice.
-        weight: Share of the teacher in the loss; the labels have the rest.
+        teacher: Folder or Hub id of any `AutoModelForImageClassification` with the same classes, or for features of
+            any `AutoModel` of images; empty for none.
+        kind: Learn the teacher's probabilities (soft), only its first choice (hard), or the directions of its class
+            token, or of what it pools, and of its patches (features).
+        weight: Share of the teacher in the loss; the labels have the rest. With 1 and features, the classifier is not
+            trained.
         temperature: What both models' logits are divided by, for soft distillation.
+        image_size: Edge that images are resized to for the teacher, in pixels. By default (0) that of its image
+            processor for features, and for answers that of the training images.
     """
 
     teacher: str = ""
     kind: DistillationKind = "soft"
     weight: float = option(0.5, at_least=0, at_most=1)
     temperature: float = option(1.0, above=0)
+    image_size: int = option(0, at_least=0)
 
     def __post_init__(self) -> None:
         check_options(self, "distillation")

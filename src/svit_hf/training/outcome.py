@@ -80,7 +80,7 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         data: Its images.
         command: The command line that started it.
     """
-    best, progress, evaluation = run.progress.best, run.progress, data.evaluation
+    best, progress, evaluation, teacher = run.progress.best, run.progress, data.evaluation, data.teacher
     return {
         "command": command,
         "recipe": to_json(run.recipe),
@@ -98,6 +98,7 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         "epoch": best["epoch"] if best else run.recipe.optimization.epochs,
         "update": best["update"] if best else progress.update,
         "num_parameters": sum(parameter.numel() for parameter in run.weights.model.parameters()),
+        **({"teacher": {"sha256": teacher.sha256, "revision": teacher.revision}} if teacher is not None else {}),
         "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(run.accelerator.device),

@@ -28,6 +28,7 @@ class Setting:
         num_ranges: Ranges that a stream is read in; 0 of indexed data.
         batch_norm_ranks: Ranks whose images a batch norm sees together: 1 unless norms are synchronised.
         data: What the training images and those of the evaluation are recognised by, where there are any.
+        teacher: SHA-256 of the teacher's weights; empty without one.
     """
 
     micro_batches: int
@@ -35,6 +36,7 @@ class Setting:
     num_ranges: int
     batch_norm_ranks: int = 1
     data: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str = ""
 
 
 @dataclass
@@ -106,6 +108,7 @@ class SavedProgress:
         before = flatten(to_json(from_json(self.recipe))) | asdict(self.setting)
         now = flatten(to_json(recipe)) | asdict(setting)
         saved_data, found_data = before.pop("data"), now.pop("data")
+        saved_teacher, found_teacher = before.pop("teacher"), now.pop("teacher")
         free = freely_changing(TrainingRecipe)
         lines = [
             f"{name}: {before.get(name)!r} there, {now.get(name)!r} here"
@@ -114,6 +117,9 @@ class SavedProgress:
         ]
         for split in sorted(saved_data.keys() & found_data.keys()):
             lines += [f"{split} data: {line}" for line in differences(saved_data[split], found_data[split])]
+        # one that comes or goes is told by the recipe
+        if saved_teacher and found_teacher and saved_teacher != found_teacher:
+            lines.append(f"distillation.teacher: weights with the SHA-256 {saved_teacher} there, {found_teacher} here")
         return lines
 
     def moved_to(self, setting: Setting) -> Progress:

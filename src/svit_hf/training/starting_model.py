@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that training starts from, its image processor and its teacher."""
+"""The model that training starts from, and its image processor."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from svit_hf.errors import SViTError
-from svit_hf.evaluation.checkpoints import class_names, load_and_compare, load_image_processor, require_weights
+from svit_hf.evaluation.checkpoints import load_and_compare, load_image_processor
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTBackbone, SViTDropPath, SViTForImageClassification
-from svit_hf.training.losses import Teacher
-from svit_hf.training.options import DistillationOptions, ModelOptions
+from svit_hf.training.options import ModelOptions
 from svit_hf.training.recomputation import selective_checkpointing
 
 
@@ -142,29 +141,3 @@ def set_drop_path_rate(model: nn.Module, rate: float) -> None:
     layers = [module for module in model.modules() if isinstance(module, SViTDropPath)]
     for index, layer in enumerate(layers):
         layer.rate = rate * index / max(len(layers) - 1, 1)
-
-
-def make_teacher(
-    options: DistillationOptions, label_names: Sequence[str], processor: SViTImageProcessorPil, device: torch.device
-) -> Teacher:
-    """Load the teacher, and match its normalisation and its classes with those of the student.
-
-    Raises:
-        SViTError: If it cannot be loaded, or does not know the same classes in the same order.
-    """
-    loaded, differences = load_and_compare(options.teacher, argument="distillation.teacher")
-    require_weights(options.teacher, differences.get("missing", []), "distillation.teacher")
-    theirs, model = load_image_processor(options.teacher, "distillation.teacher"), cast(nn.Module, loaded)
-    known = class_names(loaded)
-    # made-up names say nothing about the order
-    is_named = not all(name == f"LABEL_{index}" for index, name in enumerate(known))
-    if len(known) != len(label_names) or (is_named and known != list(label_names)):
-        raise SViTError(
-            f"`distillation.teacher` is {options.teacher!r}, whose {len(known)} classes ({known[0]!r}, ...) are not "
-            f"the {len(label_names)} of the data ({label_names[0]!r}, ...) in the same order."
-        )
-    mean, std, their_mean, their_std = (
-        torch.tensor(values, device=device)
-        for values in (processor.image_mean, processor.image_std, theirs.image_mean, theirs.image_std)
-    )
-    return Teacher(model.to(device), options, scale=std / their_std, shift=(mean - their_mean) / their_std)

@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,16 +16,16 @@ from svit_hf.data.opening import labels_of, open_source
 from svit_hf.data.sources import ImageSource, IndexedSource
 from svit_hf.errors import SViTError
 from svit_hf.model.configuration_svit import SViTConfig
-from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.tasks import task_class
 from svit_hf.tasks.classification import Classification, Criterion
 from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import DenseTask, Task
+from svit_hf.training.distillation import Teacher, make_teacher
 from svit_hf.training.losses import balanced_class_weights, make_criterion
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import flatten, to_json
-from svit_hf.training.starting_model import make_config, make_image_processor, make_model, make_teacher
+from svit_hf.training.starting_model import make_config, make_image_processor, make_model
 
 
 # what is for classification, and does nothing in other tasks
@@ -44,12 +45,13 @@ CHANGEABLE = ("drop_path_rate", "normalize_features")
 
 @dataclass(frozen=True)
 class Data:
-    """Images of a run, and what is learnt from them."""
+    """Images of a run, what is learnt from them, and from whom else."""
 
     task: Task
     train: ImageSource
     evaluation: ImageSource | None
     num_workers: int
+    teacher: Teacher | None = None
 
 
 def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
@@ -76,7 +78,8 @@ def open_data(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
             f"the training split has the classes {list(train.label_names)}, the evaluation split "
             f"{list(evaluation.label_names)}; they have to be the same."
         )
-    return Data(_classification(recipe, train, accelerator), train, evaluation, workers_per_rank(recipe.data))
+    task, teacher = _classification(recipe, train, accelerator)
+    return Data(task, train, evaluation, workers_per_rank(recipe.data), teacher)
 
 
 def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
@@ -145,29 +148,44 @@ def model_of(recipe: TrainingRecipe, task: Task) -> PreTrainedModel:
     )
 
 
-def _classification(recipe: TrainingRecipe, train: ImageSource, accelerator: Accelerator) -> Classification:
+def _classification(
+    recipe: TrainingRecipe, train: ImageSource, accelerator: Accelerator
+) -> tuple[Classification, Teacher | None]:
+    distillation = recipe.distillation
     if train.is_multi_label:
         # what makes no sense where an image has any number of labels
-        needed = {"loss": "binary_cross_entropy", "class_weights": "none"}
-        needed = {f"optimization.{name}": value for name, value in needed.items()} | {"distillation.teacher": ""}
+        needed = {"optimization.loss": "binary_cross_entropy", "optimization.class_weights": "none"}
+        if distillation.kind != "features":
+            needed["distillation.teacher"] = ""
         _require(recipe, needed, "`data.multi_label`")
     processor = make_image_processor(recipe.model)
-    criterion = _criterion(recipe, train, processor, accelerator)
-    return Classification(train, processor, recipe.model.image_shape, recipe.augmentation, recipe.mixing, criterion)
+    teacher = None
+    if distillation.teacher:
+        if distillation.kind == "features":
+            # nothing would learn them; projections are not divided
+            needed_by_features = {"model.freeze_backbone": False, "run.parallelism": "ddp"}
+            _require(recipe, needed_by_features, "`distillation.kind` 'features'")
+        teacher = make_teacher(distillation, train.label_names, processor, accelerator.device)
+    criterion = _criterion(recipe, train, teacher, accelerator)
+    task = Classification(train, processor, recipe.model.image_shape, recipe.augmentation, recipe.mixing, criterion)
+    return task, teacher
 
 
 def _criterion(
-    recipe: TrainingRecipe, train: ImageSource, processor: SViTImageProcessorPil, accelerator: Accelerator
+    recipe: TrainingRecipe, train: ImageSource, teacher: Teacher | None, accelerator: Accelerator
 ) -> Criterion:
     class_weights = None
     if recipe.optimization.class_weights == "balanced":
         class_weights = balanced_class_weights(count_classes(train)).to(accelerator.device)
-    label_loss = make_criterion(recipe.optimization, class_weights)
-    if not recipe.distillation.teacher:
-        return lambda logits, targets, pixel_values: label_loss(logits, targets)
-    teacher = make_teacher(recipe.distillation, train.label_names, processor, accelerator.device)
-    return lambda logits, targets, pixel_values: teacher.mix(
-        label_loss(logits, targets), logits, teacher.answer(pixel_values)
+    loss = make_criterion(recipe.optimization, class_weights)
+
+    def label_loss(output: Any, targets: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        return loss(getattr(output, "logits", output), targets)
+
+    if teacher is None:
+        return label_loss
+    return lambda output, targets, pixel_values: teacher.mix(
+        label_loss(output, targets, pixel_values), output, teacher(pixel_values)
     )
 
 

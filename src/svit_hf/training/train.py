@@ -43,6 +43,7 @@ from svit_hf.training.checkpointing import (
     sweep,
 )
 from svit_hf.training.console import Console
+from svit_hf.training.distillation import StudentWithProjections
 from svit_hf.training.ending import ending_together
 from svit_hf.training.fully_sharded import shard
 from svit_hf.training.loop import Run
@@ -171,7 +172,8 @@ def _make_run(
     freeze(model, recipe.model)
     rank_batch = options.batch_size // setting.micro_batches
     require_batch_for_norms(model, rank_batch, recipe.model.image_shape, accelerator.device)
-    wrapped, weights = _prepare(model, recipe, data.task, accelerator)
+    student = None if data.teacher is None else data.teacher.add_projections(model, recipe.run.seed)
+    wrapped, weights = _prepare(model, student, recipe, data.task, accelerator)
     if start.checkpoint is not None:
         weights.load(start.checkpoint)
     if not on_rank_zero(lambda: _take_over(recipe, output_dir, start), accelerator):
@@ -211,26 +213,32 @@ def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) 
 
 
 def _prepare(
-    model: nn.Module, recipe: TrainingRecipe, task: Task, accelerator: Accelerator
+    model: nn.Module,
+    student: StudentWithProjections | None,
+    recipe: TrainingRecipe,
+    task: Task,
+    accelerator: Accelerator,
 ) -> tuple[nn.Module, TrainedWeights]:
-    """Wrap a model for its ranks, and give it an optimizer and an average."""
+    """Wrap a model, with what trains beside it, for its ranks, and give it an optimizer and an average."""
     options = recipe.optimization
+    trained = model if student is None else student
+    projections = None if student is None else student.projections
     if recipe.model.compile:
         # in place, so that names stay what they are
-        model.compile()
+        trained.compile()
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     if recipe.run.parallelism == "fsdp2" and accelerator.num_processes > 1:
         shard(model)
         wrapped, optimizer = model, make_optimizer(model, options)
     else:
-        wrapped, prepared = accelerator.prepare(model, make_optimizer(model, options))
+        wrapped, prepared = accelerator.prepare(trained, make_optimizer(trained, options))
         optimizer = prepared.optimizer
     # with it, they stay as they are
     if isinstance(wrapped, DistributedDataParallel) and not wrapped.find_unused_parameters:
         _settle_gradient_buckets(wrapped, recipe.model.image_shape)
     average = WeightAverage(model, options.ema_decay, options.ema_warmup) if options.ema_decay else None
-    return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, task.processor)
+    return wrapped, TrainedWeights(model, optimizer, average, accelerator.scaler, task.processor, projections)
 
 
 def _settle_gradient_buckets(model: DistributedDataParallel, image_shape: tuple[int, int]) -> None:
@@ -241,7 +249,8 @@ def _settle_gradient_buckets(model: DistributedDataParallel, image_shape: tuple[
     """
     before = [buffer.clone() for buffer in model.buffers()]
     output = model(torch.zeros(2, 3, *image_shape, device=model.device))
-    getattr(output, "logits", output).sum().backward()
+    parts = output if isinstance(output, tuple) else (getattr(output, "logits", output),)
+    torch.stack([part.sum() for part in parts]).sum().backward()
     model.zero_grad()
     for buffer, value in zip(model.buffers(), before, strict=True):
         buffer.copy_(value)
@@ -291,6 +300,7 @@ def _find_start(
         loader.num_ranges if data.train.is_streaming else 0,
         world_size if recipe.run.sync_batch_norm else 1,
         {name: source.fingerprint() for name, source in sources.items() if source is not None},
+        data.teacher.sha256 if data.teacher is not None else "",
     )
     notes = [f"passed over {folder.name}: {problem}" for folder, problem in found.skipped]
     if saved is None:
@@ -351,6 +361,7 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
         "model": f"{type(run.weights.model).__name__}, {sum(map(torch.numel, parameters)) / 1e6:.2f} M parameters, "
         f"{trained / 1e6:.2f} M of them trained",
         "cost": f"{multiply_adds / 1e9:.3g} GMACs per image of {height} x {width} pixels",
+        **({"teacher": data.teacher.description(recipe.model.image_shape)} if data.teacher is not None else {}),
         "updates": f"{run.num_updates} = {options.epochs} epochs of {setting.updates_per_epoch}",
         "batch": f"{options.batch_size} images per update = {setting.micro_batches} micro-batches * {rank_batch}, "
         f"shared by {accelerator.num_processes} ranks{', added up in order' if recipe.run.canonical_sums else ''}",

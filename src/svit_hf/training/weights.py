@@ -42,6 +42,7 @@ class TrainedWeights:
         average: Moving average of the model, if there is one.
         scaler: Scaler of the loss under fp16.
         processor: Image processor that is saved beside the weights.
+        projections: What trains beside the model and is no part of it, if there is anything.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class TrainedWeights:
     average: "WeightAverage | None"
     scaler: GradScaler | None
     processor: BaseImageProcessor
+    projections: nn.Module | None = None
 
     def step(self, is_finite: torch.Tensor, update: int) -> None:
         """Make an update with the gradients that are there, and forget them.
@@ -87,13 +89,14 @@ class TrainedWeights:
                 weights[name] = weights_of(self.model, keep)
         optimizer = optimizer_state_of(self.model, self.optimizer)
         scaler = {} if self.scaler is None else self.scaler.state_dict()
+        projections = {} if self.projections is None else weights_of(self.projections, keep)
 
         def write(folder: Path) -> None:
             for name, tensors in weights.items():
                 save_model_folder(self.model, folder / name, self.processor, tensors)
             # torch's own writer hides that a disk is full
             with (folder / OPTIMIZER).open("wb") as file:
-                torch.save({"optimizer": optimizer, "scaler": scaler}, file)
+                torch.save({"optimizer": optimizer, "scaler": scaler, "projections": projections}, file)
 
         return write
 
@@ -101,7 +104,7 @@ class TrainedWeights:
         """Read everything from the folder of a checkpoint.
 
         Raises:
-            SViTError: If these are the weights of another model.
+            SViTError: If these are the weights of another model, or with the projections for another teacher.
         """
         if self.average is not None and (folder / EMA).is_dir():
             load_weights(self.model, folder / EMA)
@@ -110,9 +113,22 @@ class TrainedWeights:
         if self.average is not None and not (folder / EMA).is_dir():
             self.average.start_here()
         state = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+        self._load_projections(state.get("projections", {}), folder)
         load_optimizer_state(self.model, self.optimizer, state["optimizer"])
         if self.scaler is not None and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _load_projections(self, saved: dict[str, torch.Tensor], folder: Path) -> None:
+        present = {} if self.projections is None else self.projections.state_dict()
+        shapes = [{name: tuple(value.shape) for name, value in part.items()} for part in (saved, present)]
+        if shapes[0] != shapes[1]:
+            raise SViTError(
+                f"the checkpoint {str(folder)!r} has {_in_words(shapes[0])} for the features of a teacher, and this "
+                f"run {_in_words(shapes[1])}: its optimizer cannot go on. Start another run from its weights: "
+                f"`model.name_or_path={folder / RAW}`."
+            )
+        if self.projections is not None:
+            self.projections.load_state_dict(saved)
 
 
 class WeightAverage:
@@ -172,6 +188,11 @@ class WeightAverage:
             own = value.clone()
             value.copy_(average)
             average.copy_(own)
+
+
+def _in_words(shapes: dict[str, tuple[int, ...]]) -> str:
+    matrices = [f"{shape[1]} to {shape[0]} channels" for shape in shapes.values() if len(shape) > 1]
+    return f"projections from {' and from '.join(matrices)}" if matrices else "no projections"
 
 
 def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
