@@ -5,6 +5,7 @@ Data are what `svit_hf.data.opening` opens, in passing or indexed. The other tas
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
