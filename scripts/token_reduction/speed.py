@@ -13,7 +13,7 @@ from svit_hf.export.exporting import exporters_to_stderr
 
 
 # those of each contestant that take about half of the time at 504 pixels
-SETTINGS = {"merged once": ["0.45"], "merged twice": ["0.35, 0.2"], "ToMe": ["0.065", "0.085"]}
+SETTINGS = {"merged once": ["0.45"], "merged twice": ["0.35, 0.2"], "ToMe": ["0.065"]}
 
 
 class Network(nn.Module):

@@ -202,7 +202,6 @@ def test_speed_is_measured_once_in_each_form(model, pictures, tmp_path, capsys, 
     # of the compiler the front alone, which is what could refuse something, and for one contestant
     monkeypatch.setitem(FORMS, "compiled", partial(compile_network, backend="eager"))
     monkeypatch.delitem(FORMS, "ONNX Runtime")
-    monkeypatch.setitem(SETTINGS, "ToMe", ["0.085"])
     words = ["--model", tmp_path / "model", "--data", pictures / "classes", "--output-dir", tmp_path / "results"]
     words += ["--contestants", "ToMe", "--sizes", "28", "--limit", "2"]
     for _ in range(2):
