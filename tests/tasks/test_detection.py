@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -146,6 +147,14 @@ def test_models_train_and_predict_in_the_pictures_own_sizes(head, checkpoint):
     assert ((predictions[0].scores >= 0) & (predictions[0].scores <= 1)).all()
     drawn = task.draw(pictures[0], predictions[0])
     assert drawn.size == (90, 60)
+
+
+def test_predicted_boxes_end_where_their_picture_does():
+    task = Detection(LABELS, SIZE)
+    boxes = torch.tensor([[[0.1, 0.5, 0.4, 0.5], [0.9, 0.9, 0.4, 0.4]]])
+    outputs = SimpleNamespace(logits=torch.tensor([[[2.0, 0, 0], [1, 0, 0]]]), pred_boxes=boxes)
+    predicted = task.predictions(outputs, [(60, 100)])[0]
+    np.testing.assert_allclose(predicted.boxes, [[0, 15, 30, 45], [70, 42, 100, 60]], atol=1e-5)
 
 
 def test_drawings_show_what_is_likely():

@@ -24,6 +24,7 @@ from transformers.dynamic_module_utils import get_relative_import_files, get_rel
 import svit_hf
 from svit_hf.errors import SViTError
 from svit_hf.model import dense_heads_svit
+from svit_hf.model.dense_heads_svit import find_doubles
 from svit_hf.model.placed_queries_svit import AllPixelsLoss, PlacedDecoder
 from svit_hf.tasks.heads import HEADS
 from svit_hf.tasks.models import backbone_of, cells_for_image_size, load_backbone
@@ -114,6 +115,46 @@ def test_queries_for_instances_start_at_pixels(task, is_placed):
     assert model.config.places_queries == is_placed
     assert isinstance(model.model.transformer_module.decoder, PlacedDecoder) == is_placed
     assert isinstance(model.criterion, AllPixelsLoss) == is_placed
+
+
+def test_boxes_that_overlap_better_ones_of_their_class_are_doubles():
+    boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.4], [0.5, 0.6, 0.4, 0.4], [0.5, 0.7, 0.4, 0.4], [0.1, 0.1, 0.1, 0.1]]])
+    logits = torch.tensor([[[3.0, 0.0], [2.0, 1.0], [1.0, 2.0], [0.0, 3.0]]])
+    # neighbours share 0.6, the first and the third a third
+    assert find_doubles(logits, boxes, 0.5)[0].tolist() == [[False, True], [True, True], [True, False], [False, False]]
+    assert not find_doubles(logits, boxes, 0.61).any()
+    assert find_doubles(logits.roll(1, 1), boxes, 0.5)[0, :, 0].tolist() == [True, False, True, False]
+    assert not find_doubles(torch.zeros(1, 4, 2), boxes, 0.5).any()
+
+
+def test_d_fine_keeps_one_of_boxes_that_overlap(tmp_path):
+    torch.manual_seed(0)
+    options = OPTIONS["d_fine"] | {"num_queries": 100}
+    plain = svit_hf.build_model("detection", pretrained_config(), LABELS, SIZE, width=32, head_options=options)
+    # at first all scores are the same
+    for parameter in plain.model.decoder.class_embed.parameters():
+        torch.nn.init.normal_(parameter)
+    plain.save_pretrained(tmp_path)
+    model = type(plain).from_pretrained(tmp_path, max_overlap=0.05)
+    pixels = torch.randn(2, 3, *SIZE)
+    expected, outputs = plain(pixels), model(pixels)
+    is_double = find_doubles(expected.logits, expected.pred_boxes, 0.05)
+    assert 0 < is_double.float().mean() < 1
+    assert (outputs.logits[is_double].sigmoid() == 0).all()
+    torch.testing.assert_close(outputs.logits[~is_double], expected.logits[~is_double], rtol=0, atol=0)
+    torch.testing.assert_close(model(pixels, return_dict=False)[0], outputs.logits, rtol=0, atol=0)
+    # training, and the loss of an evaluation, see all boxes
+    losses = [each(pixels, **targets("d_fine")).loss for each in (plain, model)]
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+    assert model.train()(pixels).logits.min() > -100
+    model.save_pretrained(tmp_path)
+    assert type(plain).from_pretrained(tmp_path).config.max_overlap == 0.05
+
+
+@pytest.mark.parametrize("value", [0, 1.5, "0.5"])
+def test_impossible_overlaps_are_refused(value):
+    with pytest.raises(SViTError, match="max_overlap"):
+        svit_hf.build_model("detection", pretrained_config(), LABELS, SIZE, head_options={"max_overlap": value})
 
 
 def test_loss_of_a_half_ignored_batch_is_that_of_the_rest(checkpoint):

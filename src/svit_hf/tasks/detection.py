@@ -107,16 +107,16 @@ class Detection(DenseTask):
         return AveragePrecision(self.labels, of_masks=False)
 
     def predictions(self, outputs: Any, sizes: list[tuple[int, int]]) -> list[Objects]:
-        """Return all that the head predicts, with scores from high to low."""
+        """Return all that the head predicts, with scores from high to low; boxes end where their picture does."""
         processor: Any = self.processor
         found = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=sizes)
         return [
             Objects(
-                entry["boxes"].cpu().double().numpy(),
+                np.clip(entry["boxes"].cpu().double().numpy(), 0, [width, height, width, height]),
                 entry["labels"].cpu().numpy(),
                 scores=entry["scores"].cpu().double().numpy(),
             )
-            for entry in found
+            for entry, (height, width) in zip(found, sizes, strict=True)
         ]
 
     def draw(self, picture: Image.Image, prediction: Objects) -> Image.Image:
