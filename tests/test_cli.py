@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import shlex
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 import svit_hf
 from svit_hf import cli
 from svit_hf.errors import SViTError
+from svit_hf.files import whole_file
 
 
 @pytest.fixture
@@ -29,12 +31,15 @@ def probe(monkeypatch):
 
         Args:
             size: A number.
+            streams: Yes or no, or not said.
         """
 
         size: int = 1
+        streams: bool | None = None
 
         def run(self) -> int:
-            behaviour["size"] = self.size
+            behaviour["size"], behaviour["streams"] = self.size, self.streams
+            behaviour.get("does", lambda: None)()
             if "raises" in behaviour:
                 raise behaviour["raises"]
             return behaviour["returns"]
@@ -146,6 +151,12 @@ def test_arguments_come_from_the_process_by_default(probe, monkeypatch):
     assert probe["size"] == 5
 
 
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("True", True), ("false", False), ("None", None)])
+def test_yes_and_no_are_said_as_in_json_or_python(probe, word, value):
+    assert cli.main(["probe", "--streams", word]) == 0
+    assert probe["streams"] is value
+
+
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_bars_of_transformers_stay_out_of_files(probe, monkeypatch, is_terminal):
     disabled = []
@@ -174,6 +185,29 @@ def test_interruption_is_no_traceback(probe, capsys):
     probe["raises"] = KeyboardInterrupt()
     assert cli.main(["probe"]) == 130
     assert capsys.readouterr().err == "svit-hf: interrupted\n"
+
+
+@pytest.fixture
+def sigterm():
+    """Let SIGTERM do no harm to the tests, and be what it was afterwards."""
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, earlier)
+
+
+def test_sigterm_leaves_nothing_half_written(probe, sigterm, tmp_path):
+    def write():
+        with whole_file(tmp_path / "report.json") as file:
+            file.write_text("half of the")
+            signal.raise_signal(signal.SIGTERM)
+
+    probe["does"] = write
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["probe"])
+    assert stop.value.code == 143
+    assert not list(tmp_path.iterdir())
+    # as it was before the command
+    signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(

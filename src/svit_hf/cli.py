@@ -7,8 +7,10 @@ To add one, write it in the folder it belongs to and name it in `COMMANDS`.
 """
 
 import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib import import_module, reload
 from importlib.metadata import version
 from typing import Any, NamedTuple, Protocol
@@ -87,12 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # after the name is known to be right: 0.1 s
         import tyro
 
+        from svit_hf.option_fields import ARGUMENTS
+
         program = f"{PROGRAM} {name}"
         # the defaults of some arguments depend on others
         parse = getattr(kind, "parse", None)
-        command = parse(arguments, program) if parse else tyro.cli(kind, args=arguments, prog=program)
+        if parse:
+            command = parse(arguments, program)
+        else:
+            command = tyro.cli(kind, args=arguments, prog=program, registry=ARGUMENTS)
         keep_freed_memory()
-        return command.run()
+        with _ending_on_sigterm():
+            return command.run()
     except SViTError as error:
         sys.stderr.write(f"{PROGRAM}: {error}\n")
         return error.exit_code
@@ -104,6 +112,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{PROGRAM}: interrupted\n")
         return 130
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a command as an error does: nothing that is half written stays."""
+    # Python handles signals there alone
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _find(name: str) -> type[Runnable]:
@@ -134,12 +156,15 @@ def _print_completion(arguments: Sequence[str]) -> int:
         raise SViTError(f"`--completion` is {' '.join(arguments)!r}; allowed are {', '.join(SHELLS)}.")
     import tyro
 
+    from svit_hf.option_fields import ARGUMENTS
+
     # tyro ends the process once it has printed
     with contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(
             {name: _find(name) for name in COMMANDS},
             prog=PROGRAM,
             args=["--tyro-print-completion", *arguments],
+            registry=ARGUMENTS,
         )
     return 0
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from svit_hf.errors import SViTError
 
@@ -35,6 +35,23 @@ JsonObject = Annotated[
         str_from_instance=lambda value: [json.dumps(dict(value))],
     ),
 ]
+# how every command reads its arguments, beside what tyro knows
+ARGUMENTS = ConstructorRegistry()
+
+
+@ARGUMENTS.primitive_rule
+def _read_boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+    """Take booleans as JSON and as Python write them."""
+    if info.type is not bool:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{True,False}",
+        instance_from_str=lambda words: words[0] in ("True", "true"),
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: [str(value)],
+        choices=("True", "False", "true", "false"),
+    )
 
 
 def option(

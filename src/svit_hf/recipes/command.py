@@ -14,6 +14,7 @@ import tyro
 
 from svit_hf.errors import SViTError, nearest
 from svit_hf.extras import require_extra
+from svit_hf.option_fields import ARGUMENTS
 from svit_hf.recipes import RECIPES
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import read_recipe, require_config_fields
@@ -58,7 +59,7 @@ class TrainCommand:
         require_config_fields(config, "model.config")
         recipe = replace(recipe, model=replace(recipe.model, config={**recipe.model.config, **config}))
         default = cls(tyro.MISSING if name is None else name, tyro.MISSING, recipe)
-        command = tyro.cli(cls, args=arguments, prog=program, default=default)
+        command = tyro.cli(cls, args=arguments, prog=program, default=default, registry=ARGUMENTS)
         require_config_fields(command.options.model.config, "model.config")
         return command
 
@@ -112,8 +113,7 @@ def _take_apart(arguments: Sequence[str]) -> tuple[list[str], str | None, dict[s
             continue
         if word == "--recipe" and words:
             recipe = words[0]
-        # as in the JSON file of a recipe
-        others.append(word.capitalize() if word in ("true", "false") else word)
+        others.append(word)
     return others, recipe, config
 
 
