@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
+from recipe_changes import changed
+from square_pictures import write_squares
 
 from svit_hf.ablation.processes import train_in_processes
+from svit_hf.ablation.running import run_variants
 from svit_hf.cli import main
 from svit_hf.errors import SViTError
 from svit_hf.progress import Progress
-from svit_hf.recipes import smoke
+from svit_hf.recipes import RECIPES, smoke
 
 
 LAYOUT = {
@@ -27,6 +30,13 @@ LAYOUT = {
     "use-layer-scale": "[false,false]",
     "super-token-sizes": "[2,1]",
     "projection-dim": "16",
+}
+# what heads for segmentation want
+FOUR_STAGES = {
+    "hidden_sizes": [8, 12, 16, 24],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 2, 4],
+    "super_token_sizes": [2, 2, 1, 1],
 }
 
 
@@ -111,6 +121,25 @@ def test_runs_beside_each_other_give_the_same(pictures, capsys):
     assert ablate(pictures, *over) == 0
     alone = json.loads((runs / "ablation.json").read_text())["outcomes"]
     assert [outcome["scores"] for outcome in alone] == [outcome["scores"] for outcome in together]
+
+
+@pytest.mark.slow
+def test_heads_of_dense_models_have_their_cost(tmp_path):
+    recipe = changed(
+        RECIPES["segment_semantic"](),
+        **{"data__path": str(write_squares(tmp_path / "squares", {"train": 4, "test": 2})), "data__num_workers": 0},
+        **{"task__labels": ["nothing", "large", "small"], "task__crop_size": 0, "model__image_size": 64},
+        **{"model__config": FOUR_STAGES, "task__head_options": {"pool_scales": [1, 2]}},
+        **{"optimization__epochs": 1, "optimization__warmup_epochs": 0, "optimization__batch_size": 4},
+    )
+    # the same backbone
+    outcomes, metric = run_variants(recipe, [{"task.width": 32}, {"task.width": 64}], 1, tmp_path / "runs")
+    assert metric == "mean_iou"
+    assert outcomes[0].multiply_adds < outcomes[1].multiply_adds
+    impossible = changed(recipe, task__head="d_fine")
+    with pytest.raises(SViTError, match="`head` is 'd_fine'"):
+        run_variants(impossible, [{}], 1, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -6,19 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from svit_hf.ablation.processes import train_in_processes
 from svit_hf.ablation.table import Outcome
 from svit_hf.ablation.variants import change_recipe, folder_of, name_of
 from svit_hf.errors import SViTError
-from svit_hf.multiply_adds import count_multiply_adds
 from svit_hf.progress import Progress
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import REPORT
 from svit_hf.training.recipe_files import to_json
 from svit_hf.training.run_log import CURVE_METRICS
 from svit_hf.training.starting_model import make_model
+from svit_hf.training.task_of_recipe import dense_task, model_of
 from svit_hf.training.train import train
 
 
@@ -56,7 +54,7 @@ def run_variants(
     if len(set(folders)) < len(folders):
         raise SViTError("`over` names a value twice.")
     for changed in recipes:
-        make_model(changed[0].model, ["one", "other"], 0)
+        _require_model(changed[0])
     # one seed of all variants after the other: what is there after a while can be compared
     runs = [
         (folder / f"seed-{seed}", of_variant[number])
@@ -79,16 +77,28 @@ def run_variants(
     if metric is None:
         raise SViTError(f"`data.eval_split` is {recipe.data.eval_split!r}, which was not evaluated.")
     return [
-        _outcome(name_of(variant), changed[0], each, metric)
-        for variant, changed, each in zip(variants, recipes, reports, strict=True)
+        _outcome(name_of(variant), of_variant, metric) for variant, of_variant in zip(variants, reports, strict=True)
     ], metric
 
 
+def _require_model(recipe: TrainingRecipe) -> None:
+    """Make the model of a recipe, for two classes if the data will name them.
+
+    Raises:
+        SViTError: If it is impossible.
+    """
+    labels = ["one", "other"]
+    if recipe.task.name == "classification":
+        make_model(recipe.model, labels, 0)
+    else:
+        model_of(recipe, dense_task(recipe, recipe.task.labels or labels))
+
+
 def finished_report(run_dir: Path, recipe: TrainingRecipe) -> dict[str, Any] | None:
-    """Return the report of a run that is over, if it was this one."""
+    """Return the report of a run that is over, if it was this one and the report says what the table does."""
     try:
         report = _read_report(run_dir)
-        return report if report["recipe"] == to_json(recipe) else None
+        return report if report["recipe"] == to_json(recipe) and "multiply_adds" in report else None
     except (OSError, ValueError, KeyError):
         return None
 
@@ -104,12 +114,11 @@ def _best(report: Mapping[str, Any]) -> dict[str, Any]:
     return best
 
 
-def _outcome(name: str, recipe: TrainingRecipe, reports: Sequence[Mapping[str, Any]], metric: str) -> Outcome:
-    model = make_model(recipe.model, reports[0]["data"]["label_names"], 0)
+def _outcome(name: str, reports: Sequence[Mapping[str, Any]], metric: str) -> Outcome:
     return Outcome(
         name=name or "as it is",
         scores=[_best(report)[metric] for report in reports],
         num_parameters=reports[0]["num_parameters"],
-        multiply_adds=count_multiply_adds(model, recipe.model.image_shape, torch.device("cpu")),
+        multiply_adds=reports[0]["multiply_adds"],
         seconds=[report["seconds"] for report in reports],
     )

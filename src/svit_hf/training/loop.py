@@ -75,6 +75,7 @@ class Run:
         log: The log, on rank 0.
         console: Where to say what happens.
         saved_update: The update of the last checkpoint, if there is one.
+        multiply_adds: Multiply-accumulates of one image.
         on_new_best: Called on rank 0 when a better model than all before stands in the folder of the run.
     """
 
@@ -91,6 +92,7 @@ class Run:
     log: RunLog | None
     console: Console
     saved_update: int | None
+    multiply_adds: int
     on_new_best: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:

@@ -99,6 +99,7 @@ def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
         "update": best["update"] if best else progress.update,
         "num_parameters": sum(parameter.numel() for parameter in run.weights.model.parameters()),
         **({"teacher": {"sha256": teacher.sha256, "revision": teacher.revision}} if teacher is not None else {}),
+        "multiply_adds": run.multiply_adds,
         "versions": versions(),
         "commit": commit_of_source(),
         "device": device_name(run.accelerator.device),

@@ -2,7 +2,7 @@
 """From a recipe to its task, which knows examples, loss and metric, and to the data of the task."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,8 +95,23 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
             f"`task.labels` is empty, and {recipe.data.path!r} does not name its classes; name them, in the order of "
             "their numbers."
         )
-    changed = recipe.augmentation
-    crop = (options.crop_size, options.crop_size) if options.crop_size else None
+    task = dense_task(recipe, labels)
+    for split in found:
+        if split.labels and split.labels != task.labels and not options.labels:
+            raise SViTError(
+                f"the split {split.name!r} has the classes {split.labels}, the training split {task.labels}."
+            )
+    sources = [split.source(task) for split in found]
+    return Data(task, sources[0], sources[1] if len(sources) > 1 else None, workers_per_rank(recipe.data))
+
+
+def dense_task(recipe: TrainingRecipe, labels: Sequence[str]) -> DenseTask:
+    """Return the task of a recipe for segmentation or detection.
+
+    Raises:
+        SViTError: If its options do not go together.
+    """
+    options, changed = recipe.task, recipe.augmentation
     augmentation = Augmentation(
         horizontal_flip=changed.horizontal_flip,
         vertical_flip=options.vertical_flip,
@@ -105,21 +120,16 @@ def _open_dense(recipe: TrainingRecipe, accelerator: Accelerator) -> Data:
         ratio=changed.ratio,
         color=changed.color_jitter,
         min_visible=options.min_visible,
-        size=crop,
+        size=(options.crop_size, options.crop_size) if options.crop_size else None,
     )
+    kind = task_class(options.name)
     task = kind(labels, recipe.model.image_size, options.head or None, augmentation, options.annotations)
     if recipe.run.parallelism == "fsdp2" and task.head.name != "upernet":
         raise SViTError(
             f"`run.parallelism` is 'fsdp2'; with the head {task.head.name!r} it has to be 'ddp': where pictures of a "
             "rank have no objects, parts of the head have no gradient there, for which the other ranks would wait."
         )
-    for split in found:
-        if split.labels and split.labels != task.labels and not options.labels:
-            raise SViTError(
-                f"the split {split.name!r} has the classes {split.labels}, the training split {task.labels}."
-            )
-    sources = [split.source(task) for split in found]
-    return Data(task, sources[0], sources[1] if len(sources) > 1 else None, workers_per_rank(recipe.data))
+    return task
 
 
 def model_of(recipe: TrainingRecipe, task: Task) -> PreTrainedModel:

@@ -163,12 +163,13 @@ def _make_run(
         The run, and what the start block says.
     """
     options, setting = recipe.optimization, start.setting
-    use_kernels(model, "auto")
     if isinstance(model, SViTPreTrainedModel):
         # what pipelines and the model's own loss go by
         model.config.problem_type = "multi_label_classification" if data.train.is_multi_label else None
     model = _placed(model, recipe, accelerator)
     multiply_adds = count_multiply_adds(model, recipe.model.image_shape, accelerator.device)
+    # afterwards: operators of kernels are unknown to the counter
+    use_kernels(model, "auto")
     freeze(model, recipe.model)
     rank_batch = options.batch_size // setting.micro_batches
     require_batch_for_norms(model, rank_batch, recipe.model.image_shape, accelerator.device)
@@ -198,8 +199,9 @@ def _make_run(
         log=log,
         console=console,
         saved_update=start.progress.update if is_saved else None,
+        multiply_adds=multiply_adds,
     )
-    return run, _facts(run, data, multiply_adds, output_dir)
+    return run, _facts(run, data, output_dir)
 
 
 def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) -> nn.Module:
@@ -341,7 +343,7 @@ def _pushing(run: Run, data: Data, command: str | None) -> Iterator[None]:
         yield
 
 
-def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[str, object]:
+def _facts(run: Run, data: Data, output_dir: Path) -> dict[str, object]:
     """Return what the start block says."""
     recipe, setting, accelerator = run.recipe, run.setting, run.accelerator
     options = recipe.optimization
@@ -360,7 +362,7 @@ def _facts(run: Run, data: Data, multiply_adds: int, output_dir: Path) -> dict[s
         "evaluation": evaluation,
         "model": f"{type(run.weights.model).__name__}, {sum(map(torch.numel, parameters)) / 1e6:.2f} M parameters, "
         f"{trained / 1e6:.2f} M of them trained",
-        "cost": f"{multiply_adds / 1e9:.3g} GMACs per image of {height} x {width} pixels",
+        "cost": f"{run.multiply_adds / 1e9:.3g} GMACs per image of {height} x {width} pixels",
         **({"teacher": data.teacher.description(recipe.model.image_shape)} if data.teacher is not None else {}),
         "updates": f"{run.num_updates} = {options.epochs} epochs of {setting.updates_per_epoch}",
         "batch": f"{options.batch_size} images per update = {setting.micro_batches} micro-batches * {rank_batch}, "
