@@ -4,6 +4,7 @@
 import gc
 import os
 import unicodedata
+from functools import partial
 
 import pytest
 from picture_data import picture, rows_of, write_folder
@@ -12,7 +13,9 @@ from svit_hf import cli
 from svit_hf.data.folders import split_of_name
 from svit_hf.data.opening import open_source
 from svit_hf.data.options import DataOptions
-from svit_hf.errors import SViTError
+from svit_hf.errors import DataError, SViTError
+from svit_hf.tasks import task_class
+from svit_hf.tasks.opening import find_split
 
 
 def make(root, *paths):
@@ -194,3 +197,19 @@ def test_table_of_labels(tmp_path):
     source = open_source(DataOptions(str(tmp_path)), "train")
     assert [source.label_names[source.row(i).label] for i in range(3)] == ["x", "y", "x"]
     gc.collect()
+
+
+OPEN = {"classes": open_source, "boxes": partial(find_split, task_class("detection"))}
+
+
+@pytest.mark.parametrize("kind", OPEN)
+@pytest.mark.parametrize("content", ["file_name,label\n", "\n"], ids=["heading", "empty"])
+def test_table_without_rows_is_named(tmp_path, kind, content):
+    make(tmp_path, "train/a.png", "test/a.png")
+    (tmp_path / "test" / "metadata.csv").write_text(content)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\na.png,x\n")
+    with pytest.raises(DataError, match=r"the split 'test' of .* has no images: the table .* has no rows"):
+        OPEN[kind](DataOptions(str(tmp_path)), "eval")
+    (tmp_path / "train" / "metadata.csv").write_text(content)
+    with pytest.raises(DataError, match=r"where test/metadata\.csv, train/metadata\.csv has no rows"):
+        OPEN[kind](DataOptions(str(tmp_path)), "train")

@@ -5,10 +5,12 @@ import re
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as ImageFolderBuilder
 from fsspec.core import url_to_fs
 
@@ -16,7 +18,7 @@ from svit_hf.data.counts import read_footer
 from svit_hf.data.decoding import readable_suffixes
 from svit_hf.data.folders import SPLIT_WORDS, ImageFolder, Parts, arrange_images, is_foreign, list_folder
 from svit_hf.data.options import DataOptions
-from svit_hf.errors import SViTError, listed
+from svit_hf.errors import DataError, SViTError, listed
 
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -50,6 +52,19 @@ class Location:
     def remarks(self) -> list[str]:
         """Return a line for each reason why files are not used."""
         return [f"not used: {reason} ({count})" for reason, count in sorted(self.unused.items())]
+
+    def require_rows(self, split: str, path: str) -> None:
+        """Refuse a split without rows.
+
+        Raises:
+            SViTError: If it is one; `path` is where it is.
+        """
+        if split not in self.empty_splits:
+            return
+        text = f"the split {split!r} of {path!r} has no images"
+        if self.format == "imagefolder":
+            raise DataError(f"{text}: the table beside them has no rows. Write one for each picture, or remove it.")
+        raise SViTError(f"{text}.")
 
     def files(self, split: str) -> list[str]:
         """Return the files of a split, in order: one shard of the stream each."""
@@ -210,6 +225,22 @@ def _image_folder(options: DataOptions, root: str, files: list[str], unused: Cou
             raise SViTError(f"`path` is {options.path!r}, where {nested[0]} is not in the folder of its class itself.")
         around = images.files[0].split("/")[0]
         own = ["/".join(names) for names in tables if len(names) == 1 or names[0] == around or len(folder.splits) == 1]
-        data_files[split] = [f"{root}/{path}" for path in (*images.files, *own)]
+        if not own or any(_has_rows(f"{root}/{table}") for table in own):
+            data_files[split] = [f"{root}/{path}" for path in (*images.files, *own)]
+    if not data_files:
+        names = listed("/".join(names) for names in tables)
+        raise DataError(
+            f"`path` is {options.path!r}, where {names} has no rows. Write one for each picture, or remove it."
+        )
     builder = _build(options, "imagefolder", data_files=data_files)
-    return Location("imagefolder", tuple(folder.splits), builder, unused=folder.unused)
+    empty = frozenset(folder.splits.keys() - data_files.keys())
+    return Location("imagefolder", tuple(folder.splits), builder, unused=folder.unused, empty_splits=empty)
+
+
+def _has_rows(table: str) -> bool:
+    if table.endswith(".parquet"):
+        return sum(read_footer(table).rows) > 0
+    with fsspec.open(table, "rt", encoding="utf-8", errors="replace") as lines:
+        num_lines = sum(bool(line.strip()) for line in islice(lines, 1000))
+    # of CSV, the first has the names of the columns
+    return num_lines > table.endswith(".csv")

@@ -66,8 +66,7 @@ def open_source(options: DataOptions, split: str, *, labelled: bool = True) -> I
 
 def _open_split(options: DataOptions, location: Location, split: str, labelled: bool) -> ImageSource:
     source: ImageSource
-    if split in location.empty_splits:
-        raise SViTError(f"the split {split!r} of {options.path!r} has no images.")
+    location.require_rows(split, options.path)
     if location.folder is not None:
         source = _open_folder(options, location, split, labelled)
     else:

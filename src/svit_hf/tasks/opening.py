@@ -107,8 +107,7 @@ def _is_folder_of_task(options: DataOptions) -> bool:
 def _find_by_columns(kind: type[DenseTask], options: DataOptions, split: str) -> FoundSplit:
     location = find_location(options)
     name = split_name(options, location, split)
-    if name in location.empty_splits:
-        raise SViTError(f"the split {name!r} of {options.path!r} has no images.")
+    location.require_rows(name, options.path)
     if location.folder is not None:
         given = {name: getattr(options, name) for name in ("streaming", "image_column", "label_column", "format")}
         argument, value = next((argument, value) for argument, value in given.items() if value)
