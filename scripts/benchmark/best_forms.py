@@ -16,11 +16,7 @@ from svit_hf.inference.folding import fold_weights
 
 
 class OpenVinoClassifier(nn.Module):
-    """Classifier in OpenVINO, made in its first call: in the precision of those images, for images of their shape.
-
-    Args:
-        model: In float32 on the CPU.
-    """
+    """Classifier in OpenVINO, made in its first call: in the precision of those images, for images of their shape."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -89,22 +89,7 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Session:
-    """What all cases of a run share.
-
-    Attributes:
-        device: Where it runs.
-        stopwatch: Gives the seconds of calls.
-        rounds: How often everybody has a turn in a case.
-        dtypes: Names in `DTYPES`.
-        peaks: Measured before.
-        task: `"inference"` or `"training"`.
-        compiles: Whether compiled forms take part.
-        runs_programs: Whether exported programs and 8 bits take part.
-        say: Takes lines about progress.
-        left_out: Who does not take part, and why.
-        min_seconds: How long a turn lasts at least.
-        deadline: Of `time.monotonic`, after which nothing more is compiled.
-    """
+    """What all cases of a run share."""
 
     device: torch.device
     stopwatch: Stopwatch
@@ -117,6 +102,7 @@ class Session:
     say: Callable[[str], None] = lambda text: None
     left_out: list[str] = field(default_factory=list)
     min_seconds: float = MIN_SECONDS
+    # of `time.monotonic`; nothing is compiled after it
     deadline: float = math.inf
 
     def takes(self, form: Form, dtype: str) -> bool:
@@ -130,12 +116,7 @@ class Session:
 
     @contextmanager
     def leaving_out(self, name: str, *, is_foreign: bool = False) -> Iterator[None]:
-        """Go on without a contestant that does not fit into memory or cannot be made, and note why.
-
-        Args:
-            name: Of the contestant.
-            is_foreign: Whether it is code of others, which may fail for reasons of its own, such as small images.
-        """
+        """Go on without a contestant that cannot be made or, as code of others, fails for reasons of its own; note why."""
         expected = (SViTError, ValueError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException)
         try:
             yield
@@ -235,12 +216,6 @@ def check_outputs(
     name: str, arithmetic: str, outputs: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 ) -> float:
     """Return the largest relative error in norm of what a contestant computed.
-
-    Args:
-        name: Of the contestant.
-        arithmetic: A key of the tolerances.
-        outputs: What it computed, by name: `gradients`, and its results.
-        expected: What the reference computed.
 
     Raises:
         GateError: If an error is larger than its tolerance, or no number at all.

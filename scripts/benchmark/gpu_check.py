@@ -122,16 +122,7 @@ PEERS = (PEER_FORMS[0], graphed(PEER_FORMS[0]))
 
 @dataclass
 class Check:
-    """One run of the check.
-
-    Attributes:
-        session: Shared with the benchmark.
-        output: Folder for times.json, times.txt and profile.txt.
-        batch_size: Images per call.
-        image_size: Their edge in pixels.
-        seconds: That may be used.
-        results: What was measured.
-    """
+    """One run of the check."""
 
     session: Session
     output: Path

@@ -85,10 +85,6 @@ PEERS: dict[str, Callable[[int], nn.Module]] = {
 def svit_network(model: str, super_token_sizes: list[int] | None = None) -> Network:
     """Return SViT as a published layout, or from a folder that `save_pretrained` wrote.
 
-    Args:
-        model: A name in `LAYOUTS`, or the folder.
-        super_token_sizes: Cells to use instead of those of the config; weights do not depend on them.
-
     Raises:
         SViTError: If `model` is neither.
     """

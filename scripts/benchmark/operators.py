@@ -101,14 +101,9 @@ def _path_bytes(shape: torch.Size, cell: tuple[int, int], dtype: str, task: str)
 
 @dataclass(frozen=True)
 class Operator:
-    """Operator at the shapes of one stage.
+    """Operator at the shapes of one stage; the first of its variants is the official one.
 
-    Attributes:
-        name: As in tables, with its shape.
-        inputs: In float32.
-        operations: Arithmetic, a multiply-accumulate being two.
-        variants: Ways to compute it, by name; those with NCHW in theirs get inputs in that layout, the others in
-            channels_last. The first is the official one.
+    Variants with NCHW in their names get inputs in that layout, the others in channels_last.
     """
 
     name: str

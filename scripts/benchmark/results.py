@@ -58,16 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """Contestants that were measured side by side; ratios refer to the first.
-
-    Attributes:
-        part: Of the benchmark.
-        title: What was measured, in words.
-        task: inference or training.
-        batch_size: Images, or what takes their place.
-        image_size: Edge in pixels.
-        rows: The contestants.
-    """
+    """Contestants that were measured side by side; ratios refer to the first."""
 
     part: str
     title: str
@@ -88,12 +79,7 @@ class Case:
 
 @dataclass
 class Results:
-    """One or more runs.
-
-    Attributes:
-        runs: Their provenance, with `peaks` and `left_out`.
-        cases: What was measured.
-    """
+    """One or more runs."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)

@@ -22,13 +22,7 @@ LEARNING_RATE = 1e-5
 
 
 class InferenceStep:
-    """Forward pass of a classifier in inference mode.
-
-    Args:
-        module: The classifier, in evaluation mode.
-        pixel_values: Its input, `(B, 3, height, width)`.
-        autocast_dtype: Computes in this dtype by autocast; `None` leaves everything to the dtype of the weights.
-    """
+    """Forward pass of a classifier in inference mode."""
 
     def __init__(self, module: nn.Module, pixel_values: torch.Tensor, autocast_dtype: torch.dtype | None = None):
         self.module = module
@@ -50,14 +44,7 @@ class InferenceStep:
 
 
 class TrainingStep:
-    """Forward and backward pass of a classifier, and AdamW on its weights.
-
-    Args:
-        module: The classifier, in training mode, with float32 weights.
-        pixel_values: Its input, `(B, 3, height, width)`.
-        labels: Class indices, `(B,)`.
-        autocast_dtype: Computes in this dtype by autocast; float16 scales the loss, too.
-    """
+    """Forward and backward pass of a classifier, and AdamW on its float32 weights; float16 scales the loss, too."""
 
     def __init__(
         self,
@@ -109,13 +96,7 @@ class TrainingStep:
 
 
 class FunctionStep:
-    """Function of tensors, forward, or forward and backward with respect to all of them.
-
-    Args:
-        function: Returns one tensor.
-        inputs: What it gets.
-        does_backward: Whether gradients are computed, too.
-    """
+    """Function of tensors, forward, or forward and backward with respect to all of them."""
 
     def __init__(
         self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], does_backward: bool = False

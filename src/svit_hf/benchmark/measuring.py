@@ -33,12 +33,7 @@ class Spread(NamedTuple):
 
 
 class WallStopwatch:
-    """Clock that waits for the device before and after.
-
-    Args:
-        device: What the work runs on.
-        clock: Returns seconds.
-    """
+    """Clock that waits for the device before and after."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
         self.device = device
@@ -149,14 +144,7 @@ def comparable_arithmetic() -> Iterator[None]:
 
 
 def product_speed(dtype: str, size: int, device: torch.device, stopwatch: Stopwatch) -> float:
-    """Return the operations per second of a square matrix product, a multiply-accumulate being two.
-
-    Args:
-        dtype: A name in `DTYPES`.
-        size: Rows and columns.
-        device: Where.
-        stopwatch: Gives the seconds of a number of calls.
-    """
+    """Return the operations per second of a square matrix product, a multiply-accumulate being two."""
     a, b = (torch.randn(size, size, device=device).to(DTYPES[dtype]) for _ in range(2))
     return 2 * size**3 / best_seconds(lambda: a @ b, stopwatch)
 

@@ -54,12 +54,7 @@ class Panel:
 
 
 def build_page(viewers: Sequence[Viewer], examples: Sequence[Path] = ()) -> gr.Blocks:
-    """Lay out the page and connect it.
-
-    Args:
-        viewers: One model, or two to compare.
-        examples: Pictures to try.
-    """
+    """Lay out the page and connect it."""
     lifetime = (LOOK_FOR_OLD_FILES, KEEP_FILES)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=lifetime, fill_width=True) as page:
         # of the file: never sent by a browser, which could name any

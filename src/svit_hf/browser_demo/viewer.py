@@ -215,9 +215,6 @@ class Viewer:
 def open_viewer(model: str) -> Viewer:
     """Load a model for the demo.
 
-    Args:
-        model: A folder, an id of the Hub, or the folder of a training run.
-
     Raises:
         SViTError: If it cannot be loaded, or is neither an SViT that classifies nor one with a head for a dense task.
     """

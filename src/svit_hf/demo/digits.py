@@ -69,11 +69,6 @@ WARMUP_SHARE = 0.1
 def run_quickstart(output_dir: Path, *, epochs: int = 12, seed: int = 0) -> QuickstartReport:
     """Train, evaluate, save, reload, classify and draw; a run that fails leaves an earlier result as it was.
 
-    Args:
-        output_dir: The folder to write; see `QuickstartCommand` for what may be in it.
-        epochs: Passes over the training digits, at least 1.
-        seed: Fixes initial weights and order.
-
     Raises:
         SViTError: If an argument is impossible, the folder holds something else, or the fresh process fails.
     """
@@ -135,12 +130,7 @@ def make_processor() -> SViTImageProcessorPil:
 
 
 def make_model(names: list[str], seed: int) -> SViTForImageClassification:
-    """Return the model with random weights.
-
-    Args:
-        names: Names of the classes, in order.
-        seed: Fixes the weights.
-    """
+    """Return the model with random weights."""
     set_seed(seed)
     id2label = dict(enumerate(names))
     label2id = {name: label for label, name in id2label.items()}
@@ -172,13 +162,6 @@ def make_trainer(
 
     It makes this process compute on the CPU with one thread. The model is too small to share: more threads win little
     on an idle machine, wait for each other on a busy one, and do not add up in the same order everywhere.
-
-    Args:
-        model: The model.
-        inputs: What `prepare` returns.
-        output_dir: A folder that `Trainer` makes; nothing of use is in it afterwards.
-        epochs: Passes over the training digits.
-        seed: Fixes the order of the digits.
     """
     num_steps = epochs * -(-len(inputs["train"]) // BATCH_SIZE)
     arguments = TrainingArguments(

@@ -172,14 +172,7 @@ def _panel(prediction: Prediction) -> Panel:
 def quickstart_card(
     report: QuickstartReport, command: str, settings: Mapping[str, object], num_trained: int
 ) -> CardText:
-    """Return the text of the model card.
-
-    Args:
-        report: What came out.
-        command: The command line that trained the model.
-        settings: Settings of the training run, by name.
-        num_trained: Images that it was trained on.
-    """
+    """Return the text of the model card."""
     num_held_out = report.num_images
     return CardText(
         name="svit-digits",

@@ -9,6 +9,7 @@ import torch
 from svit_hf.model.configuration_svit import SViTConfig
 
 
+# from images, (B, C, height, width), to logits, (B, num_labels)
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -49,16 +50,7 @@ class Comparison:
 
 
 def compare(program: Predict, model: Predict, batches: Iterable[torch.Tensor]) -> Comparison:
-    """Run a program and a model on the same batches.
-
-    Args:
-        program: Maps images, `(B, C, height, width)`, to logits, `(B, num_labels)`.
-        model: The same.
-        batches: The images.
-
-    Returns:
-        How the logits differ. A NaN on either side makes every difference NaN.
-    """
+    """Run a program and a model on the same batches; a NaN on either side makes every difference NaN."""
     shapes, found, expected = [], [], []
     for pixel_values in batches:
         shapes.append(list(pixel_values.shape))
@@ -92,12 +84,6 @@ def smallest_size(config: SViTConfig, format: str) -> int:
 
 def batches_of_many_sizes(config: SViTConfig, size: tuple[int, int], least: int, seed: int = 0) -> list[torch.Tensor]:
     """Return random batches of different lengths and sizes: the model's own, odd ones, and the smallest.
-
-    Args:
-        config: Of the model.
-        size: Its usual height and width, in pixels.
-        least: Its smallest height and width, in pixels.
-        seed: Of the pixels.
 
     Returns:
         Batches, shape `(B, num_channels, height, width)`, normally distributed.

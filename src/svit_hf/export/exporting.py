@@ -244,12 +244,6 @@ def export_upernet(
     width)`. Its pooling has a window for each size, so that height and width are those of the backbone's config. The
     model is left as it is.
 
-    Args:
-        model: The model.
-        output_dir: The folder to write; new or empty.
-        options: Whether to fold, the opset and the tolerance; what else it may say is for classifiers.
-        image_processor: What prepares the pictures; saved beside the program.
-
     Raises:
         ExportError: If an argument cannot be used, or the program differs too much. Nothing is written then.
     """

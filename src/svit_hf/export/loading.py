@@ -17,9 +17,6 @@ from svit_hf.extras import require_extra
 def load_program(folder: Path) -> Predict:
     """Load an exported program from its folder, to run on a CPU with as many threads as PyTorch has.
 
-    Args:
-        folder: What `export_classifier` wrote.
-
     Returns:
         A function of images, `(B, num_channels, height, width)`, that returns logits, `(B, num_labels)`.
 

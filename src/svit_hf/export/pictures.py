@@ -15,11 +15,6 @@ from svit_hf.errors import SViTError
 def read_pictures(folder: Path, image_processor: BaseImageProcessor, num_pictures: int) -> torch.Tensor:
     """Read pictures from a folder and those in it, evenly spread over their sorted names.
 
-    Args:
-        folder: Where the pictures are; files with other suffixes than those of pictures are skipped.
-        image_processor: What prepares them.
-        num_pictures: How many to take; all, if there are fewer.
-
     Returns:
         Shape `(N, C, height, width)`.
 

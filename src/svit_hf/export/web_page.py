@@ -61,13 +61,7 @@ class WebPage:
         return height, width
 
     def write(self, folder: Path, config: SViTConfig, title: str) -> None:
-        """Write the page into the folder of a program that gives `associations`; nothing else stays there.
-
-        Args:
-            folder: Where `model.onnx` and `model.onnx.data` are.
-            config: Of the model.
-            title: What the page calls the model.
-        """
+        """Write the page into the folder of a program that gives `associations`; nothing else stays there."""
         program, weights = "model.onnx", "model.onnx.data"
         for file in folder.iterdir():
             if file.name not in (program, weights):

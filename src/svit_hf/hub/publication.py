@@ -71,15 +71,7 @@ class Publication:
 def prepare_publication(
     folder: Path, repo_id: str, card: CardText | None = None, licence: str | None = None, add_probe: bool = True
 ) -> Publication:
-    """Choose, check and complete what is published of a folder.
-
-    Args:
-        folder: A model (`config.json`, `model.safetensors`, `preprocessor_config.json`), or the folder of a training
-            run, whose `model/` is published.
-        repo_id: Where it goes; the card says so.
-        card: What the card says; by default the folder has one, or it is made of the report of the run.
-        licence: Licence of the weights, for a card that is made of the report of a run.
-        add_probe: Whether a folder without a probe gets one, for which the model is loaded.
+    """Choose, check and complete what is published of a folder; the arguments are those of `push_folder`.
 
     Raises:
         SViTError: If something is missing, broken, or not fit to be published.
@@ -257,15 +249,7 @@ def _check_code(folder: Path, auto_maps: Mapping[str, Iterable[str]], remedy: st
 
 
 def _check_card(content: bytes, of_run: CardText | None, tag: str) -> str:
-    """See that the Hub can read a card, and that its numbers are those of the run.
-
-    Args:
-        content: The card.
-        of_run: What a card of the run would say, if the model is from a run whose report there is.
-        tag: Name of the model's pipeline.
-
-    Returns:
-        The text of the card.
+    """Return the text of a card, having seen that the Hub can read it and that its numbers are those of the run.
 
     Raises:
         SViTError: If it is not so.
@@ -297,10 +281,6 @@ def _check_card(content: bytes, of_run: CardText | None, tag: str) -> str:
 
 def _check_no_credentials(name: str, content: bytes) -> None:
     """See that there is no access token, password or signature of an address in a file.
-
-    Args:
-        name: What to call the file.
-        content: What is in it; of weights, the texts.
 
     Raises:
         SViTError: If there is one. The message does not repeat it.

@@ -188,15 +188,7 @@ def make_repository(api: HfApi, repo_id: str, revision: str, private: bool) -> M
 def commit_files(
     api: HfApi, repo_id: str, revision: str, files: Sequence[CommitOperationAdd], *, private: bool, message: str
 ) -> VerifiedCommit:
-    """Commit files to a branch, and read them back.
-
-    Args:
-        api: The Hub.
-        repo_id: The repository; made if it is not there.
-        revision: The branch; made from `main` if it is not there.
-        files: All that the commit holds. Other files in the repository stay, except results of other weights.
-        private: Whether a new repository is private.
-        message: Of the commit.
+    """Commit files to a branch, and read them back; other files stay there, except results of other weights.
 
     Raises:
         PushError: If something failed; the message says what is on the Hub then.

@@ -13,12 +13,7 @@ from svit_hf.progress import Progress, duration, say
 
 
 class Console:
-    """Output of rank 0; every other rank is silent.
-
-    Args:
-        is_speaking: Whether this is rank 0.
-        num_updates: Updates of the whole run.
-    """
+    """Output of rank 0; every other rank is silent."""
 
     def __init__(self, is_speaking: bool, num_updates: int):
         self.is_speaking = is_speaking

@@ -31,11 +31,6 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
 
     Without an evaluation it is the average at the end, if there is one.
 
-    Args:
-        run: The run, which is over.
-        data: Its images.
-        command: The command line that started it.
-
     Returns:
         The content of report.json.
 
@@ -73,13 +68,7 @@ def write_outcome(run: Run, data: Data, command: str | None) -> dict[str, Any]:
 
 
 def report_of(run: Run, data: Data, command: str | None) -> dict[str, Any]:
-    """Return what there is to say about the best weights so far; without an evaluation, about the present ones.
-
-    Args:
-        run: The run.
-        data: Its images.
-        command: The command line that started it.
-    """
+    """Return what there is to say about the best weights so far; without an evaluation, about the present ones."""
     best, progress, evaluation, teacher = run.progress.best, run.progress, data.evaluation, data.teacher
     return {
         "command": command,

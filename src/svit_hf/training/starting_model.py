@@ -31,11 +31,6 @@ TINY: dict[str, Any] = {
 def make_model(options: ModelOptions, label_names: Sequence[str], seed: int) -> SViTForImageClassification:
     """Return the model of a recipe, with a classifier for the labels of the data.
 
-    Args:
-        options: Weights or layout, and fields of the config.
-        label_names: Names of the classes, in the order of the data.
-        seed: Fixes random weights.
-
     Raises:
         SViTError: If the weights cannot be loaded, are not those of an SViT classifier, or fields do not fit.
     """

@@ -53,13 +53,8 @@ def visualize_pictures(
 ) -> Visualized:
     """Draw what a model does with pictures, with one forward pass for each.
 
-    Args:
-        model: An SViT, see `record`.
-        preprocessing: What makes pixel values of a picture for it.
-        files: Picture files. One that cannot be read is passed over, and named in the result.
-        output_dir: Folder that gets `NAME.png` for each, and `index.html` with the first 100; made if there is none.
-        options: What to draw.
-        draw: What a head on the model says, drawn on a picture; if there is one.
+    Each gets a sheet, `NAME.png`, and the first 100 are in `index.html`, too. One that cannot be read is passed over,
+    and named in the result.
 
     Raises:
         SViTError: If something does not go together; see `record`.
