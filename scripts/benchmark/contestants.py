@@ -116,7 +116,7 @@ class Session:
 
     @contextmanager
     def leaving_out(self, name: str, *, is_foreign: bool = False) -> Iterator[None]:
-        """Go on without a contestant that cannot be made or, as code of others, fails for reasons of its own; note why."""
+        """Go on without a contestant that cannot be made, or whose code is that of others and fails; note why."""
         expected = (SViTError, ValueError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException)
         try:
             yield

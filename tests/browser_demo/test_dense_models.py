@@ -9,8 +9,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from svit_hf import build_model
-from svit_hf.browser_demo.responses import respond
-from svit_hf.browser_demo.viewer import open_viewer, with_cell
+from svit_hf.browser_demo.viewer import open_viewer, respond, with_cell
 from svit_hf.tasks.heads import find_head
 from svit_hf.tasks.saved_models import open_task_model
 

@@ -8,8 +8,16 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, ResNetConfig
 
-from svit_hf.browser_demo.responses import HINT, describe_upload, point_clicked, respond
-from svit_hf.browser_demo.viewer import LOOKS_KEPT, Choice, Viewer, open_viewer, with_cell
+from svit_hf.browser_demo.viewer import (
+    HINT,
+    LOOKS_KEPT,
+    Choice,
+    Viewer,
+    open_viewer,
+    point_clicked,
+    respond,
+    with_cell,
+)
 from svit_hf.errors import SViTError
 
 
@@ -113,17 +121,6 @@ def test_no_picture_and_a_bad_one_show_nothing(viewer, tmp_path):
     for file, answer in ((None, HINT), (str(tmp_path / "bad.png"), "")):
         response = respond(viewer, file, viewer.first_choice)
         assert (response.answer, set(response.drawings)) == (answer, {None})
-    assert describe_upload(None) == ("", None)
-    text, preview = describe_upload(str(tmp_path / "bad.png"))
-    assert text.startswith('<p class="error" role="alert">This file cannot be shown: it is no picture')
-    assert preview is None
-
-
-def test_preview_is_small(tmp_path):
-    Image.new("CMYK", (1000, 500)).save(tmp_path / "print.jpg")
-    text, preview = describe_upload(str(tmp_path / "print.jpg"))
-    assert text.startswith('<p class="note">')
-    assert preview.size == (480, 240)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ class DemoCommand:
         say("loading PyTorch, Transformers and gradio")
         from transformers.utils import logging
 
-        from svit_hf.browser_demo.examples import choose_examples
+        from svit_hf.browser_demo.pictures import choose_examples
         from svit_hf.browser_demo.page import serve
         from svit_hf.browser_demo.space import write_space
         from svit_hf.browser_demo.viewer import open_viewer

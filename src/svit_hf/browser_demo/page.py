@@ -12,10 +12,19 @@ from typing import Any
 
 import gradio as gr
 
-from svit_hf.browser_demo.responses import HINT, Response, describe_upload, point_clicked, respond
+from svit_hf.browser_demo.pictures import LIMITS, describe_upload
 from svit_hf.browser_demo.style import ABOUT, STYLE, TITLE
-from svit_hf.browser_demo.uploads import LIMITS
-from svit_hf.browser_demo.viewer import Cell, Choice, Viewer, describe_layer, with_cell
+from svit_hf.browser_demo.viewer import (
+    HINT,
+    Cell,
+    Choice,
+    Response,
+    Viewer,
+    describe_layer,
+    point_clicked,
+    respond,
+    with_cell,
+)
 from svit_hf.errors import SViTError
 
 

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 import svit_hf
 from svit_hf.browser_demo.style import ABOUT
-from svit_hf.browser_demo.uploads import read_upload
+from svit_hf.browser_demo.pictures import read_upload
 from svit_hf.browser_demo.viewer import Viewer
 from svit_hf.errors import SViTError
 from svit_hf.extras import EXTRAS

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that can be asked about pictures again and again, with its cells set otherwise than it was trained."""
+"""A model that can be asked about pictures again and again, with its cells set otherwise than it was trained.
+
+What the page shows of its answers is made here, too.
+"""
 
 import time
 from collections import OrderedDict
@@ -16,7 +19,8 @@ import torch
 from PIL import Image
 from transformers.modeling_utils import PreTrainedModel
 
-from svit_hf.errors import SViTError
+from svit_hf.browser_demo.pictures import read_upload
+from svit_hf.errors import DataError, SViTError
 from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.model.cells_svit import count_cells, token_grids
@@ -45,6 +49,7 @@ DRAWINGS = {
     "where the point looks": 320,
 }
 NUM_CLASSES_SHOWN = 5
+HINT = '<p class="hint">Choose a picture, and the answer comes here.</p>'
 # what attends to each other costs its square: more super tokens than the model has itself are not offered beyond this
 MOST_SUPER_TOKENS = 1024
 LARGEST_CELL = 16
@@ -288,6 +293,43 @@ def answer_html(viewer: Viewer, look: Look) -> str:
         for number, share in zip(found.indices.tolist(), found.values.tolist(), strict=True)
     )
     return f'<ol class="answer">{bars}</ol>{cost}'
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a model's part of the page shows.
+
+    Attributes:
+        answer: The likeliest classes, as HTML; empty without a picture.
+        layer_text: What the layer does.
+        drawings: As in `DRAWINGS`; `None` for those that there are not.
+    """
+
+    answer: str
+    layer_text: str
+    drawings: list[Image.Image | None]
+
+
+def respond(viewer: Viewer, file: str | None, choice: Choice) -> Response:
+    """Answer about the picture in a file, which may be none or a bad one: then there is nothing to show."""
+    choice = viewer.allowed(choice)
+    layer_text = describe_layer(viewer, choice)
+    nothing: list[Image.Image | None] = [None] * len(DRAWINGS)
+    if file is None:
+        return Response(HINT, layer_text, nothing)
+    try:
+        picture = read_upload(file).picture
+    except DataError:
+        return Response("", layer_text, nothing)
+    look = viewer.look(file, picture, choice.cells)
+    return Response(answer_html(viewer, look), layer_text, draw(look, choice))
+
+
+def point_clicked(viewer: Viewer, drawing: int, pixel: tuple[int, int]) -> tuple[float, float]:
+    """Return the place of a pixel `(x, y)` of a drawing, numbered as in `DRAWINGS`, as shares of width and height."""
+    height, width = viewer.preprocessing.shape[1:]
+    scale = list(DRAWINGS.values())[drawing] / max(height, width)
+    return min(max(pixel[0] / (width * scale), 0.0), 1.0), min(max(pixel[1] / (height * scale), 0.0), 1.0)
 
 
 def _size(cell: Cell) -> str:

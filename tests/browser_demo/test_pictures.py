@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a visitor brings ends in a picture or in a sentence."""
+"""Whatever a visitor brings ends in a picture or in a sentence; and there are pictures to try."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from svit_hf.browser_demo.uploads import LIMITS, read_upload
+from svit_hf.browser_demo.pictures import LIMITS, choose_examples, describe_upload, read_upload
 from svit_hf.errors import DataError
 
 
@@ -71,3 +71,35 @@ def test_picture_of_many_pixels_is_refused_before_it_is_decoded(tmp_path, edge):
 def test_file_that_is_gone_is_no_traceback(tmp_path):
     with pytest.raises(DataError, match="no longer there"):
         read_upload(str(tmp_path / "gone.png"))
+
+
+def test_examples_of_the_quickstart_go_with_its_model(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "quickstart.json").write_text("{}")
+    for name in "21":
+        Image.new("L", (8, 8)).save(tmp_path / f"images/{name}.png")
+    for model in (tmp_path, tmp_path / "model"):
+        assert [file.name for file in choose_examples([], [str(model)])] == ["1.png", "2.png"]
+
+
+def test_named_examples_win_and_bad_ones_are_passed_over(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("bad")
+    assert choose_examples([str(tmp_path)], ["model"]) == [tmp_path / "good.png"]
+
+
+def test_other_models_have_the_photographs_of_scikit_learn(tmp_path):
+    pytest.importorskip("sklearn")
+    assert [file.name for file in choose_examples([], [str(tmp_path)])] == ["china.jpg", "flower.jpg"]
+
+
+def test_upload_is_described_with_a_small_preview(tmp_path):
+    assert describe_upload(None) == ("", None)
+    (tmp_path / "bad.png").write_text("<script>")
+    text, preview = describe_upload(str(tmp_path / "bad.png"))
+    assert text.startswith('<p class="error" role="alert">This file cannot be shown: it is no picture')
+    assert preview is None
+    Image.new("CMYK", (1000, 500)).save(tmp_path / "print.jpg")
+    text, preview = describe_upload(str(tmp_path / "print.jpg"))
+    assert text.startswith('<p class="note">')
+    assert preview.size == (480, 240)

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that visitors bring: read within limits, or refused in a sentence."""
+"""Pictures that visitors bring, read within limits or refused in a sentence, and pictures for those who bring none."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
 
 from PIL import Image
 
 from svit_hf.data.decoding import DecodingError, ImageLimits, decode_image
 from svit_hf.errors import DataError
+from svit_hf.visualization.pictures import find_pictures
 
 
 # three bytes for each pixel are in memory while a picture is prepared
 LIMITS = ImageLimits(max_pixels=32_000_000, max_bytes=16 << 20)
+# longer edge, in pixels
+PREVIEW_EDGE = 480
+MOST_EXAMPLES = 24
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,53 @@ def read_upload(file: str) -> Upload:
     if mode == "CMYK":
         notes.append("Its colours, made for printing (CMYK), were turned into those of a screen.")
     return Upload(picture, " ".join(notes))
+
+
+def describe_upload(file: str | None) -> tuple[str, Image.Image | None]:
+    """Return what to say about an upload, as HTML, and the picture, small.
+
+    What is said is why there is no picture, or what is not as a visitor might expect; empty if there is nothing.
+    """
+    if file is None:
+        return "", None
+    try:
+        upload = read_upload(file)
+    except DataError as error:
+        return f'<p class="error" role="alert">{escape(str(error))}</p>', None
+    preview = upload.picture.copy()
+    preview.thumbnail((PREVIEW_EDGE, PREVIEW_EDGE))
+    return f'<p class="note">{escape(upload.note)}</p>' if upload.note else "", preview
+
+
+def choose_examples(sources: Sequence[str], models: Sequence[str]) -> list[Path]:
+    """Return pictures for visitors without one.
+
+    Args:
+        sources: Files, folders or globs. If there are none: the quickstart's digits for its model; for any other, the
+            two photographs that come with scikit-learn, where it is installed.
+        models: The models, as the user names them.
+
+    Raises:
+        SViTError: If a source has no pictures.
+    """
+    if sources:
+        return [file for file in map(Path, find_pictures(sources)) if _can_be_read(file)][:MOST_EXAMPLES]
+    for model in models:
+        for folder in (Path(model), Path(model).parent):
+            if (folder / "quickstart.json").is_file():
+                return sorted((folder / "images").glob("*.png"))
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        return []
+    return sorted((Path(spec.origin).parent / "datasets" / "images").glob("*.jpg"))
+
+
+def _can_be_read(file: Path) -> bool:
+    try:
+        read_upload(str(file))
+    except DataError:
+        return False
+    return True
 
 
 def _refusal(error: DecodingError) -> str:
