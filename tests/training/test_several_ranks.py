@@ -169,7 +169,7 @@ from accelerate import Accelerator
 from torch import nn
 from svit_hf.errors import SViTError
 from svit_hf.training.agreement import Agreement
-from svit_hf.training.assembly import on_rank_zero
+from svit_hf.training.accelerator import on_rank_zero
 
 accelerator = Accelerator()
 rank = accelerator.process_index

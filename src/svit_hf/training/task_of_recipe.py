@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe to its task, which knows examples, loss and metric, and to the data of the task."""
+"""From a recipe to its task, which knows examples, loss and metric, and to the data and the model of the task."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from svit_hf.data.decoding import DEFAULT_LIMITS
-from svit_hf.data.loading import workers_per_rank
+from svit_hf.data.loading import EvaluationLoader, TrainingLoader, workers_per_rank
 from svit_hf.data.opening import labels_of, open_source
 from svit_hf.data.sources import ImageSource, IndexedSource
 from svit_hf.errors import SViTError
@@ -130,6 +130,51 @@ def dense_task(recipe: TrainingRecipe, labels: Sequence[str]) -> DenseTask:
             "rank have no objects, parts of the head have no gradient there, for which the other ranks would wait."
         )
     return task
+
+
+def training_loader(
+    recipe: TrainingRecipe,
+    data: Data,
+    accelerator: Accelerator,
+    micro_batches: int,
+    num_ranges: int | None = None,
+) -> TrainingLoader:
+    """Return the loader of this rank's training batches.
+
+    Raises:
+        SViTError: If the source is too small, or cannot be sampled as the recipe says.
+    """
+    labels = None
+    if recipe.data.sampling == "balanced":
+        labels = cast(list[int], labels_of(require_indexed(data.train, "data.sampling")))
+    return TrainingLoader(
+        data.train,
+        data.task.training_example,
+        batch_size=recipe.optimization.batch_size // micro_batches,
+        micro_batches=micro_batches,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+        seed=recipe.run.seed,
+        num_views=recipe.augmentation.num_views,
+        shuffle_block=recipe.data.shuffle_block,
+        labels=labels,
+        num_ranges=num_ranges,
+    )
+
+
+def evaluation_loader(recipe: TrainingRecipe, data: Data, accelerator: Accelerator) -> EvaluationLoader | None:
+    """Return the loader of this rank's share of the evaluation; none if there is no evaluation."""
+    if data.evaluation is None:
+        return None
+    return EvaluationLoader(
+        data.evaluation,
+        data.task.evaluation_example,
+        batch_size=recipe.run.evaluation_batch_size or recipe.optimization.device_batch_size,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        num_workers=data.num_workers,
+    )
 
 
 def model_of(recipe: TrainingRecipe, task: Task) -> PreTrainedModel:

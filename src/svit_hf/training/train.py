@@ -24,15 +24,12 @@ from svit_hf.multiply_adds import count_multiply_adds
 from svit_hf.progress import duration, quiet_libraries
 from svit_hf.provenance import device_name
 from svit_hf.tasks.task import Task
-from svit_hf.training.assembly import (
-    evaluation_loader,
+from svit_hf.training.accelerator import (
     make_accelerator,
     micro_batches_of,
     on_rank_zero,
     precision_of,
     say_disk_full,
-    training_loader,
-    with_sync_batch_norm,
 )
 from svit_hf.training.checkpointing import (
     BEST,
@@ -54,11 +51,8 @@ from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
 from svit_hf.training.run_folder import RECIPE, locked_folder
 from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
-from svit_hf.training.starting_model import (
-    freeze,
-    require_batch_for_norms,
-)
-from svit_hf.training.task_of_recipe import Data, model_of, open_data
+from svit_hf.training.starting_model import freeze, require_batch_for_norms
+from svit_hf.training.task_of_recipe import Data, evaluation_loader, model_of, open_data, training_loader
 from svit_hf.training.weights import LAYOUT, TrainedWeights, WeightAverage
 
 
@@ -205,9 +199,15 @@ def _make_run(
 
 
 def _placed(model: nn.Module, recipe: TrainingRecipe, accelerator: Accelerator) -> nn.Module:
-    """Bring a model to its device, with the kind of batch norm that is wanted."""
+    """Bring a model to its device, with the kind of batch norm that is wanted.
+
+    Raises:
+        SViTError: If the device does not have that kind.
+    """
     if recipe.run.sync_batch_norm and accelerator.num_processes > 1:
-        model = with_sync_batch_norm(model, accelerator)
+        if accelerator.device.type == "cpu":
+            raise SViTError("`run.sync_batch_norm` is true, but PyTorch has synchronised batch norms on GPUs only.")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if isinstance(model, SViTPreTrainedModel) and recipe.run.parallelism == "ddp":
         # FSDP takes no such layout
         model.to(memory_format=LAYOUT)  # type: ignore[call-arg]

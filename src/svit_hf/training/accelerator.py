@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a recipe to the things that train: accelerator, micro-batches, loaders."""
+"""The accelerator of a recipe: device, precision and ranks, and what these share."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
-from torch import nn
 
-from svit_hf.data.loading import EvaluationLoader, TrainingLoader
-from svit_hf.data.opening import labels_of
 from svit_hf.errors import SViTError
 from svit_hf.files import explaining_full_disk
 from svit_hf.training.options import OptimizationOptions, TrainingRecipe
-from svit_hf.training.task_of_recipe import Data, require_indexed
 
 
 Result = TypeVar("Result")
@@ -97,63 +93,6 @@ def micro_batches_of(options: OptimizationOptions, world_size: int) -> int:
             )
         return number
     return world_size * next(steps for steps in range(least, on_rank + 1) if on_rank % steps == 0)
-
-
-def training_loader(
-    recipe: TrainingRecipe,
-    data: Data,
-    accelerator: Accelerator,
-    micro_batches: int,
-    num_ranges: int | None = None,
-) -> TrainingLoader:
-    """Return the loader of this rank's training batches.
-
-    Raises:
-        SViTError: If the source is too small, or cannot be sampled as the recipe says.
-    """
-    labels = None
-    if recipe.data.sampling == "balanced":
-        labels = cast(list[int], labels_of(require_indexed(data.train, "data.sampling")))
-    return TrainingLoader(
-        data.train,
-        data.task.training_example,
-        batch_size=recipe.optimization.batch_size // micro_batches,
-        micro_batches=micro_batches,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=data.num_workers,
-        seed=recipe.run.seed,
-        num_views=recipe.augmentation.num_views,
-        shuffle_block=recipe.data.shuffle_block,
-        labels=labels,
-        num_ranges=num_ranges,
-    )
-
-
-def evaluation_loader(recipe: TrainingRecipe, data: Data, accelerator: Accelerator) -> EvaluationLoader | None:
-    """Return the loader of this rank's share of the evaluation; none if there is no evaluation."""
-    if data.evaluation is None:
-        return None
-    return EvaluationLoader(
-        data.evaluation,
-        data.task.evaluation_example,
-        batch_size=recipe.run.evaluation_batch_size or recipe.optimization.device_batch_size,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        num_workers=data.num_workers,
-    )
-
-
-def with_sync_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Make batch norms use statistics of all ranks.
-
-    Raises:
-        SViTError: If the device has none.
-    """
-    if accelerator.device.type == "cpu":
-        raise SViTError("`run.sync_batch_norm` is true, but PyTorch has synchronised batch norms on GPUs only.")
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return converted
 
 
 def on_rank_zero(function: Callable[[], Result], accelerator: Accelerator) -> Result:
