@@ -144,21 +144,6 @@ class TestCheck:
             export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2"))
         assert list(tmp_path.iterdir()) == []
 
-    def test_disk_that_fills_up_meanwhile_leaves_a_sentence_and_nothing_else(self, tmp_path, monkeypatch):
-        def write(model, folder, *arguments):
-            (folder / "model.pt2").write_bytes(b"half")
-            raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed writing file data/1")
-
-        monkeypatch.setattr(exporting, "_write_program", write)
-        with pytest.raises(SViTError, match=r"the disk is full: .* was not written"):
-            export_classifier(classifier(), tmp_path / "out", ExportOptions("pt2"))
-        assert list(tmp_path.iterdir()) == []
-
-    def test_folder_that_cannot_be_made_is_named(self, tmp_path):
-        (tmp_path / "file").touch()
-        with pytest.raises(SViTError, match=r"`output_dir` is .*, which cannot be written"):
-            export_classifier(classifier(), tmp_path / "file" / "out", ExportOptions("pt2"))
-
     def test_model_is_left_as_it_is(self, tmp_path, program_of_constants):
         model = classifier().to(torch.float64).train()
         export_classifier(model, tmp_path / "out", ExportOptions("pt2"))

@@ -58,11 +58,6 @@ def test_failed_push_is_status_5_and_says_what_to_do(default_hub, run_folder, ca
     assert "Traceback" not in told
 
 
-def test_folder_that_is_not_fit_is_status_2(default_hub, tmp_path, capsys):
-    assert push(tmp_path, REPO, "--no-dry-run") == 2
-    assert "it has to be a model" in capsys.readouterr().err
-
-
 def test_offline_is_no_wait(default_hub, run_folder, capsys, monkeypatch, waits):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert push(run_folder, REPO, "--no-dry-run") == 5

@@ -225,8 +225,3 @@ def test_results_of_other_weights_are_taken_away(hub, push):
         ".eval_results/both.yaml",
     }
     assert committed(hub)[".eval_results/both.yaml"] == b"newer"
-
-
-def test_weights_are_stored_under_their_hash(hub, push):
-    push(files_with(weights=b"heavy"))
-    assert hub.large_files == {sha256(b"heavy"): b"heavy"}

@@ -70,16 +70,6 @@ def test_nothing_here_changes_and_training_may_go_on(hub, api, run_folder):
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_failed_push_loses_nothing_and_can_be_made_again(hub, api, run_folder, waits):
-    before = snapshot(run_folder)
-    hub.faults = [Fault("POST .*/commit/", 503, times=6)]
-    with pytest.raises(PushError, match="nothing was committed"):
-        push_folder(run_folder, REPO, api=api)
-    assert snapshot(run_folder) == before
-    assert push_folder(run_folder, REPO, api=api).commit.is_new
-    assert hub.repositories[REPO].titles() == [f"Push {REPO}", "initial commit"]
-
-
 def test_what_is_not_fit_is_refused_before_anything_is_sent(hub, api, run_folder):
     (run_folder / "model/model.safetensors").unlink()
     with pytest.raises(SViTError, match=r"there is no .*model\.safetensors"):

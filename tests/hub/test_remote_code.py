@@ -293,12 +293,6 @@ def test_every_file_that_is_asked_for_names_all_that_it_needs():
         assert set(get_relative_imports(file)) == needed
 
 
-def test_local_class_wins_where_the_package_is_imported(classifier, tmp_path):
-    save_with_code(classifier, tmp_path)
-    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
-    assert type(loaded) is SViTForImageClassification
-
-
 @pytest.mark.parametrize(
     ("image_size", "expected"),
     [(64, {"shortest_edge": 64}), ([64, 96], {"height": 64, "width": 96})],

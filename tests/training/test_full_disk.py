@@ -4,16 +4,12 @@
 import shutil
 
 import pytest
+from rank_launch import log_of
 from recipe_changes import changed
 
 from svit_hf.errors import SViTError
 from svit_hf.training.checkpointing import checkpoints_of, problem_of
-from svit_hf.training.run_log import TIMING_FIELDS, read_log
 from svit_hf.training.train import train
-
-
-def log_of(run_dir):
-    return [{key: row[key] for key in row.keys() - TIMING_FIELDS} for row in read_log(run_dir)]
 
 
 @pytest.mark.slow

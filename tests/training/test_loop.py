@@ -177,13 +177,6 @@ def test_another_training_is_not_continued_by_accident(finished, toy_recipe, cap
     assert max(row["update"] for row in log_of(run_dir)) == 20
 
 
-def test_folder_with_other_things_is_left_alone(toy_recipe, tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(SViTError, match="holds other things"):
-        train(toy_recipe, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
 def test_gradient_accumulation_is_one_big_batch(toy_recipe, tmp_path):
     # what makes steps differ is off: batch statistics, drop path, mixing, augmentation
     recipe = changed(
@@ -447,10 +440,3 @@ def contents_of(hub, repo_id):
 
 def refuse(*args, **kwargs):
     raise PushError("the Hub is closed")
-
-
-def test_model_folder_has_a_card_with_its_numbers(finished):
-    run_dir, report, _ = finished
-    card = (run_dir / "model" / "README.md").read_text()
-    assert f"{report['metrics'][report['chosen']]['accuracy']:.4f}" in card
-    assert report["command"] in card
