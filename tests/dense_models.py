@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_config
 
 from svit_hf import build_model
-from svit_hf.tasks.heads import HEADS
+from svit_hf.tasks.heads import HEADS, find_head
 
 
 LABELS = ["cell", "hole", "rim"]
@@ -44,6 +44,16 @@ def pretrained_config():
 def small_model(head, backbone):
     """Build a model with the head, for its first task."""
     return build_model(HEADS[head].tasks[0], backbone, LABELS, SIZE, head, width=32, head_options=OPTIONS[head])
+
+
+def save_model(task, folder, labels=("cell", "hole"), size=(64, 64), backbone=None):
+    """Save a model with the default head of a task, and its image processor; return the model."""
+    head = find_head(task, None)
+    options = {"width": 32, "head_options": OPTIONS[head.name]}
+    model = build_model(task, backbone or pretrained_config(), list(labels), size, **options)
+    model.save_pretrained(folder)
+    head.make_processor(size).save_pretrained(folder)
+    return model
 
 
 def targets(head, empty=False):

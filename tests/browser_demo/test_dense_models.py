@@ -4,24 +4,17 @@
 import numpy as np
 import pytest
 import torch
-from dense_models import OPTIONS, pretrained_config
+from dense_models import save_model
 from packaging.requirements import Requirement
 from PIL import Image
 
-from svit_hf import build_model
 from svit_hf.browser_demo.viewer import open_viewer, respond, with_cell
-from svit_hf.tasks.heads import find_head
 from svit_hf.tasks.saved_models import open_task_model
 
 
 @pytest.fixture(params=["semantic_segmentation", "detection"])
 def dense_dir(request, tmp_path):
-    head = find_head(request.param, None)
-    options = {"width": 32, "head_options": OPTIONS[head.name]}
-    build_model(request.param, pretrained_config(), ["cell", "<hole>"], 64, **options).save_pretrained(
-        tmp_path / "model"
-    )
-    head.make_processor((64, 64)).save_pretrained(tmp_path / "model")
+    save_model(request.param, tmp_path / "model", ["cell", "<hole>"])
     return tmp_path / "model"
 
 

@@ -6,23 +6,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from dense_models import OPTIONS, pretrained_config
+from dense_models import save_model
 
-from svit_hf import build_model, cli
+from svit_hf import cli
 from svit_hf.export.loading import load_program
-from svit_hf.tasks.heads import find_head
 from svit_hf.tasks.models import backbone_of
 
 
 def save(task, folder):
-    head = find_head(task, None)
     torch.manual_seed(0)
-    options = {"width": 32, "head_options": OPTIONS[head.name]}
-    model = build_model(task, pretrained_config(), ["cell", "hole"], (64, 96), **options)
+    model = save_model(task, folder, size=(64, 96))
     # batch norms that have seen something, so that folding them is worth a check
     backbone_of(model).train()(torch.randn(2, 3, 64, 96))
     model.eval().save_pretrained(folder)
-    head.make_processor((64, 96)).save_pretrained(folder)
     return model
 
 

@@ -190,16 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
             200, {"id": repo, "sha": head, "private": repository.is_private, "tags": [], "siblings": siblings}
         )
 
-    def _list(self, body, repo, revision):
-        repository, head = self._repository(repo, revision)
-        entries = [file.entry(path) for path, file in sorted(repository.commits[head].files.items())]
-        for entry in entries:
-            if entry["path"] in self.hub.tampered:
-                (entry.get("lfs") or entry)["oid"] = "0" * len((entry.get("lfs") or entry)["oid"])
-        return Answer(200, entries)
-
-    def _list_folder(self, body, repo, revision, folder):
-        """List a folder, and what is in its folders if that is asked for; without tampering."""
+    def _list(self, body, repo, revision, folder):
+        """List a folder, and what is in its folders if that is asked for."""
         repository, head = self._repository(repo, revision)
         inside = {path: file for path, file in repository.commits[head].files.items() if path.startswith(folder)}
         folders = {parent.as_posix() for path in inside for parent in PurePosixPath(path).parents} - {".", folder}
@@ -208,6 +200,9 @@ class _Handler(BaseHTTPRequestHandler):
         if "recursive=true" not in urlsplit(self.path).query.lower():
             here = PurePosixPath(folder)
             entries = [entry for entry in entries if PurePosixPath(entry["path"]).parent == here]
+        for entry in entries:
+            if entry["path"] in self.hub.tampered:
+                (entry.get("lfs") or entry)["oid"] = "0" * len((entry.get("lfs") or entry)["oid"])
         return Answer(200, entries)
 
     def _choose_upload(self, body, repo, revision):
@@ -266,6 +261,7 @@ _REPO = "(?P<repo>[^/]+/[^/]+)"
 # a data set is kept under a name that begins so
 _DATA_SET = "(?P<repo>datasets/[^/]+/[^/]+)"
 _REVISION = "(?P<revision>[^/]+)"
+_FOLDER = "(?:/(?P<folder>.*))?"
 _ROUTES = [
     ("POST /api/repos/create", _Handler._create),
     ("POST /api/validate-yaml", _Handler._validate_card),
@@ -276,10 +272,10 @@ _ROUTES = [
     ("PUT /_lfs/(?P<oid>[0-9a-f]{64})", _Handler._upload),
     (f"GET /api/models/{_REPO}", _Handler._describe),
     (f"GET /api/models/{_REPO}/revision/{_REVISION}", _Handler._describe),
-    (f"GET /api/models/{_REPO}/tree/{_REVISION}", _Handler._list),
+    (f"GET /api/models/{_REPO}/tree/{_REVISION}{_FOLDER}", _Handler._list),
     (f"GET /api/{_DATA_SET}", _Handler._describe),
     (f"GET /api/{_DATA_SET}/revision/{_REVISION}", _Handler._describe),
-    (f"GET /api/{_DATA_SET}/tree/{_REVISION}(?:/(?P<folder>.*))?", _Handler._list_folder),
+    (f"GET /api/{_DATA_SET}/tree/{_REVISION}{_FOLDER}", _Handler._list),
     (f"(?:GET|HEAD) /{_DATA_SET}/resolve/{_REVISION}/(?P<path>.+)", _Handler._read),
     (f"(?:GET|HEAD) /{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler._read),
 ]

@@ -7,18 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dense_models import OPTIONS, SIZE, pretrained_config
+from dense_models import SIZE, save_model
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from svit_hf import build_model, cli
+from svit_hf import cli
 from svit_hf.errors import SViTError
 from svit_hf.hub import probe
 from svit_hf.hub.model_card import CardText, Evaluation
 from svit_hf.hub.probe import PROBE_FILE, compare_with_probe
 from svit_hf.hub.publication import prepare_publication
-from svit_hf.tasks.heads import find_head
 from svit_hf.tasks.saved_models import open_task_model
 
 
@@ -36,12 +35,9 @@ def saved(tmp_path_factory):
     """Return a function that gives a new folder with a model for a task."""
 
     def save(task):
-        head = find_head(task, None)
         torch.manual_seed(0)
-        options = {"width": 32, "head_options": OPTIONS[head.name]}
         folder = tmp_path_factory.mktemp(task)
-        build_model(task, pretrained_config(), ["cell", "hole"], SIZE, **options).save_pretrained(folder)
-        head.make_processor(SIZE).save_pretrained(folder)
+        save_model(task, folder, size=SIZE)
         return folder
 
     return save

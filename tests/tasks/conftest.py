@@ -2,11 +2,10 @@
 import numpy as np
 import pytest
 import torch
-from dense_models import OPTIONS, pretrained_config
+from dense_models import pretrained_config, save_model
 from PIL import Image
 
-from svit_hf import SViTForImageClassification, build_model
-from svit_hf.tasks.heads import find_head
+from svit_hf import SViTForImageClassification
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +27,8 @@ def saved(checkpoint, tmp_path_factory):
     def save(task):
         if task not in folders:
             torch.manual_seed(1)
-            head = find_head(task, None)
-            # the norms of these heads need more than one value per channel only in training
-            model = build_model(
-                task, checkpoint, ["background", "square"], 64, width=32, head_options=OPTIONS[head.name]
-            )
             folders[task] = tmp_path_factory.mktemp(task)
-            model.save_pretrained(folders[task])
-            head.make_processor((64, 64)).save_pretrained(folders[task])
+            save_model(task, folders[task], ["background", "square"], backbone=checkpoint)
         return str(folders[task])
 
     return save

@@ -2,6 +2,7 @@
 """Images in four colours, and the recipe of a model that learns them in seconds."""
 
 import io
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,7 @@ from PIL import Image
 from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.hub import background
 from svit_hf.recipes import RECIPES
+from svit_hf.training import loop
 
 
 LAYOUT = {
@@ -88,3 +90,19 @@ def fresh_accelerator():
     yield
     AcceleratorState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Return a function that gives runs SIGTERM when they begin an update, or none any more."""
+    train_one_update = loop.Run._train_one_update
+
+    def stop(update):
+        def stop_and_train(self, batches):
+            if self.progress.update == update:
+                signal.raise_signal(signal.SIGTERM)
+            train_one_update(self, batches)
+
+        monkeypatch.setattr(loop.Run, "_train_one_update", stop_and_train)
+
+    return stop

@@ -3,7 +3,6 @@
 
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -103,7 +102,7 @@ def recipe_of(name, squares, **values):
     ids=CHANGES,
 )
 def test_stopped_run_is_the_same_run_and_leaves_a_model(
-    name, streaming, size, squares, shards, hub, tmp_path, monkeypatch
+    name, streaming, size, squares, shards, hub, tmp_path, stop_at, monkeypatch
 ):
     # whatever ranks have on average, losses divide by the objects of their own batch
     for module in (loss_for_object_detection, modeling_mask2former):
@@ -111,17 +110,10 @@ def test_stopped_run_is_the_same_run_and_leaves_a_model(
     data = {"data__path": str(shards(name)), "data__streaming": True, "data__shuffle_block": 4} if streaming else {}
     recipe = recipe_of(name, squares, augmentation__num_views=2, model__image_size=size, **data)
     report = train(changed(recipe, run__push_to="tester/squares"), tmp_path / "whole")
-    update = loop.Run._train_one_update
-
-    def stop_at_once(self, batches):
-        if self.progress.update == 0:
-            signal.raise_signal(signal.SIGTERM)
-        update(self, batches)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_train_one_update", stop_at_once)
-        with pytest.raises(TrainingInterruptedError, match="after update 2 of 3"):
-            train(recipe, tmp_path / "stopped")
+    stop_at(0)
+    with pytest.raises(TrainingInterruptedError, match="after update 2 of 3"):
+        train(recipe, tmp_path / "stopped")
+    stop_at(None)
     train(recipe, tmp_path / "stopped")
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     assert json.loads((tmp_path / "whole" / "report.json").read_text()) == report

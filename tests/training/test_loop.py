@@ -86,20 +86,13 @@ def test_finished_run_is_not_trained_again(finished, toy_recipe):
     assert log_of(run_dir) == before
 
 
-def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe, tmp_path, monkeypatch):
+def test_stop_in_training_and_in_evaluation_changes_nothing(finished, toy_recipe, tmp_path, stop_at, monkeypatch):
     run_dir, evaluate = tmp_path / "stopped", classification.measure_classifier
-    updates = loop.Run._train_one_update
-
-    def stop_at_four(self, batches):
-        if self.progress.update == 4:
-            signal.raise_signal(signal.SIGTERM)
-        updates(self, batches)
-
-    monkeypatch.setattr(loop.Run, "_train_one_update", stop_at_four)
+    stop_at(4)
     with pytest.raises(TrainingInterruptedError, match="after update 6 of 10") as stop:
         train(toy_recipe, run_dir)
     assert stop.value.exit_code == 143
-    monkeypatch.setattr(loop.Run, "_train_one_update", updates)
+    stop_at(None)
 
     def stop_and_evaluate(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
@@ -323,7 +316,7 @@ def test_drop_path_follows_its_schedule(toy_recipe, tmp_path, monkeypatch):
     assert rates == pytest.approx([0.2] * 2 + [0.3] * 2)
 
 
-def test_run_without_improvement_ends_early_also_after_a_stop(toy_recipe, tmp_path, monkeypatch):
+def test_run_without_improvement_ends_early_also_after_a_stop(toy_recipe, tmp_path, stop_at):
     # weights that never change
     recipe = changed(
         toy_recipe,
@@ -336,17 +329,10 @@ def test_run_without_improvement_ends_early_also_after_a_stop(toy_recipe, tmp_pa
     )
     report = train(recipe, tmp_path / "whole")
     assert (report["epoch"], max(row["epoch"] for row in log_of(tmp_path / "whole"))) == (1, 3)
-    update = loop.Run._train_one_update
-
-    def stop_at_three(self, batches):
-        if self.progress.update == 3:
-            signal.raise_signal(signal.SIGTERM)
-        update(self, batches)
-
-    monkeypatch.setattr(loop.Run, "_train_one_update", stop_at_three)
+    stop_at(3)
     with pytest.raises(TrainingInterruptedError):
         train(recipe, tmp_path / "stopped")
-    monkeypatch.setattr(loop.Run, "_train_one_update", update)
+    stop_at(None)
     for _ in range(2):
         train(recipe, tmp_path / "stopped")
         assert_same_run(tmp_path / "whole", tmp_path / "stopped")

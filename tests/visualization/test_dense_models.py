@@ -4,11 +4,10 @@
 import numpy as np
 import pytest
 import torch
-from dense_models import OPTIONS, pretrained_config
+from dense_models import save_model
 from PIL import Image
 
-from svit_hf import build_model, cli
-from svit_hf.tasks.heads import find_head
+from svit_hf import cli
 from svit_hf.tasks.saved_models import open_task_model
 from svit_hf.visualization import pictures
 
@@ -16,10 +15,7 @@ from svit_hf.visualization import pictures
 @pytest.mark.parametrize("task", ["semantic_segmentation", "instance_segmentation", "detection"])
 def test_sheets_show_super_tokens_and_what_the_model_finds(task, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
-    head = find_head(task, None)
-    options = {"width": 32, "head_options": OPTIONS[head.name]}
-    build_model(task, pretrained_config(), ["cell", "hole"], 64, **options).save_pretrained(tmp_path / "model")
-    head.make_processor((64, 64)).save_pretrained(tmp_path / "model")
+    save_model(task, tmp_path / "model")
     noise = np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     drawn = []

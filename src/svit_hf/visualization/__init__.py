@@ -8,8 +8,8 @@ from svit_hf.visualization.drawings import (
     draw_super_tokens,
     draw_view,
     draw_where_a_pixel_looks,
+    lay_heat_over,
 )
-from svit_hf.visualization.heat import lay_heat_over
 from svit_hf.visualization.looking import super_token_at, where_a_pixel_looks
 from svit_hf.visualization.recording import LayerRecording, Recording, record
 from svit_hf.visualization.sheet import draw_rows, draw_sheet

@@ -5,10 +5,11 @@ In all of them `stage` and `layer` count from 1, and from the end if they are ne
 of width and height; `edge` is the longer edge of the drawing in pixels.
 """
 
+import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
+from torch.nn import functional as F
 
-from svit_hf.visualization.heat import lay_heat_over
 from svit_hf.visualization.looking import Through, super_token_at, where_a_pixel_looks
 from svit_hf.visualization.options import EDGE
 from svit_hf.visualization.recording import LayerRecording, Recording
@@ -18,6 +19,12 @@ from svit_hf.visualization.super_tokens import (
     fill_with_mean_colours,
     memberships,
 )
+
+
+# from nothing to all, evenly spaced: as light as they are much, so that a grey print says the same
+HEAT = ((13, 8, 60), (92, 18, 110), (176, 42, 91), (234, 96, 38), (252, 176, 52), (255, 250, 190))
+# how much of the picture stays visible where there is no heat, and where there is all of it
+LEAST_HEAT, MOST_HEAT = 0.35, 0.88
 
 
 def draw_view(recording: Recording, point: tuple[float, float] | None = None, edge: int = EDGE) -> Image.Image:
@@ -90,6 +97,33 @@ def draw_reliance(recording: Recording, edge: int = EDGE) -> Image.Image:
     if recording.reliance is None:
         raise ValueError("`recording` has no `reliance`; `record(..., reliance=True)` makes one.")
     return lay_heat_over(draw_view(recording, edge=edge), recording.reliance)
+
+
+def lay_heat_over(picture: Image.Image, heat: torch.Tensor) -> Image.Image:
+    """Lay a map of heat over a picture without its colours.
+
+    Args:
+        picture: Any size and mode.
+        heat: Shape `(H, W)`, at least 0; interpolated over the picture. The largest value gets the lightest colour.
+
+    Returns:
+        An RGB picture of the same size.
+
+    Raises:
+        ValueError: If `heat` is no grid.
+    """
+    if heat.ndim != 2:
+        raise ValueError(f"`heat` has the shape {tuple(heat.shape)}; it has to be a grid, (H, W).")
+    size = picture.height, picture.width
+    enlarged = F.interpolate(heat.float()[None, None], size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    top = float(heat.max())
+    # a map of nothing is all dark
+    level = np.clip(enlarged / top, 0, 1) if top > 0 else np.zeros_like(enlarged)
+    stops = np.linspace(0, 1, len(HEAT))
+    colour = np.stack([np.interp(level, stops, channel) for channel in zip(*HEAT, strict=True)], axis=-1)
+    grey = np.asarray(ImageOps.grayscale(picture.convert("RGB")), dtype=float)[..., None]
+    opacity = (LEAST_HEAT + (MOST_HEAT - LEAST_HEAT) * level)[..., None]
+    return Image.fromarray((grey * (1 - opacity) + colour * opacity).round().astype(np.uint8))
 
 
 def _association(recorded: LayerRecording) -> torch.Tensor:
