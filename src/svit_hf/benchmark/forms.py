@@ -30,11 +30,6 @@ NUM_CALIBRATION_IMAGES = 16
 class Program(nn.Module):
     """Exported program in the place of a classifier, run on a CPU.
 
-    Args:
-        model: What to export, in float32.
-        format: As in `ExportOptions`.
-        quantize: `"int8"` for 8 bits, whose ranges are then found on made-up images.
-
     Attributes:
         num_bytes: Size of the program with its weights: what a runtime keeps of it, nobody tells.
     """

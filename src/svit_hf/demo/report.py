@@ -27,14 +27,7 @@ COLUMNS = 8
 
 
 class Prediction(NamedTuple):
-    """Image, what it shows, and what a model takes it for.
-
-    Attributes:
-        image: Any size and mode.
-        truth: The right label.
-        label: The predicted label.
-        score: The probability that the model gives it, 0 to 1.
-    """
+    """Image, what it shows, and what a model takes it for."""
 
     image: Image.Image
     truth: str
@@ -49,19 +42,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """Results of a quickstart.
-
-    Attributes:
-        output_dir: The folder that was written.
-        accuracy: Share of the held-out digits that the trained model gets right.
-        top5_accuracy: Share of them whose class is among the first five.
-        num_images: How many digits were held out.
-        num_wrong: How many of them the trained model gets wrong.
-        num_changed: How many the reloaded model answers otherwise than the trained one.
-        num_parameters: Parameters of the model.
-        training_seconds: Duration of the training alone.
-        seconds: Duration of everything but loading the libraries.
-    """
+    """Results of a quickstart; `num_changed` counts what the reloaded model answers otherwise than the trained one."""
 
     output_dir: Path
     accuracy: float

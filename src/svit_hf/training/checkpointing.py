@@ -37,12 +37,7 @@ _OLD, _TEMPORARY = ".old.tmp", ".tmp"
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """The checkpoint to continue from, and newer ones that were passed over.
-
-    Attributes:
-        folder: The newest valid checkpoint; none if there is none.
-        skipped: Newer folders, with the reason why each cannot be used.
-    """
+    """The newest valid checkpoint, and newer folders with the reason why each cannot be used."""
 
     folder: Path | None
     skipped: tuple[tuple[Path, str], ...] = ()

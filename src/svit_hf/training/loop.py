@@ -62,18 +62,11 @@ class Run:
     """Training until the end, or until told to stop; `run` is all of it.
 
     Attributes:
-        recipe: What to do.
-        run_dir: Folder of the run.
-        accelerator: Device, precision, ranks.
         model: The model as `Accelerator.prepare` returned it.
         weights: Its weights, optimizer and moving average, as they are saved.
-        task: What examples, loss and metric are.
-        loader: Training batches of this rank.
         evaluation: This rank's share of the evaluation, if there is one.
         progress: Where to start.
-        setting: What fixes the sequence of updates besides the recipe.
-        log: The log, on rank 0.
-        console: Where to say what happens.
+        log: On rank 0 alone.
         saved_update: The update of the last checkpoint, if there is one.
         multiply_adds: Multiply-accumulates of one image.
         on_new_best: Called on rank 0 when a better model than all before stands in the folder of the run.

@@ -30,13 +30,7 @@ LONGEST_NAME = 50
 
 @dataclass(frozen=True)
 class Visualized:
-    """What came of a number of pictures.
-
-    Attributes:
-        sheets: Files of the sheets, in the order of the pictures.
-        page: File of the page; `None` if there was no picture for it.
-        broken: Pictures that could not be read, and why.
-    """
+    """What came of a number of pictures."""
 
     sheets: tuple[Path, ...]
     page: Path | None
