@@ -135,7 +135,8 @@ def build_model_card(model: PreTrainedModel, text: CardText) -> ModelCard:
         package="svit_hf.tasks" if is_dense else "svit_hf",
         arguments=', subtask="semantic"' if is_semantic else "",
     )
-    body = _template().substitute(
+    template = resources.files("svit_hf.hub").joinpath("model_card_template.md").read_text(encoding="utf-8")
+    body = Template(template).substitute(
         name=escaped(text.name),
         use=use,
         location=text.location,
@@ -230,10 +231,6 @@ def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
         for evaluation in evaluations
         for name, value in evaluation.metrics.items()
     ]
-
-
-def _template() -> Template:
-    return Template(resources.files("svit_hf.hub").joinpath("model_card_template.md").read_text(encoding="utf-8"))
 
 
 def _evaluation_table(evaluations: Sequence[Evaluation]) -> str:

@@ -8,7 +8,7 @@ Whatever makes something whole is a meeting of all ranks: every rank has to call
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,13 @@ def class_of(model: nn.Module) -> type[nn.Module]:
     return next(kind for kind in classes if not issubclass(kind, FSDPModule))
 
 
-def accumulating(model: nn.Module, accelerator: Accelerator) -> AbstractContextManager[Any]:
-    """Keep gradients of the backward passes inside to the rank."""
-    if isinstance(model, FSDPModule):
-        return _accumulating(model)
-    context: AbstractContextManager[Any] = accelerator.no_sync(model)
-    return context
-
-
 @contextmanager
-def _accumulating(model: FSDPModule) -> Iterator[None]:
+def accumulating(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Keep gradients of the backward passes inside to the rank."""
+    if not isinstance(model, FSDPModule):
+        with accelerator.no_sync(model):
+            yield
+        return
     model.set_requires_gradient_sync(False)
     try:
         yield

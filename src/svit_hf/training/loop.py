@@ -362,7 +362,10 @@ class Run:
                 "epoch": self.progress.update // self.setting.updates_per_epoch,
                 "chosen": chosen,
                 "metrics": metrics,
-                "sha256": on_rank_zero(self._keep_as_best, self.accelerator),
+                "sha256": on_rank_zero(
+                    lambda: keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir),
+                    self.accelerator,
+                ),
             }
             if self.accelerator.is_main_process:
                 self.on_new_best()
@@ -372,9 +375,6 @@ class Run:
         # average precision without any object, say
         value: float | None = metrics[self.task.best_metric]
         return float("-inf") if value is None else value
-
-    def _keep_as_best(self) -> dict[str, str]:
-        return keep_as_best(checkpoint_folder(self.run_dir, self.progress.update), self.run_dir)
 
     def _draw(self) -> None:
         assert self.log is not None

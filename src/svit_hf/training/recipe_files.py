@@ -3,7 +3,7 @@
 
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -55,9 +55,9 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     """Return `value`, which came from JSON, as the type `kind`, or refuse it."""
     origin, arguments = get_origin(kind), get_args(kind)
     if is_dataclass(kind) and isinstance(value, Mapping):
-        _require_known(value, kind, f"{name}." if name else "")
         hints = get_type_hints(kind)
         prefix = f"{name}." if name else ""
+        _require_known(value, [item.name for item in fields(kind)], prefix)
         values = {key: _convert(item, hints[key], prefix + key) for key, item in value.items()}
         return kind(**values)  # type: ignore[operator]
     if origin in (Union, types.UnionType):
@@ -102,11 +102,12 @@ def _describe(kind: Any) -> str:
     return f"like {str(kind).replace('typing.', '')}, as JSON"
 
 
-def _require_known(names: Sequence[str] | Mapping[str, Any], kind: Any, prefix: str) -> None:
-    known = [item.name for item in fields(kind)]
+def _require_known(names: Iterable[str], known: Sequence[str], prefix: str) -> None:
     for name in names:
         if name not in known:
-            _refuse_unknown(prefix + name, [prefix + candidate for candidate in known])
+            candidates = [prefix + candidate for candidate in known]
+            hint = nearest(prefix + name, candidates) or f"Known are {', '.join(candidates)}."
+            raise SViTError(f"`{prefix}{name}` is unknown. {hint}".rstrip())
 
 
 def require_config_fields(values: Mapping[str, Any], name: str) -> None:
@@ -116,11 +117,4 @@ def require_config_fields(values: Mapping[str, Any], name: str) -> None:
         SViTError: If there is one; the message has the nearest name.
     """
     known = [item.name for item in fields(SViTConfig)] + ["out_features", "out_indices", "num_labels"]
-    for key in values:
-        if key not in known:
-            _refuse_unknown(f"{name}.{key}", [f"{name}.{candidate}" for candidate in known])
-
-
-def _refuse_unknown(name: str, known: Sequence[str]) -> None:
-    hint = nearest(name, known) or f"Known are {', '.join(known)}."
-    raise SViTError(f"`{name}` is unknown. {hint}".rstrip())
+    _require_known(values, known, f"{name}.")

@@ -203,7 +203,7 @@ def _recording_mode(model: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
     was_training, attention = model.training, model.config._attn_implementation
     tokens: list[torch.Tensor] = []
     handles = []
-    for layer in _model_layers(model):
+    for layer in (layer for stage in _base(model).stages for layer in stage.layers):
         # the only one of a layer is what super tokens are sampled from
         norm = next(module for module in layer.modules() if isinstance(module, nn.LayerNorm))
         handles.append(norm.register_forward_hook(lambda module, arguments, output: tokens.append(output.detach())))
@@ -250,10 +250,6 @@ def _queries_and_keys(attention: Any, tokens: torch.Tensor) -> tuple[torch.Tenso
 
 def _base(model: PreTrainedModel) -> Any:
     return getattr(model, model.base_model_prefix, model)
-
-
-def _model_layers(model: PreTrainedModel) -> Iterator[nn.Module]:
-    return (layer for stage in _base(model).stages for layer in stage.layers)
 
 
 def _denormalize(pixel_values: torch.Tensor, processor: Any) -> Image.Image:
