@@ -9,39 +9,22 @@ from typing import Any
 import psutil
 import torch
 
-from svit_hf.progress import Progress, duration, say
+from svit_hf.progress import Progress, duration
 
 
-class Console:
-    """Output of rank 0; every other rank is silent."""
+class Console(Progress):
+    """What rank 0 says, with a live line on a terminal; every other rank is silent.
 
-    def __init__(self, is_speaking: bool, num_updates: int):
-        self.is_speaking = is_speaking
-        self.num_updates = num_updates
-        self._live: Progress | None = None
+    Elsewhere the rows of the log are the plain lines.
+    """
 
-    def say(self, text: str) -> None:
-        """Print a line, above the live one."""
-        if self._live is not None:
-            self._live.say(text)
-        elif self.is_speaking:
-            say(text)
+    def __init__(self, is_speaking: bool, num_updates: int, update: int):
+        super().__init__(num_updates, "updates", initial=update, is_shown=is_speaking, every_seconds=math.inf)
 
     def block(self, title: str, lines: Mapping[str, object]) -> None:
         """Print names and values."""
         width = max(map(len, lines))
         self.say("\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in lines.items())]))
-
-    def start(self, update: int) -> None:
-        """Begin the live line, if this is a terminal; elsewhere the rows of the log are the plain lines."""
-        self._live = Progress(
-            self.num_updates, "updates", initial=update, is_shown=self.is_speaking, every_seconds=math.inf
-        )
-
-    def advance(self) -> None:
-        """Move the live line by an update."""
-        if self._live is not None:
-            self._live.advance()
 
     def progress(self, row: Mapping[str, Any], seconds_left: float) -> None:
         """Show a row of the log."""
@@ -51,16 +34,11 @@ class Console:
             f"loss {loss} lr {row['learning_rate']:.2e} {row['images_per_second']:.0f} img/s "
             f"wait {row['data_wait_share']:.0%} mem {row['memory_gib']:.1f}G{skipped}"
         )
-        if self._live is not None and self._live.has_bar:
-            self._live.note(text)
+        if self.has_bar:
+            self.note(text)
         else:
-            place = f"epoch {row['epoch']:.2f} update {row['update']}/{self.num_updates}"
+            place = f"epoch {row['epoch']:.2f} update {row['update']}/{self.total}"
             self.say(f"{place} {text} eta {duration(seconds_left)}")
-
-    def close(self) -> None:
-        """End the live line."""
-        if self._live is not None:
-            self._live.close()
 
 
 class Stopwatch:

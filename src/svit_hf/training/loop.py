@@ -122,7 +122,6 @@ class Run:
             SViTError: If a checkpoint cannot be written; on every rank.
         """
         with self.stop:
-            self.console.start(self.progress.update)
             while True:
                 if self._is_time_to_evaluate():
                     self._evaluate()

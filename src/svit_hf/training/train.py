@@ -174,7 +174,8 @@ def _make_run(
     if not on_rank_zero(lambda: _take_over(recipe, output_dir, start), accelerator):
         start.progress.best = None
         start.notes.append("the best weights so far are not there any more; the best is looked for anew")
-    console = Console(accelerator.is_main_process, options.epochs * setting.updates_per_epoch)
+    num_updates = options.epochs * setting.updates_per_epoch
+    console = Console(accelerator.is_main_process, num_updates, start.progress.update)
     updates = {UPDATE: start.past.update, EVALUATION: start.past.evaluated_update}
     log = RunLog(output_dir, updates, start.past.log_size, console.say) if accelerator.is_main_process else None
     accelerator.init_trackers(recipe.name, {name: str(value) for name, value in flatten(to_json(recipe)).items()})
