@@ -108,23 +108,30 @@ def folded_on(kernels: str) -> Callable[[Any], nn.Module]:
     return lambda model: run_on(kernels)(fold_for_inference(model))
 
 
-def _program(format: FormatName, quantize: QuantizeName = "none") -> Callable[[Any], nn.Module]:
-    return lambda model: Program(model, format, quantize)
-
-
 _FOLD = "from svit_hf.inference import fold_for_inference\nmodel = fold_for_inference(model)"
 _KERNELS = 'from svit_hf.kernels import use_kernels\nuse_kernels(model, "triton")'
-_EXPORT = """\
-svit-hf export MODEL exported --format {format}      # once, in a shell
-
+_EXPORTED = """\
 from transformers.exporters import ExportedModel
 model = ExportedModel.from_pretrained("exported")"""
-
 _OPENVINO = """\
-svit-hf export MODEL exported --format openvino{options}      # once, in a shell
-
 import openvino
-model = openvino.compile_model("exported/model.xml", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})"""
+model = openvino.compile_model("exported/model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})"""
+
+
+def _program(format: FormatName, quantize: QuantizeName = "none") -> Form:
+    """Return the form of an exported program; ONNX Runtime and OpenVINO take images in NCHW."""
+    is_int8 = quantize == "int8"
+    options = f"{format} --quantize int8 --calibration PICTURES" if is_int8 else format
+    loading = _OPENVINO if format == "openvino" else _EXPORTED
+    return Form(
+        f"{format}-int8" if is_int8 else format,
+        lambda model: Program(model, format, quantize),
+        f"svit-hf export MODEL exported --format {options}      # once, in a shell\n\n{loading}",
+        memory_format=torch.channels_last if format == "pt2" else torch.contiguous_format,
+        is_program=True,
+        is_int8=is_int8,
+    )
+
 
 EAGER = Form("eager", run_on("eager"), "# as it is")
 
@@ -143,22 +150,9 @@ FORMS = {
             compiles=True,
             freezes=True,
         ),
-        # ONNX Runtime and OpenVINO take images in NCHW
-        Form(
-            "onnx",
-            _program("onnx"),
-            _EXPORT.format(format="onnx"),
-            memory_format=torch.contiguous_format,
-            is_program=True,
-        ),
-        Form(
-            "openvino",
-            _program("openvino"),
-            _OPENVINO.format(options=""),
-            memory_format=torch.contiguous_format,
-            is_program=True,
-        ),
-        Form("pt2", _program("pt2"), _EXPORT.format(format="pt2"), is_program=True),
+        _program("onnx"),
+        _program("openvino"),
+        _program("pt2"),
         Form(
             "int8",
             quantize_for_inference,
@@ -166,22 +160,8 @@ FORMS = {
             is_program=True,
             is_int8=True,
         ),
-        Form(
-            "onnx-int8",
-            _program("onnx", "int8"),
-            _EXPORT.format(format="onnx --quantize int8 --calibration PICTURES"),
-            memory_format=torch.contiguous_format,
-            is_program=True,
-            is_int8=True,
-        ),
-        Form(
-            "openvino-int8",
-            _program("openvino", "int8"),
-            _OPENVINO.format(options=" --quantize int8 --calibration PICTURES"),
-            memory_format=torch.contiguous_format,
-            is_program=True,
-            is_int8=True,
-        ),
+        _program("onnx", "int8"),
+        _program("openvino", "int8"),
     )
 }
 # what takes no minutes to make
