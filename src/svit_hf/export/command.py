@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import tyro
 from transformers.image_processing_utils import BaseImageProcessor
 
+from svit_hf.data.decoding import DecodingError, decode_image
+from svit_hf.data.folders import picture_files
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
 from svit_hf.export.exporting import (
@@ -20,7 +24,6 @@ from svit_hf.export.exporting import (
     export_classifier,
     export_upernet,
 )
-from svit_hf.export.pictures import read_pictures
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.tasks.saved_models import dense_head, open_task_model
 
@@ -106,6 +109,31 @@ class ExportCommand:
         )
         print(f"{_summary(report)}\n\n{_what_next(report)}")  # noqa: T201 - a program's result
         return 0
+
+
+def read_pictures(folder: Path, image_processor: BaseImageProcessor, num_pictures: int) -> torch.Tensor:
+    """Read pictures from a folder and those in it, evenly spread over their sorted names.
+
+    Returns:
+        Shape `(N, C, height, width)`.
+
+    Raises:
+        SViTError: If the folder holds fewer than two pictures, or one that cannot be read.
+    """
+    if num_pictures < 2:
+        raise SViTError(f"`num_pictures` is {num_pictures}; it has to be at least 2.")
+    paths = picture_files(str(folder)) if folder.is_dir() else []
+    if len(paths) < 2:
+        raise SViTError(f"`calibration` is {str(folder)!r}, a folder with {len(paths)} pictures; it needs at least 2.")
+    places = np.linspace(0, len(paths) - 1, min(num_pictures, len(paths))).round().astype(int)
+    prepared = []
+    for path in (paths[place] for place in places):
+        try:
+            pixel_values = image_processor(decode_image(path), return_tensors="pt")["pixel_values"]
+        except DecodingError as error:
+            raise SViTError(f"`calibration` holds {path!r}, which cannot be read: {error}") from error
+        prepared.append(pixel_values)
+    return torch.cat(prepared)
 
 
 def _load_model(location: str) -> SViTForImageClassification:
