@@ -7,6 +7,7 @@ Each has `outputs`, which does the work once, changes no weight, and returns wha
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,13 +22,13 @@ from svit_hf.convert.key_mapping import to_ours
 LEARNING_RATE = 1e-5
 
 
+@dataclass
 class InferenceStep:
     """Forward pass of a classifier in inference mode."""
 
-    def __init__(self, module: nn.Module, pixel_values: torch.Tensor, autocast_dtype: torch.dtype | None = None):
-        self.module = module
-        self.pixel_values = pixel_values
-        self.autocast_dtype = autocast_dtype
+    module: nn.Module
+    pixel_values: torch.Tensor
+    autocast_dtype: torch.dtype | None = None
 
     def __call__(self) -> torch.Tensor:
         """Return the logits."""
@@ -43,22 +44,19 @@ class InferenceStep:
         return state_bytes(self.module)
 
 
+@dataclass
 class TrainingStep:
     """Forward and backward pass of a classifier, and AdamW on its float32 weights; float16 scales the loss, too."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor,
-        autocast_dtype: torch.dtype | None = None,
-    ):
-        self.module = module
-        self.pixel_values = pixel_values
-        self.labels = labels
-        self.autocast_dtype = autocast_dtype
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=True)
-        self.scaler = torch.amp.GradScaler(pixel_values.device.type, enabled=autocast_dtype is torch.float16)
+    module: nn.Module
+    pixel_values: torch.Tensor
+    labels: torch.Tensor
+    autocast_dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=LEARNING_RATE, fused=True)
+        device, is_half = self.pixel_values.device.type, self.autocast_dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(device, enabled=is_half)
 
     def __call__(self) -> None:
         """Take one step."""

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,12 +33,12 @@ class Spread(NamedTuple):
     upper_quartile: float
 
 
+@dataclass
 class WallStopwatch:
-    """Clock that waits for the device before and after."""
+    """Clock that waits for the device before and after; it counts seconds."""
 
-    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
-        self.device = device
-        self.clock = clock
+    device: torch.device
+    clock: Callable[[], float] = time.perf_counter
 
     def __call__(self, work: Work, calls: int) -> float:
         """Return the seconds that `calls` calls take."""

@@ -25,16 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    pipeline,
-    set_seed,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, pipeline, set_seed
 from transformers.utils import logging
 
 from svit_hf.demo.report import MODEL_FOLDER, Prediction, QuickstartReport, replace_own_output, write_report
@@ -199,28 +190,20 @@ def make_trainer(
 class TrainingProgress(TrainerCallback):
     """Progress of a `Trainer` on stderr: a line per epoch, and a bar on a terminal."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
         # the lines of the epochs are those of a file
         self.progress = Progress(state.max_steps, "steps", every_seconds=math.inf)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         self.progress.advance()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the bar."""
         self.progress.close()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the mean loss of the epoch that ended."""
         if "loss" in logs:
             epoch, epochs = round(state.epoch or 0), round(args.num_train_epochs)
