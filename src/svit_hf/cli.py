@@ -45,7 +45,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quickstart": Command("svit_hf.demo.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
+    "quickstart": Command("svit_hf.quickstart.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
     "train": Command(
         "svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."
     ),
@@ -57,7 +57,7 @@ COMMANDS = {
     "export": Command("svit_hf.export.command", "ExportCommand", "Make an ONNX or torch.export program of a model."),
     "benchmark": Command("svit_hf.benchmark.command", "BenchmarkCommand", "Find the fastest form of a model, here."),
     "visualize": Command("svit_hf.visualization.command", "VisualizeCommand", "Draw what a model sees in pictures."),
-    "demo": Command("svit_hf.browser_demo.command", "DemoCommand", "Show a model, or compare two, in the browser."),
+    "demo": Command("svit_hf.demo.command", "DemoCommand", "Show a model, or compare two, in the browser."),
     "ablate": Command("svit_hf.ablation.command", "AblateCommand", "Train variants of a recipe, and compare them."),
     "samplers": Command("svit_hf.samplers.command", "SamplersCommand", "Compare super-token samplers on pictures."),
     "doctor": Command("svit_hf.doctor", "DoctorCommand", "Check this installation, and a model."),

@@ -16,9 +16,9 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import svit_hf
-from svit_hf.browser_demo.style import ABOUT
-from svit_hf.browser_demo.pictures import read_upload
-from svit_hf.browser_demo.viewer import Viewer
+from svit_hf.demo.style import ABOUT
+from svit_hf.demo.pictures import read_upload
+from svit_hf.demo.viewer import Viewer
 from svit_hf.errors import SViTError
 from svit_hf.extras import EXTRAS
 from svit_hf.files import require_new_folder, whole_folder
@@ -34,8 +34,8 @@ APP = '''\
 
 from pathlib import Path
 
-from svit_hf.browser_demo.page import serve
-from svit_hf.browser_demo.viewer import open_viewer
+from svit_hf.demo.page import serve
+from svit_hf.demo.viewer import open_viewer
 
 
 HERE = Path(__file__).parent

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from svit_hf.demo.digits import load_digit_images, make_model, make_processor, make_trainer, prepare
+from svit_hf.quickstart.digits import load_digit_images, make_model, make_processor, make_trainer, prepare
 
 
 NAMES = [str(name) for name in range(10)]

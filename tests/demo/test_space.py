@@ -12,7 +12,7 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="a Space states the version of gradio that it was tried with")
 
-from svit_hf.browser_demo.space import requirements, write_space
+from svit_hf.demo.space import requirements, write_space
 from svit_hf.cli import main
 from svit_hf.errors import SViTError
 
@@ -23,7 +23,7 @@ from pathlib import Path
 # as for the program of a Space: its folder first, and no installation of svit_hf
 sys.path = [{folder!r}] + [path for path in sys.path if not (Path(path) / "svit_hf").is_dir()]
 import svit_hf
-from svit_hf.browser_demo.viewer import open_viewer
+from svit_hf.demo.viewer import open_viewer
 print(svit_hf.__version__, svit_hf.__file__, open_viewer({folder!r} + "/models/tiny").name)
 """
 

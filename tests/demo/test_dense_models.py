@@ -8,7 +8,7 @@ from dense_models import save_model
 from packaging.requirements import Requirement
 from PIL import Image
 
-from svit_hf.browser_demo.viewer import open_viewer, respond, with_cell
+from svit_hf.demo.viewer import open_viewer, respond, with_cell
 from svit_hf.tasks.saved_models import open_task_model
 
 
@@ -49,7 +49,7 @@ def test_cells_change_what_it_finds_and_are_set_back(dense_dir, picture_file):
 
 def test_space_has_the_whole_model_and_what_it_needs(dense_dir, tmp_path):
     pytest.importorskip("gradio", reason="a Space states the version of gradio that it was tried with")
-    from svit_hf.browser_demo.space import write_space
+    from svit_hf.demo.space import write_space
 
     write_space([open_viewer(str(dense_dir))], [], tmp_path / "space")
     needed = {Requirement(line).name for line in (tmp_path / "space/requirements.txt").read_text().splitlines()}

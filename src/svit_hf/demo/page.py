@@ -12,9 +12,9 @@ from typing import Any
 
 import gradio as gr
 
-from svit_hf.browser_demo.pictures import LIMITS, describe_upload
-from svit_hf.browser_demo.style import ABOUT, STYLE, TITLE
-from svit_hf.browser_demo.viewer import (
+from svit_hf.demo.pictures import LIMITS, describe_upload
+from svit_hf.demo.style import ABOUT, STYLE, TITLE
+from svit_hf.demo.viewer import (
     HINT,
     Cell,
     Choice,

@@ -5,7 +5,7 @@ The data are the 1797 real handwritten digits of 8x8 grey pixels out of scikit-l
 Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI, 1998), the test part. A pixel counts the ink in a block of 4x4 pixels
 of the scanned form, 0 to 16.
 
-`python -m svit_hf.demo.digits MODEL_DIR` prints what a saved model reads: JSON, `[label, score]` per held-out digit.
+`python -m svit_hf.quickstart.digits MODEL_DIR` prints what a saved model reads: JSON, `[label, score]` per held-out digit.
 """
 
 import json
@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, pipeline, set_seed
 from transformers.utils import logging
 
-from svit_hf.demo.report import MODEL_FOLDER, Prediction, QuickstartReport, replace_own_output, write_report
+from svit_hf.quickstart.report import MODEL_FOLDER, Prediction, QuickstartReport, replace_own_output, write_report
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
 from svit_hf.hub.remote_code import save_with_code
@@ -225,7 +225,7 @@ def classify_digits(model_dir: str, batch_size: int = 60) -> list[tuple[str, flo
 
 def _classify_in_fresh_process(model_dir: Path, held_out: datasets.Dataset) -> list[Prediction]:
     """Prove that the folder is complete."""
-    command = [sys.executable, "-P", "-m", "svit_hf.demo.digits", str(model_dir)]
+    command = [sys.executable, "-P", "-m", "svit_hf.quickstart.digits", str(model_dir)]
     # the folder has to do without the Hub
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

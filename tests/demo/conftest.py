@@ -4,7 +4,7 @@ from PIL import Image
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification, save_with_code
-from svit_hf.browser_demo.viewer import Viewer
+from svit_hf.demo.viewer import Viewer
 from svit_hf.evaluation.preprocessing import Preprocessing
 from svit_hf.hub.remote_code import default_image_processor
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svit_hf.browser_demo.pictures import LIMITS, choose_examples, describe_upload, read_upload
+from svit_hf.demo.pictures import LIMITS, choose_examples, describe_upload, read_upload
 from svit_hf.errors import DataError
 
 

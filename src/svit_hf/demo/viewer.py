@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from transformers.modeling_utils import PreTrainedModel
 
-from svit_hf.browser_demo.pictures import read_upload
+from svit_hf.demo.pictures import read_upload
 from svit_hf.errors import DataError, SViTError
 from svit_hf.evaluation.checkpoints import find_model, load_classifier, load_image_processor
 from svit_hf.evaluation.preprocessing import Preprocessing

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from svit_hf import SViTForImageClassification, cli
-from svit_hf.demo import digits
-from svit_hf.demo.digits import run_quickstart
-from svit_hf.demo.report import QuickstartReport
+from svit_hf.quickstart import digits
+from svit_hf.quickstart.digits import run_quickstart
+from svit_hf.quickstart.report import QuickstartReport
 from svit_hf.errors import SViTError
 from svit_hf.hub.remote_code import code_files
 
@@ -146,7 +146,7 @@ def report_with(**values):
     ids=["good", "inaccurate", "other-answers"],
 )
 def test_status_and_text_tell_bad_from_good(values, problem, monkeypatch, capsys):
-    monkeypatch.setattr("svit_hf.demo.digits.run_quickstart", lambda *args, **kwargs: report_with(**values))
+    monkeypatch.setattr("svit_hf.quickstart.digits.run_quickstart", lambda *args, **kwargs: report_with(**values))
     assert cli.main(["quickstart"]) == (1 if problem else 0)
     printed = capsys.readouterr().out
     assert ("Not good enough" in printed) == bool(problem)

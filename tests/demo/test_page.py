@@ -162,7 +162,7 @@ def test_large_upload_is_refused(serve, page, model_dir, tmp_path):
 
 
 def test_space_runs_in_a_folder_of_its_own(serve, page, viewer, picture_file, tmp_path):
-    from svit_hf.browser_demo.space import write_space
+    from svit_hf.demo.space import write_space
 
     write_space([viewer], [Path(picture_file)], tmp_path / "space")
     page.goto(serve(str(tmp_path / "space/app.py")))

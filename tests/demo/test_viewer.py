@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, ResNetConfig
 
-from svit_hf.browser_demo.viewer import (
+from svit_hf.demo.viewer import (
     HINT,
     LOOKS_KEPT,
     Choice,
