@@ -3,19 +3,20 @@
 
 import io
 import os
+import shutil
 import signal
 import tarfile
 
 import pyarrow.parquet as pq
 import pytest
-import torch
-from rank_launch import CANCELLED, Launch, log_of
+from rank_launch import CANCELLED, Launch, assert_same_run, log_of
 from recipe_changes import changed
 from safetensors.torch import load_file
 
 from svit_hf.data.counts import SourceIndex
 from svit_hf.errors import SViTError
 from svit_hf.training.checkpointing import checkpoints_of
+from svit_hf.training import train as module
 from svit_hf.training.train import train
 
 
@@ -110,8 +111,6 @@ def test_other_numbers_of_ranks_make_the_same_training(sources, tmp_path, source
 def test_ranks_that_do_not_divide_the_micro_batches_are_refused(toy_recipe, tmp_path, monkeypatch):
     recipe = changed(toy_recipe, optimization__micro_batches=2, run__evaluate_every_epochs=0)
     train(recipe, tmp_path)
-    from svit_hf.training import train as module
-
     monkeypatch.setattr(module.Accelerator, "num_processes", 3)
     with pytest.raises(SViTError, match=r"have 2 micro-batches, which 3 ranks cannot share evenly; go on with 1, 2"):
         train(recipe, tmp_path)
@@ -144,15 +143,10 @@ def test_balanced_sampling_goes_on_exactly(toy_recipe, tmp_path):
     recipe = changed(toy_recipe, data__sampling="balanced", run__save_every_updates=4, run__keep_checkpoints=99)
     train(recipe, tmp_path / "whole")
     train(recipe, tmp_path / "part")
-    import shutil
-
     for checkpoint in checkpoints_of(tmp_path / "part")[1:]:
         shutil.rmtree(checkpoint)
     train(recipe, tmp_path / "part")
-    weights = [
-        load_file(checkpoints_of(tmp_path / run)[-1] / "raw" / "model.safetensors") for run in ("whole", "part")
-    ]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert_same_run(tmp_path / "whole", tmp_path / "part")
     streamed = changed(recipe, data__streaming=True)
     with pytest.raises(SViTError, match=r"`data.sampling` is 'balanced', but the classes of a stream are not counted"):
         train(streamed, tmp_path / "stream")

@@ -9,14 +9,10 @@ import signal
 import time
 
 import pytest
-import torch
-from rank_launch import CANCELLED, Launch, log_of
-from recipe_changes import changed
+from rank_launch import CANCELLED, Launch, assert_same_run, log_of
 from safetensors.torch import load_file
 
 from svit_hf.training.checkpointing import checkpoints_of
-from svit_hf.training.recipe_files import read_recipe
-from svit_hf.training.train import train
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -58,14 +54,8 @@ def test_killed_and_stopped_run_is_the_same_run(toy_images, uninterrupted, tmp_p
     launch = Launch(toy_images, run_dir)
     output = launch.end()
     assert "done" in output, output
-    assert log_of(run_dir) == log_of(uninterrupted)
-    first, second = checkpoints_of(run_dir)[-1], checkpoints_of(uninterrupted)[-1]
-    assert first.name == second.name == f"step-{NUM_UPDATES:08d}"
-    for name in ("raw", "ema"):
-        tensors = [load_file(folder / name / "model.safetensors") for folder in (first, second)]
-        torch.testing.assert_close(*tensors, rtol=0, atol=0)
-    states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in (first, second)]
-    torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
+    assert_same_run(run_dir, uninterrupted)
+    assert checkpoints_of(run_dir)[-1].name == f"step-{NUM_UPDATES:08d}"
 
 
 @pytest.mark.campaign
@@ -80,8 +70,7 @@ def test_sums_of_three_ranks_do_not_depend_on_where_a_run_went_on(toy_images, tm
         shutil.rmtree(checkpoint)
     output = Launch(toy_images, resumed, num_ranks=3, **settings).end()
     assert "starts at      update 6" in output, output
-    weights = [load_file(checkpoints_of(run)[-1] / "raw" / "model.safetensors") for run in (whole, resumed)]
-    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert_same_run(whole, resumed)
 
 
 @pytest.mark.campaign
@@ -99,15 +88,11 @@ def test_divided_model_trains_like_copies_and_goes_on_exactly(toy_images, uninte
     assert "done" in Launch(toy_images, stopped, **settings).end()
 
     # the same bits as without the interruption
-    assert log_of(stopped) == log_of(divided)
-    states = [torch.load(checkpoints_of(run)[-1] / "optimizer.pt", weights_only=True) for run in (divided, stopped)]
-    torch.testing.assert_close(states[0]["optimizer"]["state"], states[1]["optimizer"]["state"], rtol=0, atol=0)
+    assert_same_run(divided, stopped)
     for name in ("raw", "ema"):
-        whole, resumed, copies = (
-            load_file(checkpoints_of(run)[-1] / name / "model.safetensors")
-            for run in (divided, stopped, uninterrupted)
+        whole, copies = (
+            load_file(checkpoints_of(run)[-1] / name / "model.safetensors") for run in (divided, uninterrupted)
         )
-        torch.testing.assert_close(whole, resumed, rtol=0, atol=0)
         # and up to rounding the weights of copies of the model
         assert whole.keys() == copies.keys()
         for key in (key for key in whole if not CANCELLED.search(key)):
@@ -120,27 +105,6 @@ def test_divided_model_trains_like_copies_and_goes_on_exactly(toy_images, uninte
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=GRADIENT_NORM_TOLERANCE)
     config = json.loads((divided / "model" / "config.json").read_text())
     assert config["architectures"] == ["SViTForImageClassification"]
-
-
-@pytest.mark.campaign
-def test_one_rank_has_the_same_curve_and_coverage(uninterrupted, tmp_path, capsys):
-    recipe = changed(read_recipe(uninterrupted / "recipe.json"), data__num_workers=0)
-    train(recipe, tmp_path / "one")
-    shown = capsys.readouterr().err
-    two = (uninterrupted.parent.glob("uninterrupted.*.txt").__next__()).read_text()
-    coverage = "an epoch is 10 updates of 16 images and shows 160 of 163 images once"
-    assert coverage in shown
-    # five row groups for two ranks of two workers
-    assert coverage in two
-    assert "streamed from 5 shards" in two
-    rows = [
-        [row for row in log_of(run_dir) if row["kind"] == "update"] for run_dir in (tmp_path / "one", uninterrupted)
-    ]
-    for name in ("update", "epoch", "learning_rate", "images"):
-        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
-    for run_dir in (tmp_path / "one", uninterrupted):
-        counted = {row["num_images"] for row in log_of(run_dir) if row["kind"] == "evaluation"}
-        assert counted == {101}
 
 
 @pytest.mark.campaign
