@@ -239,11 +239,7 @@ def check_outputs(
 def classifier_contestants(
     network: Network, forms: Sequence[Form], session: Session, *, batch_size: int, image_size: int
 ) -> list[Contestant]:
-    """Build a network in several forms and dtypes, with the same weights and images, and check their results.
-
-    Raises:
-        GateError: If the results of one are wrong.
-    """
+    """Build a network in several forms and dtypes, with the same weights and images, and check their results."""
     torch.manual_seed(SEED)
     is_training = session.task == "training"
     model = network.build(image_size).train(is_training)

@@ -49,9 +49,6 @@ def measure_super_tokens(network: Network, session: Session, *, batch_size: int,
     """Measure sampling and upsampling alone, in each stage whose cell is larger than 1.
 
     In training, forward and backward with respect to the tokens; these are in the dtype itself, without autocast.
-
-    Raises:
-        GateError: If the results of a contestant are wrong.
     """
     torch.manual_seed(SEED)
     model = network.build(image_size).eval()
@@ -224,9 +221,6 @@ def measure_operators(network: Network, session: Session, *, batch_size: int, im
     """Measure single operators at the shapes that they have in each stage.
 
     In training, forward and backward with respect to all inputs, weights included.
-
-    Raises:
-        GateError: If the results of a variant are wrong.
     """
     torch.manual_seed(SEED)
     does_backward = session.task == "training"

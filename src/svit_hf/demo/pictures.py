@@ -84,9 +84,6 @@ def choose_examples(sources: Sequence[str], models: Sequence[str]) -> list[Path]
         sources: Files, folders or globs. If there are none: the quickstart's digits for its model; for any other, the
             two photographs that come with scikit-learn, where it is installed.
         models: The models, as the user names them.
-
-    Raises:
-        SViTError: If a source has no pictures.
     """
     if sources:
         return [file for file in map(Path, find_pictures(sources)) if _can_be_read(file)][:MOST_EXAMPLES]

@@ -218,11 +218,7 @@ class Viewer:
 
 
 def open_viewer(model: str) -> Viewer:
-    """Load a model for the demo.
-
-    Raises:
-        SViTError: If it cannot be loaded, or is neither an SViT that classifies nor one with a head for a dense task.
-    """
+    """Load a model for the demo."""
     location = find_model(model)
     device = torch.accelerator.current_accelerator() or "cpu"
     dense = open_task_model(location, device) if dense_head(location) is not None else None

@@ -19,9 +19,6 @@ def load_program(folder: Path) -> Predict:
 
     Returns:
         A function of images, `(B, num_channels, height, width)`, that returns logits, `(B, num_labels)`.
-
-    Raises:
-        SViTError: If a package is missing that the program needs.
     """
     if (folder / "model.xml").is_file():
         return run_in_openvino(folder / "model.xml")
@@ -43,11 +40,7 @@ def load_program(folder: Path) -> Predict:
 
 
 def import_openvino() -> Any:
-    """Return OpenVINO, whose package reports its use over the network unless that was forbidden: without doing so.
-
-    Raises:
-        SViTError: If it is missing.
-    """
+    """Return OpenVINO, whose package reports its use over the network unless that was forbidden: without doing so."""
     require_extra("openvino", "export --format openvino")
     if "openvino" in sys.modules:
         return sys.modules["openvino"]

@@ -61,10 +61,6 @@ def compare_with_probe(model: PreTrainedModel, directory: str | os.PathLike[str]
     Returns:
         The largest difference of an output, in norm and relative to what is recorded; infinite where an output is not
         finite or has another shape. None if there is no probe, or nothing in it that such a model computes.
-
-    Raises:
-        OSError: If the file cannot be read.
-        safetensors.SafetensorError: If it is damaged.
     """
     path = Path(directory) / PROBE_FILE
     if not path.is_file():

@@ -27,11 +27,7 @@ class QuickstartCommand:
     seed: int = 0
 
     def run(self) -> int:
-        """Do all of it, print what came out and where it is, and return the exit status.
-
-        Raises:
-            SViTError: If a package is missing, an argument is impossible, or the folder holds something else.
-        """
+        """Do all of it, print what came out and where it is, and return the exit status."""
         require_extra("quickstart", "quickstart")
         # seconds pass while these are imported
         say("loading PyTorch, Transformers and datasets")

@@ -98,9 +98,6 @@ def replace_own_output(output_dir: Path) -> Iterator[Path]:
     Args:
         output_dir: Missing, empty, or written by an earlier quickstart, which left a report there. Other files in it
             are left alone.
-
-    Raises:
-        SViTError: If the folder holds something else, or cannot be written.
     """
     if not _is_own(output_dir / REPORT):
         require_new_folder(output_dir, "output_dir")

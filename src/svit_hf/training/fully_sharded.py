@@ -98,11 +98,7 @@ def weights_of(model: nn.Module, keep: bool) -> dict[str, torch.Tensor]:
 
 
 def load_weights_into_shards(model: nn.Module, file: Path) -> None:
-    """Give a divided model weights and buffers of a safetensors file, which every rank reads; names have to fit.
-
-    Raises:
-        RuntimeError: If they are those of another model.
-    """
+    """Give a divided model weights and buffers of a safetensors file, which every rank reads; names have to fit."""
     set_model_state_dict(model, dict(load_file(file)), options=StateDictOptions(full_state_dict=True, strict=True))
 
 

@@ -297,11 +297,7 @@ class Run:
         return every > 0 and time.monotonic() - self.last_save >= every
 
     def save(self) -> None:
-        """Save a checkpoint of the present update, unless there is one.
-
-        Raises:
-            SViTError: If it cannot be written; on every rank.
-        """
+        """Save a checkpoint of the present update, unless there is one."""
         self._settle()
         self.ranks_save = False
         self.last_save = time.monotonic()

@@ -23,20 +23,12 @@ def to_json(recipe: TrainingRecipe) -> dict[str, Any]:
 
 
 def from_json(content: object) -> TrainingRecipe:
-    """Make a recipe of what `to_json` returns; parts that are not given keep their defaults.
-
-    Raises:
-        SViTError: If a name is unknown or a value does not have the type of its field.
-    """
+    """Make a recipe of what `to_json` returns; parts that are not given keep their defaults."""
     return _convert(content, TrainingRecipe, "")
 
 
 def read_recipe(path: Path) -> TrainingRecipe:
-    """Read a recipe from a JSON file, such as the `recipe.json` of a run.
-
-    Raises:
-        SViTError: If the file cannot be read, or does not hold a recipe.
-    """
+    """Read a recipe from a JSON file, such as the `recipe.json` of a run."""
     return from_json(read_json(path, "recipe"))
 
 
@@ -111,10 +103,6 @@ def _require_known(names: Iterable[str], known: Sequence[str], prefix: str) -> N
 
 
 def require_config_fields(values: Mapping[str, Any], name: str) -> None:
-    """Refuse fields that `SViTConfig` does not have.
-
-    Raises:
-        SViTError: If there is one; the message has the nearest name.
-    """
+    """Refuse fields that `SViTConfig` does not have."""
     known = [item.name for item in fields(SViTConfig)] + ["out_features", "out_indices", "num_labels"]
     _require_known(values, known, f"{name}.")

@@ -139,11 +139,7 @@ def training_loader(
     micro_batches: int,
     num_ranges: int | None = None,
 ) -> TrainingLoader:
-    """Return the loader of this rank's training batches.
-
-    Raises:
-        SViTError: If the source is too small, or cannot be sampled as the recipe says.
-    """
+    """Return the loader of this rank's training batches."""
     labels = None
     if recipe.data.sampling == "balanced":
         labels = cast(list[int], labels_of(require_indexed(data.train, "data.sampling")))
@@ -245,11 +241,7 @@ def _criterion(
 
 
 def count_classes(source: ImageSource) -> list[int]:
-    """Return the number of images of each class.
-
-    Raises:
-        SViTError: If the labels of the source cannot be read without its images.
-    """
+    """Return the number of images of each class."""
     counts = Counter(labels_of(require_indexed(source, "optimization.class_weights")))
     return [counts[index] for index in range(len(source.label_names))]
 

@@ -49,9 +49,6 @@ def visualize_pictures(
 
     Each gets a sheet, `NAME.png`, and the first 100 are in `index.html`, too. One that cannot be read is passed over,
     and named in the result.
-
-    Raises:
-        SViTError: If something does not go together; see `record`.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     sheets: list[Path] = []
