@@ -158,6 +158,7 @@ class TestArguments:
             ({"format": "tflite"}, "`format` is 'tflite'; allowed are onnx, openvino, pt2"),
             ({"quantize": "int4"}, "`quantize` is 'int4'; allowed are none, int8"),
             ({"format": "web", "quantize": "int8"}, "with `format` 'web' there is float32 alone"),
+            ({"format": "web", "image_size": 96}, "size that the model's image processor"),
             ({"format": "pt2", "quantize": "int8", "fold": False}, "'pt2' is always made of the folded model"),
             ({"batch_size": 2}, "`batch_size` is 2 with `format` 'onnx'; allowed is .* with 'openvino'"),
             (

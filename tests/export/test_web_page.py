@@ -30,7 +30,7 @@ from svit_hf import SViTConfig, SViTForImageClassification, SViTImageProcessorPi
 from svit_hf.cli import main
 from svit_hf.errors import SViTError
 from svit_hf.export import web_page
-from svit_hf.export.exporting import FLOAT_TOLERANCE, ExportError, ExportOptions, export_classifier
+from svit_hf.export.exporting import FLOAT_TOLERANCE, ExportOptions, export_classifier
 from svit_hf.export.web_page import PAGE_FILES, RUNTIME, RUNTIME_FILES, RUNTIME_VERSION, WebPage, prepare_page
 from svit_hf.visualization.super_tokens import assign_places
 
@@ -161,15 +161,6 @@ def test_npm_fetches_the_runtime(tmp_path, runtime, monkeypatch, script, capsys)
 def test_what_a_page_cannot_do_is_refused(runtime, config, processor, problem):
     with pytest.raises(SViTError, match=problem):
         prepare_page(tiny_config(**config), processor, runtime)
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [({"quantize": "int8"}, "there is float32 alone"), ({"image_size": 96}, "size that the model's image processor")],
-)
-def test_options_that_do_not_fit(options, problem):
-    with pytest.raises(ExportError, match=problem):
-        ExportOptions("web", **options)
 
 
 def test_runtime_is_for_pages_alone(tmp_path, capsys):

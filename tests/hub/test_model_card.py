@@ -57,10 +57,6 @@ def test_card_describes_the_model(model):
     assert "| torch |" in card.text
 
 
-def test_card_leaves_no_placeholder(model):
-    assert not re.search(r"\$\{?[a-z_]+", build_model_card(model, TEXT).text)
-
-
 def test_metadata_survive_the_file(model, tmp_path):
     build_model_card(model, TEXT).save(tmp_path / "README.md")
     data = ModelCard.load(tmp_path / "README.md").data
