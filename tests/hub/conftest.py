@@ -11,8 +11,7 @@ from huggingface_hub import HfApi, constants
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification, SViTImageProcessorPil, save_with_code
-from svit_hf.hub.model_card import build_model_card
-from svit_hf.hub.run_card import card_text_of_run
+from svit_hf.hub.model_card import build_model_card, card_text_of_run
 
 
 LABELS = ["cat", "dog", "emu", "fox", "gnu"]

@@ -23,6 +23,7 @@ from svit_hf.files import read_json
 from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
+    card_text_of_run,
     eval_result_files,
     eval_results,
     evaluation_rows,
@@ -31,7 +32,6 @@ from svit_hf.hub.model_card import (
 )
 from svit_hf.hub.probe import PROBE_FILE, write_probe
 from svit_hf.hub.remote_code import AUTO_MAPS, with_auto_map
-from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification

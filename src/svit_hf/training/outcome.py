@@ -9,10 +9,9 @@ from transformers import PreTrainedModel
 
 from svit_hf.errors import SViTError
 from svit_hf.files import write_text
-from svit_hf.hub.model_card import build_model_card
+from svit_hf.hub.model_card import build_model_card, card_text_of_run
 from svit_hf.hub.probe import write_probe
 from svit_hf.hub.remote_code import save_with_code
-from svit_hf.hub.run_card import card_text_of_run
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.provenance import commit_of_source, device_name, versions
 from svit_hf.tasks.saved_models import open_task_model
