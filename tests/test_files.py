@@ -64,7 +64,7 @@ def test_other_errors_are_not_taken_for_a_full_disk():
     assert not is_disk_full(FileNotFoundError(errno.ENOENT, "no such file", "no space left/here"))
     assert not is_disk_full(ValueError("bad shape"))
     assert is_disk_full(RuntimeError("I/O error: No space left on device (os error 28)"))
-    assert is_disk_full(RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/1: file write failed"))
+    assert is_disk_full(RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/1"))
 
 
 def test_files_take_their_places_beside_others_when_all_are_complete(tmp_path):

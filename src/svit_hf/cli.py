@@ -45,7 +45,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "quickstart": Command("svit_hf.quickstart.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."),
+    "quickstart": Command(
+        "svit_hf.quickstart.command", "QuickstartCommand", "Train a tiny SViT here and now, offline."
+    ),
     "train": Command(
         "svit_hf.recipes.command", "TrainCommand", "Train a recipe, or continue to, on any number of devices."
     ),

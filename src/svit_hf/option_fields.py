@@ -40,7 +40,7 @@ ARGUMENTS = ConstructorRegistry()
 
 
 @ARGUMENTS.primitive_rule
-def _read_boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+def _read_boolean(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[bool] | None:
     """Take booleans as JSON and as Python write them."""
     if info.type is not bool:
         return None

@@ -12,8 +12,8 @@ from PIL import Image
 
 pytest.importorskip("gradio", reason="a Space states the version of gradio that it was tried with")
 
-from svit_hf.demo.space import requirements, write_space
 from svit_hf.cli import main
+from svit_hf.demo.space import requirements, write_space
 from svit_hf.errors import SViTError
 
 

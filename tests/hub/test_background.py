@@ -9,8 +9,8 @@ import pytest
 import svit_hf.hub.background
 from svit_hf.errors import PushError, SViTError
 from svit_hf.hub.background import BackgroundPush
-from svit_hf.hub.push import VerifiedCommit
 from svit_hf.hub.model_card import card_text_of_run
+from svit_hf.hub.push import VerifiedCommit
 
 
 REPO = "someone/svit-pets"

@@ -2,7 +2,7 @@
 """Commits over HTTP, to a stand-in of the Hub that fails in every way it can."""
 
 import pytest
-from hub.hub_repositories import StoredFile, sha256
+from hub.hub_repositories import StoredFile
 from hub.hub_stand_in import Fault
 from huggingface_hub import CommitOperationAdd, HfApi
 

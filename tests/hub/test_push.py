@@ -4,10 +4,9 @@
 import pytest
 import torch
 import yaml
-from hub.hub_stand_in import Fault
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from svit_hf.errors import PushError, SViTError
+from svit_hf.errors import SViTError
 from svit_hf.hub.push import push_folder
 from svit_hf.hub.remote_code import code_files
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 from svit_hf import SViTForImageClassification, cli
+from svit_hf.errors import SViTError
+from svit_hf.hub.remote_code import code_files
 from svit_hf.quickstart import digits
 from svit_hf.quickstart.digits import run_quickstart
 from svit_hf.quickstart.report import QuickstartReport
-from svit_hf.errors import SViTError
-from svit_hf.hub.remote_code import code_files
 
 
 FILES = {

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svit_hf.quickstart.report import MADE_BY, NUM_SHOWN, REPORT, Prediction, replace_own_output, rows_of_predictions
 from svit_hf.errors import SViTError
+from svit_hf.quickstart.report import MADE_BY, NUM_SHOWN, REPORT, Prediction, replace_own_output, rows_of_predictions
 
 
 GREY = Image.new("L", (8, 8), 128)

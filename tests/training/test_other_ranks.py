@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from svit_hf.data.counts import SourceIndex
 from svit_hf.errors import SViTError
-from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training import train as module
+from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.train import train
 
 

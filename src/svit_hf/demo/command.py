@@ -54,8 +54,8 @@ class DemoCommand:
         say("loading PyTorch, Transformers and gradio")
         from transformers.utils import logging
 
-        from svit_hf.demo.pictures import choose_examples
         from svit_hf.demo.page import serve
+        from svit_hf.demo.pictures import choose_examples
         from svit_hf.demo.space import write_space
         from svit_hf.demo.viewer import open_viewer
 

@@ -5,7 +5,8 @@ The data are the 1797 real handwritten digits of 8x8 grey pixels out of scikit-l
 Handwritten Digits" (E. Alpaydin, C. Kaynak, UCI, 1998), the test part. A pixel counts the ink in a block of 4x4 pixels
 of the scanned form, 0 to 16.
 
-`python -m svit_hf.quickstart.digits MODEL_DIR` prints what a saved model reads: JSON, `[label, score]` per held-out digit.
+`python -m svit_hf.quickstart.digits MODEL_DIR` prints what a saved model reads:
+JSON, `[label, score]` per held-out digit.
 """
 
 import json
@@ -28,7 +29,6 @@ from sklearn.datasets import load_digits
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, pipeline, set_seed
 from transformers.utils import logging
 
-from svit_hf.quickstart.report import MODEL_FOLDER, Prediction, QuickstartReport, replace_own_output, write_report
 from svit_hf.errors import SViTError
 from svit_hf.evaluation.metrics import TopKAccuracy, rank_classes
 from svit_hf.hub.remote_code import save_with_code
@@ -36,6 +36,7 @@ from svit_hf.model.configuration_svit import SViTConfig
 from svit_hf.model.image_processing_pil_svit import SViTImageProcessorPil
 from svit_hf.model.modeling_svit import SViTForImageClassification
 from svit_hf.progress import Progress, quiet_libraries, say
+from svit_hf.quickstart.report import MODEL_FOLDER, Prediction, QuickstartReport, replace_own_output, write_report
 
 
 MOST_INK = 16

@@ -31,8 +31,8 @@ from svit_hf.data.loading import Batch, EvaluationLoader, TrainingLoader
 from svit_hf.errors import DivergenceError, TrainingInterruptedError
 from svit_hf.evaluation.outputs import EvaluationInterruptedError, Ranks
 from svit_hf.tasks.task import Task
-from svit_hf.training.agreement import Agreement, DelayedSignals
 from svit_hf.training.accelerator import autocast_dtype, on_rank_zero
+from svit_hf.training.agreement import Agreement, DelayedSignals
 from svit_hf.training.checkpointing import (
     checkpoint_folder,
     checkpoints_of,

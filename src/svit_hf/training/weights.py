@@ -204,7 +204,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
 def save_model_folder(
     model: nn.Module, folder: Path, processor: BaseImageProcessor, weights: dict[str, torch.Tensor]
 ) -> None:
-    """Save whole weights, on the CPU, with what belongs to them; of a model that is not Transformers' the weights alone."""
+    """Save whole weights, on the CPU, with what belongs to them; of foreign models the weights alone."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PreTrainedModel):
         # an empty one of the class: what trains may be divided among ranks, and is of another class then
