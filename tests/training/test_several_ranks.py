@@ -10,9 +10,12 @@ import time
 
 import pytest
 from rank_launch import CANCELLED, Launch, assert_same_run, log_of
+from recipe_changes import changed
 from safetensors.torch import load_file
 
 from svit_hf.training.checkpointing import checkpoints_of
+from svit_hf.training.recipe_files import read_recipe
+from svit_hf.training.train import train
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]
@@ -105,6 +108,27 @@ def test_divided_model_trains_like_copies_and_goes_on_exactly(toy_images, uninte
         assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=GRADIENT_NORM_TOLERANCE)
     config = json.loads((divided / "model" / "config.json").read_text())
     assert config["architectures"] == ["SViTForImageClassification"]
+
+
+@pytest.mark.campaign
+def test_one_rank_has_the_same_curve_and_coverage(uninterrupted, tmp_path, capsys):
+    recipe = changed(read_recipe(uninterrupted / "recipe.json"), data__num_workers=0)
+    train(recipe, tmp_path / "one")
+    shown = capsys.readouterr().err
+    two = (uninterrupted.parent.glob("uninterrupted.*.txt").__next__()).read_text()
+    coverage = "an epoch is 10 updates of 16 images and shows 160 of 163 images once"
+    assert coverage in shown
+    # five row groups for two ranks of two workers
+    assert coverage in two
+    assert "streamed from 5 shards" in two
+    rows = [
+        [row for row in log_of(run_dir) if row["kind"] == "update"] for run_dir in (tmp_path / "one", uninterrupted)
+    ]
+    for name in ("update", "epoch", "learning_rate", "images"):
+        assert [row[name] for row in rows[0]] == [row[name] for row in rows[1]]
+    for run_dir in (tmp_path / "one", uninterrupted):
+        counted = {row["num_images"] for row in log_of(run_dir) if row["kind"] == "evaluation"}
+        assert counted == {101}
 
 
 @pytest.mark.campaign
