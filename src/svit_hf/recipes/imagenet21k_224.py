@@ -2,7 +2,8 @@
 """Pre-training on the 21,841 classes of ImageNet-21k at 224 pixels, which nobody has published for SViT.
 
 Source: epochs, batch, learning rate, its linear fall and weight decay are those of Liu et al., arXiv 2103.14030,
-section 4.1, for a network of much the same size and cost; the rest is from `imagenet_small_224`.
+section 4.1, for a network of much the same size and cost; the rest is from `imagenet_small_224`. Numbers of images are
+those that the card of timm/imagenet-22k-wds states.
 """
 
 from dataclasses import replace
