@@ -9,7 +9,6 @@ from dataclasses import replace
 import datasets
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from recipe_changes import changed
 from square_pictures import write_squares
@@ -38,14 +37,6 @@ FOUR_STAGES = {
     "num_attention_heads": [1, 2, 2, 4],
     "super_token_sizes": [2, 2, 1, 1],
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Forget what Accelerate keeps for the whole process."""
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from functools import partial
 import datasets
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState, PartialState
 from hub.hub_stand_in import hub_stand_in
 from huggingface_hub import HfApi, constants
 from PIL import Image
@@ -82,14 +81,6 @@ def hub(monkeypatch):
     with hub_stand_in() as stand_in:
         monkeypatch.setattr(background, "HfApi", partial(HfApi, endpoint=stand_in.endpoint, token="a token"))
         yield stand_in
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Forget the precision of the test before: Accelerate keeps it for the whole process."""
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
 
 
 @pytest.fixture

@@ -380,9 +380,11 @@ def test_compiled_model_trains_and_saves_under_its_own_names(toy_recipe, tmp_pat
     assert model.state_dict().keys() == weights_of(tmp_path / "run").keys()
 
 
-def test_bf16_keeps_weights_in_fp32(toy_recipe, tmp_path):
-    train(changed(toy_recipe, run__precision="bf16"), tmp_path / "run")
-    assert {tensor.dtype for tensor in weights_of(tmp_path / "run").values()} == {torch.float32, torch.int64}
+def test_runs_of_one_process_may_have_different_precisions(finished, toy_recipe, tmp_path):
+    train(changed(toy_recipe, run__precision="bf16"), tmp_path / "bf16")
+    train(toy_recipe, tmp_path / "fp32")
+    assert log_of(tmp_path / "fp32") == log_of(finished[0]) != log_of(tmp_path / "bf16")
+    assert {tensor.dtype for tensor in weights_of(tmp_path / "bf16").values()} == {torch.float32, torch.int64}
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
@@ -44,8 +45,13 @@ def make_accelerator(recipe: TrainingRecipe, output_dir: Path) -> Accelerator:
         raise SViTError("`run.precision` is 'fp16', which needs a GPU; use bf16 or fp32 here.")
     if precision == "fp16" and options.parallelism == "fsdp2":
         raise SViTError("`run.precision` is 'fp16', whose loss scale was not tried with fsdp2; use bf16, fp32 or ddp.")
+    mixed_precision = "no" if precision == "fp32" else precision
+    # Accelerate keeps the precision of a process's first run and refuses any other, so a notebook could not try two;
+    # Transformers' Trainer forgets it in the same way, for want of a public one
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed_precision:
+        AcceleratorState._reset_state()
     return Accelerator(
-        mixed_precision="no" if precision == "fp32" else precision,
+        mixed_precision=mixed_precision,
         kwargs_handlers=[
             DistributedDataParallelKwargs(
                 # batch norm statistics are averaged by `Agreement`
