@@ -35,9 +35,13 @@ def image_model(tmp_path):
 
 
 class TestImageWeights:
+    @pytest.mark.parametrize("is_causal", [False, True])
     @pytest.mark.parametrize("is_trained", [False, True])
-    def test_still_clip_gives_the_logits_of_the_image_model(self, image_model, tmp_path, is_trained):
-        model, loading = SViTForVideoClassification.from_pretrained(tmp_path / "image", output_loading_info=True)
+    def test_still_clip_gives_the_logits_of_the_image_model(self, image_model, tmp_path, is_trained, is_causal):
+        fields = {"is_causal_in_time": True, "super_token_frames": [1, 1, 0, 1]} if is_causal else {}
+        model, loading = SViTForVideoClassification.from_pretrained(
+            tmp_path / "image", output_loading_info=True, **fields
+        )
         assert not any(loading.values())
         if is_trained:
             order_frames(model)
@@ -154,6 +158,53 @@ class TestTransformers:
         assert (predicted.predictions.argmax(-1) == predicted.label_ids).all()
 
 
+class TestCausal:
+    @pytest.mark.parametrize("num_given", [1, 2])
+    @pytest.mark.parametrize(
+        "fields", [{}, {"num_sampling_iterations": [2, 1, 1, 1], "super_token_frames": [1, 1, 1, 0]}]
+    )
+    def test_frames_as_they_come_give_what_the_whole_clip_gives(self, fields, num_given):
+        model = order_frames(SViTForVideoClassification(tiny_video_config(is_causal_in_time=True, **fields))).eval()
+        clips, past = 2 * torch.randn(2, 6, 3, 75, 50), {}
+        with torch.no_grad():
+            states = model.svit(clips).last_hidden_state
+            for last in range(num_given, 7, num_given):
+                frames = clips[:, last - num_given : last]
+                expected = model(clips[:, :last])
+                outputs = model(frames, past=past, output_hidden_states=True)
+                torch.testing.assert_close(outputs.logits, expected.logits, rtol=0, atol=STILL_TOLERANCE)
+                latest = states[:, last - num_given : last]
+                torch.testing.assert_close(outputs.hidden_states[-1], latest, rtol=0, atol=STILL_TOLERANCE)
+
+    @pytest.mark.parametrize("stage", range(4))
+    def test_frames_see_those_before_alone(self, stage):
+        frames = [0, 0, 0, 0]
+        frames[stage] = 1
+        model = SViTVideoModel(tiny_video_config(super_token_frames=frames, is_causal_in_time=True)).eval()
+        clip = torch.randn(1, 4, 3, 64, 64)
+        changed = clip.clone()
+        changed[:, 1] = 0
+        with torch.no_grad():
+            difference = model(clip).last_hidden_state - model(changed).last_hidden_state
+        assert (difference.abs().amax((0, 2, 3, 4)) > 1e-6).tolist() == [False, True, True, True]
+
+    def test_attention_ends_with_its_frame(self):
+        model = SViTVideoModel(tiny_video_config(is_causal_in_time=True)).eval()
+        model.set_attn_implementation("eager")
+        with torch.no_grad():
+            attentions = model(torch.randn(2, 3, 3, 64, 64), output_attentions=True).attentions
+        assert [weights.shape[-1] for weights in attentions] == [48, 48, 48, 16, 12]
+        weights = attentions[-1].unflatten(-1, (3, 4)).unflatten(-3, (3, 4))  # (B, A, T, N, T, N)
+        torch.testing.assert_close(weights.sum((-2, -1)), torch.ones(2, 4, 3, 4))
+        seen = weights.amin((0, 1, 3, 5)) > 0
+        assert seen.tolist() == torch.ones(3, 3).tril().bool().tolist()
+
+    def test_every_parameter_learns(self):
+        model = order_frames(SViTForVideoClassification(tiny_video_config(is_causal_in_time=True))).train()
+        model(torch.randn(2, 3, 3, 64, 64), labels=torch.tensor([1, 3])).loss.backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
 class TestSpeed:
     def test_folded_model_answers_the_same(self, image_model, tmp_path):
         model = order_frames(SViTForVideoClassification.from_pretrained(tmp_path / "image"))
@@ -181,6 +232,10 @@ class TestBadInput:
             ({"super_token_frames": [2, 2]}, r"`super_token_frames` is \[2, 2\]; it needs 4 entries"),
             ({"super_token_frames": [2, -1, 0, 1]}, "has -1 for stage 2; .* any number above"),
             ({"super_token_frames": [2, 2, 2, 1]}, r"has 2 for stage 3; .* 1 \(among all frames\)"),
+            (
+                {"super_token_frames": [2, 1, 0, 1], "is_causal_in_time": True},
+                "has 2 for stage 1; with `is_causal_in_time` allowed are 0",
+            ),
             ({"attention_kinds": "global"}, "`attention_kinds` 'global'; over several frames there are only"),
             ({"super_token_sampler": "hard"}, "`super_token_sampler` is 'hard'; .* by 'soft' alone"),
         ],
@@ -188,3 +243,9 @@ class TestBadInput:
     def test_config(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             tiny_video_config(**kwargs)
+
+    @pytest.mark.parametrize(("is_causal", "training"), [(False, False), (True, True)])
+    def test_past_of_a_model_that_cannot_have_one(self, is_causal, training):
+        model = SViTForVideoClassification(tiny_video_config(is_causal_in_time=is_causal)).train(training)
+        with pytest.raises(ValueError, match=r"`past` is given, .* only a causal model in evaluation mode takes"):
+            model(torch.randn(1, 1, 3, 64, 64), past={})

@@ -25,16 +25,18 @@ VIDEO_PROCESSOR_AUTO_MAP = {"AutoVideoProcessor": "video_processing_svit.SViTVid
 
 @strict
 class SViTVideoConfig(SViTConfig):
-    """Architecture of an SViT for clips: all fields of `SViTConfig`, and two more.
+    """Architecture of an SViT for clips: all fields of `SViTConfig`, and three more.
 
-    The config of an image model loads as one of a video model, with the defaults of these two.
+    The config of an image model loads as one of a video model, with the defaults of these three.
 
     Args:
         num_frames: Frames that pipelines and processors take from a video. Not a limit: the model takes any number.
         super_token_frames: One entry per stage: how many frames the cell of a super token holds. 0 keeps attention
             within each frame. Where `super_token_sizes` is 1, and attention plain, 1 means attention among all tokens
-            of all frames. By default 2 where there are super tokens, 1 in the last stage, and else 0, since attention
-            among all tokens is costly on large maps.
+            of all frames. By default 2 where there are super tokens (1 if `is_causal_in_time`), 1 in the last stage,
+            and else 0, since attention among all tokens is costly on large maps.
+        is_causal_in_time: Whether a frame sees none of those after it, so that frames can be given as they come. Super
+            tokens then are those of each frame, and attend to those of the frames up to it.
 
     Raises:
         StrictDataclassFieldValidationError: If a field has the wrong type.
@@ -51,12 +53,13 @@ class SViTVideoConfig(SViTConfig):
 
     num_frames: int = 16
     super_token_frames: list[int] | tuple[int, ...] | None = None
+    is_causal_in_time: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.super_token_frames is None:
             last = len(self.super_token_sizes) - 1
             self.super_token_frames = [
-                int(stage == last) if cell in (1, [1, 1], (1, 1)) else 2
+                int(stage == last) if cell in (1, [1, 1], (1, 1)) else 2 - self.is_causal_in_time
                 for stage, cell in enumerate(self.super_token_sizes)
             ]
         self.super_token_frames = list(self.super_token_frames)
@@ -91,7 +94,12 @@ class SViTVideoConfig(SViTConfig):
                     f"`super_token_frames` has {in_cell} for stage {stage}; allowed are 0 (within each frame) and "
                     f"{'1 (among all frames), since its cell is 1 token' if cell == (1, 1) else 'any number above'}."
                 )
-            if cell != (1, 1) and in_cell and self.super_token_sampler != "soft":
+            if self.is_causal_in_time and in_cell > 1:
+                raise ValueError(
+                    f"`super_token_frames` has {in_cell} for stage {stage}; with `is_causal_in_time` allowed are 0 "
+                    "(within each frame) and 1 (up to that frame)."
+                )
+            if cell != (1, 1) and in_cell and not self.is_causal_in_time and self.super_token_sampler != "soft":
                 raise ValueError(
                     f"`super_token_sampler` is {self.super_token_sampler!r}; super tokens over several frames, "
                     f"`super_token_frames`={frames}, are sampled by 'soft' alone."

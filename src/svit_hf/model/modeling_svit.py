@@ -142,13 +142,25 @@ class SViTSelfAttention(nn.Module):
         self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch_size, channels, height, width = hidden_states.shape
+        attended, weights = self.attend(*self.project(hidden_states), **kwargs)
+        attended = attended.reshape(batch_size, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
+        return self.projection(attended), weights
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute queries, keys and values of all positions, `(B, A, N, D)` each."""
         # the rows of qkv are head-major: D of query, D of key, D of value for each head
-        packed = self.qkv(hidden_states).permute(0, 2, 3, 1)  # (B, H, W, A * 3 * D)
-        packed = packed.reshape(batch_size, height * width, self.num_heads, 3, self.head_dim)  # (B, N, A, 3, D)
-        query, key, value = packed.permute(3, 0, 2, 1, 4).unbind(0)  # (B, A, N, D) each
+        packed = self.qkv(hidden_states).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, A * 3 * D)
+        packed = packed.unflatten(2, (self.num_heads, 3, self.head_dim))  # (B, N, A, 3, D)
+        query, key, value = packed.permute(3, 0, 2, 1, 4).unbind(0)
+        return query, key, value
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the attended values, `(B, N, A, D)`, and the weights where the implementation has them."""
         attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             # the functions of Transformers cannot reshape a batch without images
-            self.config._attn_implementation if batch_size else "eager",
+            self.config._attn_implementation if query.shape[0] else "eager",
             eager_attention_forward,
         )
         attended, weights = attention_interface(
@@ -161,8 +173,7 @@ class SViTSelfAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        attended = attended.reshape(batch_size, height, width, channels).permute(0, 3, 1, 2)  # (B, C, H, W)
-        return self.projection(attended), weights
+        return attended, weights
 
 
 class SViTSuperTokenAttention(nn.Module):

@@ -6,7 +6,7 @@ What is new starts at zero: such a model answers to a clip that stands still wha
 and does so however long the clip is, also after training.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 # Transformers before 5.23 copies what a file imports, but not what that imports: it is named here too
 from .ablations_svit import swap_parts  # noqa: F401
 from .cells_svit import count_cells  # noqa: F401
-from .configuration_svit import SViTConfig
+from .configuration_svit import SViTConfig  # noqa: F401
 from .configuration_video_svit import SViTVideoConfig
 from .modeling_svit import (
     SViTForImageClassification,
@@ -27,6 +27,7 @@ from .modeling_svit import (
     SViTModel,
     SViTModelOutput,
     SViTPreTrainedModel,
+    SViTSelfAttention,
     SViTStage,
     SViTSuperTokenAttention,
 )
@@ -36,37 +37,91 @@ from .super_tokens_svit import sample_super_tokens  # noqa: F401
 from .video_super_tokens_svit import video_super_token_attention
 
 
+# what each module keeps of the frames that a causal model has seen
+Past: TypeAlias = dict[nn.Module, Any]
+
+
 class SViTTemporalPositionEmbedding(nn.Module):
     """The order of frames: a learned share of how tokens changed since the frame before, and will until the next one.
 
     Changes rather than the frames themselves, so that a clip that stands still is left as it is. Before the first
-    frame and after the last nothing changes.
+    frame and after the last nothing changes. A causal model learns the share of the change before alone.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, is_causal: bool = False):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2, channels))
+        self.weight = nn.Parameter(torch.zeros(1 if is_causal else 2, channels))
 
-    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, num_frames: int, past: Past | None = None) -> torch.Tensor:
         tokens = hidden_states.permute(0, 2, 3, 1).unflatten(0, (-1, num_frames))  # (B, T, H, W, C)
         changes = tokens[:, 1:] - tokens[:, :-1]
         since_before = F.pad(changes * self.weight[0], (0, 0, 0, 0, 0, 0, 1, 0))
-        until_next = F.pad(changes * self.weight[1], (0, 0, 0, 0, 0, 0, 0, 1))
-        return (tokens + since_before + until_next).flatten(0, 1).permute(0, 3, 1, 2)
+        if past is not None:
+            if self in past:
+                since_before[:, 0] = (tokens[:, 0] - past[self]) * self.weight[0]
+            past[self] = tokens[:, -1]
+        ordered = tokens + since_before
+        if len(self.weight) > 1:
+            ordered = ordered + F.pad(changes * self.weight[1], (0, 0, 0, 0, 0, 0, 0, 1))  # until the next
+        return ordered.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+class SViTCausalSelfAttention(SViTSelfAttention):
+    """Self-attention of each frame to itself and to the frames before it, in this call or in earlier ones."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        num_frames: int = 1,
+        past: Past | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        grid = hidden_states.permute(0, 2, 3, 1)
+        query, *key_and_value = (
+            each.unflatten(0, (-1, num_frames)).transpose(1, 2) for each in self.project(hidden_states)
+        )  # (B, A, T, N, D) each
+        if past is not None:
+            if self in past:
+                key_and_value = [torch.cat(pair, dim=2) for pair in zip(past[self], key_and_value, strict=True)]
+            past[self] = key_and_value
+        num_seen = key_and_value[0].shape[2] - num_frames
+        # frame after frame: attention functions know no mask of blocks, and half of the products are not needed
+        frames = [
+            self.attend(
+                query[:, :, frame],
+                *(each[:, :, : num_seen + frame + 1].flatten(2, 3) for each in key_and_value),
+                **kwargs,
+            )
+            for frame in range(num_frames)
+        ]
+        attended = torch.stack([each for each, _ in frames], dim=1).view_as(grid).permute(0, 3, 1, 2)
+        rows = [weights for _, weights in frames if weights is not None]  # (B, A, N, frames up to this one * N) each
+        weights = torch.cat([F.pad(row, (0, rows[-1].shape[-1] - row.shape[-1])) for row in rows], 2) if rows else None
+        return self.projection(attended), weights
 
 
 class SViTVideoAttention(SViTSuperTokenAttention):
     """Super token attention over the frames of a clip, with the weights of super token attention."""
 
-    def __init__(self, config: SViTConfig, *args: Any, frames_in_cell: int):
-        super().__init__(config, *args)
+    def __init__(self, config: SViTVideoConfig, channels: int, num_heads: int, *args: Any, frames_in_cell: int):
+        super().__init__(config, channels, num_heads, *args)
         self.frames_in_cell = frames_in_cell
+        self.is_causal = config.is_causal_in_time
+        if self.is_causal and frames_in_cell:
+            self.self_attention = SViTCausalSelfAttention(config, channels, num_heads)
 
     def forward(
-        self, hidden_states: torch.Tensor, num_frames: int = 1, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        num_frames: int = 1,
+        past: Past | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         if not self.frames_in_cell:
             return super().forward(hidden_states, **kwargs)
+        if self.is_causal:
+            in_time: Any = {"num_frames": num_frames, "past": past}
+            return super().forward(hidden_states, **in_time, **kwargs)
         hidden_states = self.norm(hidden_states.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.cell_size == (1, 1):
             height = hidden_states.shape[2]
@@ -95,7 +150,7 @@ class SViTVideoLayer(SViTLayer):
         super().__init__(config, stage, drop_path_rate)
         channels = config.hidden_sizes[stage]
         assert config.super_token_frames is not None
-        self.temporal_position_embedding = SViTTemporalPositionEmbedding(channels)
+        self.temporal_position_embedding = SViTTemporalPositionEmbedding(channels, config.is_causal_in_time)
         self.attention = SViTVideoAttention(
             config,
             channels,
@@ -106,7 +161,7 @@ class SViTVideoLayer(SViTLayer):
         )
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        hidden_states = self.temporal_position_embedding(hidden_states, kwargs["num_frames"])
+        hidden_states = self.temporal_position_embedding(hidden_states, kwargs["num_frames"], kwargs.get("past"))
         return super().forward(hidden_states, *args, **kwargs)
 
 
@@ -153,19 +208,24 @@ class SViTVideoModel(SViTVideoPreTrainedModel, SViTModel):
     stage_class = SViTVideoStage
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> SViTModelOutput:
+    def forward(
+        self, pixel_values: torch.Tensor, past: Past | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> SViTModelOutput:
         """Compute feature maps.
 
         Args:
             pixel_values: Clips, shape `(B, T, num_channels, height, width)`, or one clip without `B`, as image
                 processors give it for a list of frames; any number of frames, of any size from 32 pixels up.
+            past: What a causal model keeps of the frames before these: `{}` to begin with, and then the same again,
+                which is changed. In evaluation mode alone.
             **kwargs: As in `SViTModel.forward`.
 
         Returns:
             `SViTModelOutput` with `last_hidden_state` and `hidden_states` of shape `(B, T, C, H, W)` and
-            `pooler_output`, the mean over the frames, of shape `(B, projection_dim)`. Where attention goes over time,
-            `attentions` are among all super tokens, or tokens, of a clip, `super_tokens` have the shape
-            `(B, C, Gt, Gh, Gw)` and `associations` `(B, G, P, 27)`; elsewhere frames are a batch of `B * T` images.
+            `pooler_output`, the mean over the frames, those in `past` too, of shape `(B, projection_dim)`. Where
+            attention goes over time, `attentions` are among all super tokens, or tokens, of a clip, and, unless the
+            model is causal, `super_tokens` have the shape `(B, C, Gt, Gh, Gw)` and `associations` `(B, G, P, 27)`;
+            elsewhere frames are a batch of `B * T` images.
         """
         if pixel_values.ndim == 4:
             pixel_values = pixel_values.unsqueeze(0)
@@ -174,14 +234,22 @@ class SViTVideoModel(SViTVideoPreTrainedModel, SViTModel):
                 f"`pixel_values` has shape {tuple(pixel_values.shape)}; expected is (batch, frames, channels, height, "
                 "width) with at least one frame, or one clip without the batch."
             )
+        if past is not None and (self.training or not self.config.is_causal_in_time):
+            raise ValueError(
+                f"`past` is given, but `is_causal_in_time` is {self.config.is_causal_in_time} in the config and "
+                f"`training` is {self.training}; only a causal model in evaluation mode takes frames as they come."
+            )
         clips = pixel_values.shape[:2]
-        kwargs["num_frames"] = clips[1]  # type: ignore[typeddict-unknown-key]
-        outputs = super().forward(pixel_values.flatten(0, 1), return_dict=True, **kwargs)
+        in_time: Any = {"num_frames": clips[1], "past": past}
+        outputs = super().forward(pixel_values.flatten(0, 1), return_dict=True, **in_time, **kwargs)
         outputs.last_hidden_state = outputs.last_hidden_state.unflatten(0, clips)
         if outputs.hidden_states is not None:
             outputs.hidden_states = tuple(states.unflatten(0, clips) for states in outputs.hidden_states)
         if outputs.pooler_output is not None:
-            outputs.pooler_output = outputs.pooler_output.unflatten(0, clips).mean(dim=1)
+            pooled = outputs.pooler_output.unflatten(0, clips)
+            if past is not None:
+                pooled = past[self] = torch.cat([past.get(self, pooled[:, :0]), pooled], dim=1)
+            outputs.pooler_output = pooled.mean(dim=1)
         return outputs
 
 

@@ -15,13 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from .cells_svit import count_cells
-from .super_tokens_svit import (
-    SuperTokens,
-    gather_neighbours,
-    softmax_over_neighbours,
-    sum_over_neighbours,
-    without_autocast,
-)
+from .super_tokens_svit import SuperTokens, without_autocast
 
 
 def video_super_token_attention(
@@ -93,10 +87,11 @@ def sample_video_super_tokens(
 
 def _associate(tokens: torch.Tensor, super_tokens: torch.Tensor) -> torch.Tensor:
     neighbours = _gather(super_tokens * tokens.shape[-1] ** -0.5)  # (B, G, 27, C)
-    affinity = (neighbours @ tokens.transpose(-2, -1)).unflatten(1, (super_tokens.shape[1], -1))
-    affinity[:, 0, :, :9] = -torch.inf
-    affinity[:, -1, :, 18:] = -torch.inf
-    return softmax_over_neighbours(affinity.flatten(1, 2).transpose(-2, -1))
+    affinity = tokens @ neighbours.transpose(-2, -1)  # (B, G, P, 27)
+    by_time = affinity.unflatten(1, (super_tokens.shape[1], -1))
+    by_time[:, 0, ..., :9] = -torch.inf
+    by_time[:, -1, ..., 18:] = -torch.inf
+    return affinity.softmax(dim=-1)
 
 
 def _weighted_means(association: torch.Tensor, tokens: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
@@ -108,20 +103,22 @@ def _weighted_means(association: torch.Tensor, tokens: torch.Tensor, grid_size: 
 
 def _gather(grid: torch.Tensor) -> torch.Tensor:
     """Collect the 27 neighbours of every cell, zeros outside: `(B, Gt, Gh, Gw, C)` to `(B, G, 27, C)`."""
-    batch_size, times = grid.shape[:2]
-    in_space = gather_neighbours(grid.flatten(0, 1)).unflatten(0, (batch_size, times))  # (B, Gt, Gh*Gw, 9, C)
-    padded = F.pad(in_space, (0, 0, 0, 0, 0, 0, 1, 1))
-    return torch.cat([padded.narrow(1, time, times) for time in range(3)], dim=3).flatten(1, 2)
+    neighbours = F.pad(grid, (0, 0, 1, 1, 1, 1, 1, 1))
+    # time last: the largest copies are then of the longest runs of memory
+    for axis in (3, 2, 1):
+        neighbours = torch.stack([neighbours.narrow(axis, i, grid.shape[axis]) for i in range(3)], dim=4)
+    return neighbours.flatten(4, 6).flatten(1, 3)  # from (B, Gt, Gh, Gw, 3, 3, 3, C)
 
 
 def _sum(partial_sums: torch.Tensor, grid_size: tuple[int, int, int]) -> torch.Tensor:
     """Add what every cell has for its 27 neighbours: `(B, G, 27, C)` to `(B, Gt, Gh, Gw, C)`."""
-    times = grid_size[0]
-    by_time = partial_sums.unflatten(2, (3, 9)).unflatten(1, (times, -1))  # (B, Gt, Gh*Gw, 3, 9, C)
-    by_time = F.pad(by_time, (0, 0, 0, 0, 0, 0, 0, 0, 1, 1))
-    before, level, after = (by_time.select(3, time).narrow(1, 2 - time, times) for time in range(3))
-    in_space = before + level + after  # (B, Gt, Gh*Gw, 9, C)
-    return sum_over_neighbours(in_space.flatten(0, 1), grid_size[1:]).unflatten(0, in_space.shape[:2])
+    sums = partial_sums.unflatten(2, (3, 3, 3)).unflatten(1, grid_size)  # (B, Gt, Gh, Gw, 3, 3, 3, C)
+    for axis, length in enumerate(grid_size, 1):
+        before, level, after = sums.unbind(4)
+        sums = level.clone()
+        sums.narrow(axis, 0, length - 1).add_(before.narrow(axis, 1, length - 1))
+        sums.narrow(axis, 1, length - 1).add_(after.narrow(axis, 0, length - 1))
+    return sums
 
 
 def _split_into_cells(
