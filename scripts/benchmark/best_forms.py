@@ -42,6 +42,7 @@ OPENVINO = Form("openvino", OpenVinoClassifier, memory_format=torch.contiguous_f
 BEST_FORMS = (
     EAGER,
     FORMS["folded"],
+    FORMS["folded-cpp"],
     replace(OPENVINO, prepare=lambda model: OpenVinoClassifier(fold_weights(model))),
     FORMS["onnx"],
     FORMS["folded-frozen"],

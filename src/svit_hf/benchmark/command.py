@@ -17,6 +17,7 @@ FormName = Literal[
     "eager",
     "kernels",
     "folded",
+    "folded-cpp",
     "folded-kernels",
     "folded-compiled",
     "folded-frozen",
@@ -39,7 +40,7 @@ class BenchmarkCommand:
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
         forms: What to measure besides the model as it is. folded-compiled, folded-frozen, onnx, openvino and pt2 take
-            minutes to make; kernels need an NVIDIA GPU; programs and 8 bits are measured on a CPU.
+            minutes to make; kernels need an NVIDIA GPU; operators in C++, programs and 8 bits are measured on a CPU.
         batch_size: Images per call, a table each.
         image_size: Height and width in pixels; by default the model's own.
         dtype: fp32, bf16, fp16; one that the device only emulates is left out.
@@ -49,7 +50,7 @@ class BenchmarkCommand:
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    forms: tuple[FormName, ...] = ("kernels", "folded", "folded-kernels")
+    forms: tuple[FormName, ...] = ("kernels", "folded", "folded-cpp", "folded-kernels")
     batch_size: tuple[int, ...] = (1, 8)
     image_size: int | None = None
     dtype: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16")

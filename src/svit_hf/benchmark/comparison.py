@@ -165,9 +165,10 @@ def _build(
     built = {}
     for dtype in usable:
         for form in [EAGER, *(FORMS[name] for name in FORMS if name in forms and name != EAGER.name)]:
-            if form.is_program and (dtype != "fp32" or device.type != "cpu"):
-                if dtype == "fp32":
-                    left_out.append(f"{form.name}: measured on a CPU alone")
+            if device.type != "cpu" and (form.is_program or form.needs_cpu):
+                _note(left_out, f"{form.name}: measured on a CPU alone")
+                continue
+            if form.is_program and dtype != "fp32":
                 continue
             say(f"making {form.name}, {dtype}")
             try:

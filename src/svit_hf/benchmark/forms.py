@@ -64,6 +64,7 @@ class Form:
         compiles: Whether torch.compile gets the whole of it.
         freezes: Whether compiled code has the weights as constants.
         memory_format: Of weights and images.
+        needs_cpu: Whether it has nothing of its own elsewhere.
         is_program: Whether it is a program of its own, which computes in float32 or 8 bits on a CPU.
         is_int8: Whether it rounds to 8 bits: an approximation, whose worth only real images tell.
     """
@@ -74,6 +75,7 @@ class Form:
     compiles: bool = False
     freezes: bool = False
     memory_format: torch.memory_format = torch.channels_last
+    needs_cpu: bool = False
     is_program: bool = False
     is_int8: bool = False
 
@@ -141,6 +143,12 @@ FORMS = {
         EAGER,
         Form("kernels", run_on("triton"), _KERNELS),
         Form("folded", folded_on("eager"), _FOLD),
+        Form(
+            "folded-cpp",
+            lambda model: fold_for_inference(model, cpp=True),
+            "from svit_hf.inference import fold_for_inference\nmodel = fold_for_inference(model, cpp=True)",
+            needs_cpu=True,
+        ),
         Form("folded-kernels", folded_on("triton"), f"{_FOLD}\n{_KERNELS}"),
         Form("folded-compiled", folded_on("eager"), f"{_FOLD}\nmodel.compile(dynamic=False)", compiles=True),
         Form(
@@ -165,7 +173,7 @@ FORMS = {
     )
 }
 # what takes no minutes to make
-QUICK_FORMS = ("eager", "kernels", "folded", "folded-kernels")
+QUICK_FORMS = ("eager", "kernels", "folded", "folded-cpp", "folded-kernels")
 
 
 def logits_of(outputs: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ PyTorch keeps the convolution of oneDNN that takes packed weights and an activat
 and used only where it exists.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -37,42 +37,20 @@ def use_cpu_forms(folded: SViTPreTrainedModel) -> None:
         folded.set_attn_implementation(CPU_ATTENTION)
 
 
-class PackedConvolution(nn.Conv2d):
-    """A convolution whose weights are stored once more, as oneDNN wants them; that is neither copied nor saved."""
+class PackedWeights(nn.Module):
+    """A module that stores its weights once more, in an order that is faster; that is neither copied nor saved."""
 
-    # kernels of GPUs may use the weights in the place of `forward`
-    is_plain_elsewhere = True
-    packed: torch.Tensor | None = None
-    # what they were packed for: address and version of the weights, shape of the images, threads; oneDNN may want
-    # another order for others, and bringing one order into another in every call takes longer than the convolution
+    packed: Any = None
+    # what was packed: addresses and versions of the weights, and whatever else the order depends on
     packed_for: tuple[Any, ...] = ()
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Convolve."""
-        return self.convolve(hidden_states, "none") if self.can_pack(hidden_states) else super().forward(hidden_states)
-
-    def can_pack(self, hidden_states: torch.Tensor) -> bool:
-        """Whether `convolve` can run, here and now."""
-        return (
-            not torch.compiler.is_compiling()
-            and hidden_states.device.type == self.weight.device.type == "cpu"
-            and hidden_states.dtype == self.weight.dtype
-            and _has_fast_convolutions(hidden_states.dtype)
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        )
-
-    def convolve(self, hidden_states: torch.Tensor, activation: str) -> torch.Tensor:
-        """Convolve with packed weights; `activation` is `"gelu"` or `"none"`."""
-        weight, geometry = self.weight, (self.padding, self.stride, self.dilation, self.groups)
-        version = None if weight.is_inference() else weight._version
-        wanted = (weight.data_ptr(), version, hidden_states.shape, torch.get_num_threads())
+    def pack(self, parameters: Sequence[torch.Tensor], pack: Callable[[], Any], *conditions: Any) -> Any:
+        """Return what `pack` makes of parameters, made anew only where these or the conditions have changed."""
+        states = [(each.data_ptr(), None if each.is_inference() else each._version) for each in parameters]
+        wanted = (*states, *conditions)
         if self.packed is None or self.packed_for != wanted:
-            pack = torch.ops.mkldnn._reorder_convolution_weight
-            self.packed, self.packed_for = pack(weight.detach(), *geometry, hidden_states.shape), wanted
-        return torch.ops.mkldnn._convolution_pointwise(
-            hidden_states, self.packed, self.bias, *geometry, activation, [], "none" if activation == "gelu" else ""
-        )
+            self.packed, self.packed_for = pack(), wanted
+        return self.packed
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # what moves or converts the weights
@@ -81,6 +59,50 @@ class PackedConvolution(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("packed")}
+
+
+class PackedConvolution(PackedWeights, nn.Conv2d):
+    """A convolution whose weights are packed as oneDNN wants them."""
+
+    # kernels of GPUs may use the weights in the place of `forward`
+    is_plain_elsewhere = True
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Convolve."""
+        is_fast = can_run_plainly(hidden_states, self.weight)
+        return self.convolve(hidden_states, "none") if is_fast else super().forward(hidden_states)
+
+    def convolve(self, hidden_states: torch.Tensor, activation: str) -> torch.Tensor:
+        """Convolve with packed weights; `activation` is `"gelu"` or `"none"`."""
+        weight, geometry = self.weight, (self.padding, self.stride, self.dilation, self.groups)
+        packed = self.pack(
+            [weight],
+            lambda: torch.ops.mkldnn._reorder_convolution_weight(weight.detach(), *geometry, hidden_states.shape),
+            # oneDNN may want another order for others, and bringing one order into another in every call takes longer
+            # than the convolution
+            hidden_states.shape,
+            torch.get_num_threads(),
+        )
+        return torch.ops.mkldnn._convolution_pointwise(
+            hidden_states, packed, self.bias, *geometry, activation, [], "none" if activation == "gelu" else ""
+        )
+
+
+def can_run_plainly(hidden_states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether operators that only know tensors on a CPU can run, here and now."""
+    return (
+        not torch.compiler.is_compiling()
+        and hidden_states.device.type == weight.device.type == "cpu"
+        and hidden_states.dtype == weight.dtype
+        and _has_fast_convolutions(hidden_states.dtype)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    )
+
+
+def is_watched(*modules: nn.Module) -> bool:
+    """Whether some module has to be called: hooks, and what replaced a `forward`, want to see every step."""
+    return any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules)
 
 
 class FusedConvFFN(SViTConvFFN):
@@ -92,12 +114,11 @@ class FusedConvFFN(SViTConvFFN):
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Widen and activate in one operation, add the depthwise convolution, narrow."""
         fc1: Any = self.fc1
-        # hooks, and what replaced a `forward`, want to see every step
-        watched = any(
-            module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-            for module in (self, fc1, self.activation)
-        )
-        if watched or type(fc1) is not PackedConvolution or not fc1.can_pack(hidden_states):
+        if (
+            is_watched(self, fc1, self.activation)
+            or type(fc1) is not PackedConvolution
+            or not can_run_plainly(hidden_states, fc1.weight)
+        ):
             return super().__call__(hidden_states)
         return self.fc2(self.depthwise(fc1.convolve(hidden_states, "gelu")))
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from svit_hf.errors import SViTError
+from svit_hf.inference.cpp_forms import use_cpp_forms
 from svit_hf.inference.cpu_forms import use_cpu_forms
 from svit_hf.model.modeling_svit import (
     SViTDepthwiseResidual,
@@ -31,7 +32,7 @@ from svit_hf.model.modeling_svit import (
 Model = TypeVar("Model", bound=SViTPreTrainedModel)
 
 
-def fold_for_inference(model: Model) -> Model:
+def fold_for_inference(model: Model, cpp: bool = False) -> Model:
     """Return a copy of a model that computes the same with fewer operations, for inference alone.
 
     The copy is of the same class, in evaluation mode, with the same outputs and options. It shares nothing with
@@ -40,12 +41,15 @@ def fold_for_inference(model: Model) -> Model:
 
     Args:
         model: `SViTForImageClassification`, `SViTModel` or `SViTBackbone`, of any dtype, on any device.
+        cpp: Whether the copy runs its layers by operators in C++ on a CPU, in float32 and bfloat16. These are compiled
+            the first time, which takes a C++ compiler, ninja and half a minute. Elsewhere nothing changes.
 
     Returns:
         The folded copy. In float32 its outputs differ from those of `model` in evaluation mode by rounding alone.
 
     Raises:
-        SViTError: If `model` is no such model, or has layers or weights that do not fold.
+        SViTError: If `model` is no such model, or has layers or weights that do not fold, or if `cpp` is asked for and
+            the operators cannot be compiled; the message says why.
 
     Example:
         >>> import torch
@@ -57,6 +61,8 @@ def fold_for_inference(model: Model) -> Model:
     """
     folded = fold_weights(model)
     use_cpu_forms(folded)
+    if cpp:
+        use_cpp_forms(folded)
     return folded
 
 
