@@ -44,7 +44,7 @@ def build() -> None:
             f"{platform.system()} on {platform.machine()} ({capability})"
         )
     assert flags is not None
-    if torch.cpu._is_avx512_bf16_supported():
+    if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
         flags = [*flags, "-mavx512bf16"]
     folder = Path(__file__).parent
     command = [

@@ -77,23 +77,25 @@ void associate(const Grid& grid, int64_t cell, const float* tokens, Means& means
     // the fourth number is replaced by the next three, and the tenth column is one that nobody reads
     for (int64_t y = 0; y < 3; y++)
       *reinterpret_cast<Four*>(turned + c * COLUMNS + 3 * y) = *reinterpret_cast<const Four*>(corner + y * means.row);
-  float masked[COLUMNS];
-  for (int64_t k = 0; k < COLUMNS; k++)
-    masked[k] = k >= NEIGHBOURS || (masks && grid.neighbour(cell, k) < 0) ? -INFINITY : 0.0f;
-  multiply(tokens, turned, affinity, grid.tokens_of_cell(), COLUMNS, grid.C, grid.C, false);
-  for (int64_t p = 0; p < grid.tokens_of_cell(); p++) {
-    float* row = affinity + p * COLUMNS;
-    float largest = -INFINITY, sum = 0.0f;
-    for (int64_t k = 0; k < COLUMNS; k += LANES) {
-      store(row + k, load(row + k) + load(masked + k));
-      largest = std::max(largest, largest_of(load(row + k)));
+  bool is_masked[NEIGHBOURS];
+  for (int64_t k = 0; k < NEIGHBOURS; k++) is_masked[k] = masks && grid.neighbour(cell, k) < 0;
+  const int64_t P = grid.tokens_of_cell();
+  multiply(tokens, turned, affinity, P, COLUMNS, grid.C, grid.C, false);
+  // a register has one neighbour of many tokens, so that nothing is summed within one
+  for (int64_t p = 0; p < P; p += LANES) {
+    Floats shares[NEIGHBOURS], largest = Floats{} - INFINITY, sum{};
+    float column[LANES];
+    for (int64_t k = 0; k < NEIGHBOURS; k++) {
+      for (int64_t i = 0; i < LANES; i++) column[i] = affinity[(p + i) * COLUMNS + k];
+      shares[k] = is_masked[k] ? Floats{} - INFINITY : load(column);
+      largest = shares[k] > largest ? shares[k] : largest;
     }
-    for (int64_t k = 0; k < COLUMNS; k += LANES) {
-      store(row + k, exponential(load(row + k) - largest));
-      sum += sum_of(load(row + k));
+    for (int64_t k = 0; k < NEIGHBOURS; k++) sum += shares[k] = exponential(shares[k] - largest);
+    const Floats factor = 1.0f / sum;
+    for (int64_t k = 0; k < NEIGHBOURS; k++) {
+      store(column, shares[k] * factor);
+      for (int64_t i = 0; i < std::min(LANES, P - p); i++) association[(p + i) * NEIGHBOURS + k] = column[i];
     }
-    for (int64_t k = 0; k < COLUMNS; k += LANES) store(row + k, load(row + k) * (1.0f / sum));
-    std::memcpy(association + p * NEIGHBOURS, row, NEIGHBOURS * sizeof(float));
   }
 }
 
@@ -120,7 +122,7 @@ void sample(const Grid& grid, const T* tokens, const LayerNorm& norm, bool masks
     }
   });
   at::parallel_for(0, cells, 4, [&](int64_t begin, int64_t end) {
-    const auto states = buffer<float>(P * C), affinity = buffer<float>(P * COLUMNS);
+    const auto states = buffer<float>(P * C), affinity = buffer<float>(round_up(P, LANES) * COLUMNS);
     std::vector<float> turned(C * COLUMNS, 0.0f);
     for (int64_t cell = begin; cell < end; cell++) {
       float* shares = association + cell * P * NEIGHBOURS;
