@@ -53,7 +53,7 @@ def test_failed_push_is_status_5_and_says_what_to_do(default_hub, run_folder, ca
     default_hub.faults = [Fault("POST .*/commit/", 403)]
     assert push(run_folder, REPO, "--no-dry-run") == 5
     told = capsys.readouterr().err
-    assert f"svit-hf: nothing was committed to {REPO}" in told
+    assert f"svit-hf: the push to {REPO} failed" in told
     assert "The same command may be given again" in told
     assert "Traceback" not in told
 

@@ -36,11 +36,10 @@ def test_one_commit_holds_the_model_its_code_and_its_card(hub, api, run_folder):
     }
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert contents[name] == (run_folder / "model" / name).read_bytes()
-    assert (report.commit.oid, report.commit.is_new) == (repository.head(), True)
+    assert (report.commit, report.is_new) == (repository.head(), True)
     assert report.is_private is repository.is_private is True
     assert (
-        f"pushed and read back: {hub.endpoint}/{REPO} (private), branch main, commit {report.commit.oid}"
-        in report.text()
+        f"pushed and read back: {hub.endpoint}/{REPO} (private), branch main, commit {report.commit}" in report.text()
     )
 
 

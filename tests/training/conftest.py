@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from svit_hf.data.options import AugmentationOptions, MixingOptions
-from svit_hf.hub import background
+from svit_hf.hub import push
 from svit_hf.recipes import RECIPES
 from svit_hf.training import loop
 
@@ -79,7 +79,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with hub_stand_in() as stand_in:
-        monkeypatch.setattr(background, "HfApi", partial(HfApi, endpoint=stand_in.endpoint, token="a token"))
+        monkeypatch.setattr(push, "HfApi", partial(HfApi, endpoint=stand_in.endpoint, token="a token"))
         yield stand_in
 
 

@@ -23,7 +23,7 @@ from transformers import AutoModelForImageClassification
 from svit_hf.data.decoding import DecodingError
 from svit_hf.data.opening import open_source
 from svit_hf.errors import DataError, DivergenceError, PushError, SViTError, TrainingInterruptedError
-from svit_hf.hub import background
+from svit_hf.hub import push
 from svit_hf.tasks import classification
 from svit_hf.training import loop
 from svit_hf.training.checkpointing import checkpoints_of
@@ -411,7 +411,7 @@ class TestPushing:
         assert not list((tmp_path / "run").glob(".push-*"))
 
     def test_failed_push_is_said_when_everything_is_saved(self, hub, recipe, tmp_path, monkeypatch):
-        monkeypatch.setattr(background, "push_folder", refuse)
+        monkeypatch.setattr(push, "push_folder", refuse)
         with pytest.raises(PushError, match="1 pushes to tester/toy failed"):
             train(recipe, tmp_path / "run")
         assert (tmp_path / "run" / "report.json").exists()

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publish a model on the Hub: one commit with all files, sent until it is there, there at most once, and read back.
+"""Publish a model on the Hub, now or beside a training: in one commit, which is read back.
 
-The commit names the one that it builds on, so that the Hub refuses a second one of the same kind. Where the answer of
-the Hub got lost, the head of the branch tells whether the commit arrived.
+The commit names the one that it builds on, so that the Hub refuses it where somebody else was faster.
 """
 
+import logging
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Self
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 
 # HTTPError is that of httpx; since huggingface_hub 2, of httpx2
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
-    OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
@@ -28,43 +29,24 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from huggingface_hub.utils.sha import git_hash
 
 from svit_hf.errors import PushError, SViTError
+from svit_hf.files import link_or_copy
 from svit_hf.hub.model_card import CardText
 from svit_hf.hub.publication import WEIGHTS, Publication, prepare_publication
 
 
+logger = logging.getLogger(__name__)
+
 MAIN_BRANCH = "main"
 EVAL_RESULTS = ".eval_results/*"
-# before each further attempt; huggingface_hub itself makes some requests again, too
-WAIT_SECONDS = (1, 2, 4, 8, 16)
-# a server that asks for more patience is not waited for
-MOST_SECONDS = 120
-TRANSIENT_STATUSES = (408, 429)
 HINTS = {
     401: "Log in with `hf auth login`, or set HF_TOKEN.",
     403: "The token has to have the right to write there: https://huggingface.co/settings/tokens.",
+    412: "Somebody else committed to the branch meanwhile. Push again to put this model on top of that.",
 }
-
 # what huggingface_hub raises when a request fails, or an upload that it makes of several
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
-
-CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
-Result = TypeVar("Result")
-
-
-class VerifiedCommit(NamedTuple):
-    """State of the Hub after a push.
-
-    Attributes:
-        oid: The commit whose files are the published ones.
-        is_new: Whether this push made it; it makes none if nothing has changed.
-        is_private: Whether the repository is private.
-        deleted: Results of earlier weights that it took away.
-    """
-
-    oid: str
-    is_new: bool
-    is_private: bool
-    deleted: tuple[str, ...]
+# folders of copies that wait to be pushed
+STAGED = ".push-"
 
 
 @dataclass(frozen=True)
@@ -76,16 +58,20 @@ class PushReport:
         revision: The branch.
         url: Where to look at it.
         publication: Files and card.
-        commit: What is on the Hub, read back and found equal; `None` if nothing was sent.
         is_private: Whether the repository is private; without a push, whether a new one would be.
+        commit: The commit that was read back and found equal; `None` if nothing was sent.
+        is_new: Whether this push made it; it makes none if nothing has changed.
+        deleted: Results of earlier weights that it took away.
     """
 
     repo_id: str
     revision: str
     url: str
     publication: Publication
-    commit: VerifiedCommit | None
     is_private: bool
+    commit: str | None = None
+    is_new: bool = False
+    deleted: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return the report for a reader."""
@@ -93,14 +79,14 @@ class PushReport:
         width = max(map(len, sizes))
         lines = [f"{path:<{width}} {size:>12,} bytes" for path, size in sizes.items()]
         lines += [f"left out: {name} ({reason})" for name, reason in self.publication.left_out.items()]
-        lines += [f"deleted: {name} (of earlier weights)" for name in (self.commit.deleted if self.commit else ())]
+        lines += [f"deleted: {name} (of earlier weights)" for name in self.deleted]
         lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
         visibility = "private" if self.is_private else "public"
         if self.commit is None:
             lines.append(f"nothing was sent; it would go to {self.url}, branch {self.revision} ({visibility} if new)")
         else:
-            outcome = "pushed and read back" if self.commit.is_new else "nothing to push, all of it is there"
-            lines.append(f"{outcome}: {self.url} ({visibility}), branch {self.revision}, commit {self.commit.oid}")
+            outcome = "pushed and read back" if self.is_new else "nothing to push, all of it is there"
+            lines.append(f"{outcome}: {self.url} ({visibility}), branch {self.revision}, commit {self.commit}")
         return "\n".join(lines)
 
 
@@ -142,13 +128,33 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
     revision = revision or MAIN_BRANCH
     check_repo_id(repo_id)
     publication = prepare_publication(Path(folder), repo_id, card, licence, add_probe)
-    url = f"{api.endpoint}/{repo_id}"
+    report = PushReport(repo_id, revision, f"{api.endpoint}/{repo_id}", publication, private)
     if dry_run:
-        return PushReport(repo_id, revision, url, publication, None, private)
-    commit = commit_files(
-        api, repo_id, revision, publication.files, private=private, message=message or f"Push {repo_id}"
+        return report
+    with _explaining(f"the push to {repo_id} failed"):
+        branch = make_repository(api, repo_id, revision, private)
+        deleted = _stale_results(_tree(api, repo_id, branch.sha), publication.files)
+        commit = api.create_commit(
+            repo_id,
+            [*publication.files, *map(CommitOperationDelete, deleted)],
+            commit_message=message or f"Push {repo_id}",
+            revision=revision,
+            parent_commit=branch.sha,
+        ).oid
+    with _explaining(f"commit {commit} of {repo_id} was made, but not verified"):
+        differences = _differences(_tree(api, repo_id, commit), publication.files)
+    if differences:
+        raise PushError(
+            f"commit {commit} of {repo_id} was made, but holds something else than was sent: "
+            f"{', '.join(differences)}. Do not use it."
+        )
+    return replace(
+        report,
+        is_private=bool(branch.private),
+        commit=commit,
+        is_new=commit != branch.sha,
+        deleted=tuple(deleted),
     )
-    return PushReport(repo_id, revision, url, publication, commit, commit.is_private)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -166,91 +172,166 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def make_repository(api: HfApi, repo_id: str, revision: str, private: bool) -> ModelInfo:
-    """Make a repository and a branch if they are not there.
+    """Make a repository and a branch if they are not there, and return what the Hub says about the branch."""
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    try:
+        return api.model_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return api.model_info(repo_id, revision=revision)
 
-    Returns:
-        What the Hub says about the branch.
+
+class BackgroundPush:
+    """Pushes of models in a thread, one after the other; of those that wait, only the newest is made.
+
+    A push that has begun is finished. An older one that waits is dropped, which the log says. A failed push stops
+    nothing; it is logged at once, and `close` raises. A `with` statement closes at its end, where a failed push does
+    not take the place of another error.
+
+    Args:
+        repo_id: The repository, `USER/NAME`.
+        work_dir: Folder for copies of what waits, on the disk of the models; that of the training run will do.
+        revision: The branch, `main` by default.
+        private: Whether a new repository is private.
+        log: Gets a line for each push that succeeded, failed or was dropped; by default they are logged as warnings.
+        api: A client of another Hub.
+
+    Attributes:
+        problems: What went wrong so far.
 
     Raises:
-        PushError: If it cannot be done.
+        SViTError: If `repo_id` cannot be the name of a repository.
     """
-    try:
-        _retry(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+
+    def __init__(
+        self,
+        repo_id: str,
+        work_dir: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        private: bool = True,
+        log: Callable[[str], None] = logger.warning,
+        api: HfApi | None = None,
+    ):
+        check_repo_id(repo_id)
+        self.repo_id, self.work_dir = repo_id, Path(work_dir)
+        self.revision, self.private = revision or MAIN_BRANCH, private
+        self.log, self.api = log, api or HfApi()
+        self.problems: list[str] = []
+        self._num_staged = 0
+        # title, folder and future of the last one
+        self._newest: tuple[str, Path, Future[None]] | None = None
+
+    def check_access(self) -> None:
+        """Make the repository and the branch now, so that what cannot work fails before the training.
+
+        Raises:
+            PushError: If it cannot be done.
+        """
+        with _explaining(f"{self.repo_id} cannot be pushed to"):
+            make_repository(self.api, self.repo_id, self.revision, self.private)
+
+    def submit(self, folder: str | os.PathLike[str], card: CardText | None = None, title: str | None = None) -> None:
+        """Push a model as soon as the one before it is done.
+
+        The folder is copied before this returns, by hard links where the disk allows it: it may be removed or replaced
+        as a whole then, but its files may not be written to.
+
+        Args:
+            folder: The model, as in `push_folder`.
+            card: What its card says; by default the folder has one.
+            title: What to call it in the log and in the message of the commit; by default `folder`.
+
+        Raises:
+            SViTError: If the folder cannot be copied.
+        """
+        title = title or str(folder)
+        staged = self._stage(folder)
+        if self._newest is not None:
+            older, its_folder, future = self._newest
+            if future.cancel():
+                shutil.rmtree(its_folder)
+                self.log(f"{older} is not pushed to {self.repo_id}: {title} is newer")
+        self._newest = title, staged, self.api.run_as_future(self._push, staged, card, title)
+
+    def close(self) -> None:
+        """Wait for the pushes that are left.
+
+        Raises:
+            PushError: If a push has failed; the message lists all that have.
+        """
+        # the client of the Hub makes them one after the other
+        if self._newest is not None:
+            wait([self._newest[2]])
+        if self.problems:
+            raise PushError(
+                f"{len(self.problems)} pushes to {self.repo_id} failed. What is here is untouched, and `svit-hf push` "
+                "publishes the folder of a run:\n" + "\n".join(self.problems)
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: object, error: object, traceback: object) -> None:
+        with nullcontext() if error is None else suppress(PushError):
+            self.close()
+
+    def _stage(self, folder: str | os.PathLike[str]) -> Path:
+        staged = self.work_dir / f"{STAGED}{self._num_staged}"
         try:
-            return _info(api, repo_id, revision)
-        except RevisionNotFoundError:
-            _retry(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True))
-            return _info(api, repo_id, revision)
-    except HUB_ERRORS as error:
-        raise _nothing_committed(repo_id, error) from error
+            if self._num_staged == 0:
+                # of a process that did not come to its end
+                for left_behind in self.work_dir.glob(f"{STAGED}*"):
+                    shutil.rmtree(left_behind)
+            shutil.copytree(folder, staged, copy_function=link_or_copy)
+        except (OSError, shutil.Error) as error:
+            raise SViTError(f"`folder` is {str(folder)!r}, which cannot be copied to be pushed: {error}") from error
+        self._num_staged += 1
+        return staged
+
+    def _push(self, folder: Path, card: CardText | None, title: str) -> None:
+        try:
+            report = push_folder(
+                folder,
+                self.repo_id,
+                revision=self.revision,
+                private=self.private,
+                message=f"Push {title}",
+                card=card,
+                # loading a model would draw from the random numbers of the training
+                add_probe=False,
+                api=self.api,
+            )
+            self.log(f"{title} is pushed to {report.url}, commit {report.commit}")
+        # an error that nobody sees is what this class is there to prevent, whatever it is
+        except Exception as error:
+            self.problems.append(f"{title} was not pushed: {error}")
+            self.log(self.problems[-1])
+        finally:
+            shutil.rmtree(folder)
 
 
-def commit_files(
-    api: HfApi, repo_id: str, revision: str, files: Sequence[CommitOperationAdd], *, private: bool, message: str
-) -> VerifiedCommit:
-    """Commit files to a branch, and read them back; other files stay there, except results of other weights.
-
-    Raises:
-        PushError: If something failed; the message says what is on the Hub then.
-    """
-    info = make_repository(api, repo_id, revision, private)
-    parent = str(info.sha)
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Give what huggingface_hub raises a line that says what failed, why, and what can be done about it."""
     try:
-        stale = _stale_results(_tree(api, repo_id, parent), files)
-        operations: list[CommitOperation] = [*files, *map(CommitOperationDelete, stale)]
-
-        def commit() -> str:
-            return api.create_commit(
-                repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
-            ).oid
-
-        oid = _retry(commit, recover=lambda: _find_commit(api, repo_id, revision, parent, files))
+        yield
     except HUB_ERRORS as error:
-        raise _nothing_committed(repo_id, error) from error
-    try:
-        differences = _differences(_tree(api, repo_id, oid), files)
-    except HUB_ERRORS as error:
-        raise PushError(f"commit {oid} of {repo_id} was made, but not verified: {_reason(error)}") from error
-    if differences:
-        raise PushError(
-            f"commit {oid} of {repo_id} was made, but holds something else than was sent: {', '.join(differences)}. "
-            "Do not use it."
-        )
-    return VerifiedCommit(oid, oid != parent, bool(info.private), tuple(stale))
+        # uploads wrap the error of the request that failed
+        cause: BaseException = error
+        while not isinstance(cause, (HTTPError, ConnectionError, TimeoutError)) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+        if isinstance(cause, HfHubHTTPError):
+            response, said = cause.response, " ".join((cause.server_message or "").split())
+            reason = f"{response.request.method} {response.request.url.path} was answered with {response.status_code}"
+            reason = f"{reason}: {said}. {HINTS.get(response.status_code, '')}".rstrip()
+        raise PushError(f"{what}: {reason}") from error
 
 
-def _info(api: HfApi, repo_id: str, revision: str) -> ModelInfo:
-    return _retry(lambda: api.model_info(repo_id, revision=revision))
-
-
-def _tree(api: HfApi, repo_id: str, commit: str) -> dict[str, RepoFile]:
-    entries = _retry(lambda: list(api.list_repo_tree(repo_id, revision=commit, recursive=True)))
+def _tree(api: HfApi, repo_id: str, commit: str | None) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo_id, revision=commit, recursive=True)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-
-def _find_commit(
-    api: HfApi, repo_id: str, revision: str, parent: str, files: Sequence[CommitOperationAdd]
-) -> str | None:
-    """Return the commit whose answer got lost, or `None` if there is none.
-
-    Raises:
-        PushError: If it cannot be told, or the branch has got another commit.
-    """
-    try:
-        head = str(_info(api, repo_id, revision).sha)
-        if head == parent:
-            return None
-        if not _differences(_tree(api, repo_id, head), files):
-            return head
-    except HUB_ERRORS as error:
-        raise PushError(
-            f"it is not known whether {repo_id} has the commit: a request got no good answer, and then the branch "
-            f"{revision} could not be read: {_reason(error)}"
-        ) from error
-    raise PushError(
-        f"nothing was committed to {repo_id}: somebody else committed {head} to the branch {revision} meanwhile. Push "
-        "again to put this model on top of that."
-    )
 
 
 def _stale_results(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
@@ -262,9 +343,9 @@ def _stale_results(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd
 
 
 def _differences(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
-    there = [(file, tree.get(file.path_in_repo)) for file in files]
-    missing = [f"{here.path_in_repo} is missing" for here, entry in there if entry is None]
-    return missing + [f"{here.path_in_repo} differs" for here, entry in there if entry and _differs(entry, here)]
+    missing = [f"{file.path_in_repo} is missing" for file in files if file.path_in_repo not in tree]
+    there = [file for file in files if file.path_in_repo in tree]
+    return missing + [f"{file.path_in_repo} differs" for file in there if _differs(tree[file.path_in_repo], file)]
 
 
 def _differs(there: RepoFile, here: CommitOperationAdd) -> bool:
@@ -272,68 +353,3 @@ def _differs(there: RepoFile, here: CommitOperationAdd) -> bool:
         return there.lfs.sha256 != here.upload_info.sha256.hex()
     with here.as_file() as file:
         return there.blob_id != git_hash(file.read())
-
-
-def _nothing_committed(repo_id: str, error: BaseException) -> PushError:
-    return PushError(f"nothing was committed to {repo_id}: {_reason(error)}")
-
-
-def _retry(request: Callable[[], Result], recover: Callable[[], Result | None] = lambda: None) -> Result:
-    """Make a request again, after longer and longer waits, while it fails for reasons that may pass.
-
-    Args:
-        request: The request.
-        recover: Asked after every failure whether the request was successful all the same, and only its answer got
-            lost: returns the result then.
-
-    Raises:
-        HTTPError, OSError, RuntimeError, ValueError: The last failure.
-    """
-    for wait in (*WAIT_SECONDS, None):
-        try:
-            return request()
-        except HUB_ERRORS as error:
-            if (result := recover()) is not None:
-                return result
-            seconds = _seconds_asked_for(error)
-            if wait is None or not _is_transient(error) or seconds > MOST_SECONDS:
-                raise
-            time.sleep(max(wait, seconds))
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Whether a failure may pass: a timeout, too many requests, trouble on the server or with the connection."""
-    error = _of_request(error)
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return status in TRANSIENT_STATUSES or status >= 500
-    return isinstance(error, (HTTPError, ConnectionError, TimeoutError))
-
-
-def _reason(error: BaseException) -> str:
-    """Return in a line why something failed, and what can be done about it."""
-    error = _of_request(error)
-    if not isinstance(error, HfHubHTTPError):
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    response = error.response
-    said = f": {' '.join(error.server_message.split())}" if error.server_message else ""
-    request = f"{response.request.method} {response.request.url.path}"
-    return f"{request} was answered with {response.status_code}{said}. {HINTS.get(response.status_code, '')}".rstrip()
-
-
-def _of_request(error: BaseException) -> BaseException:
-    """Return the error of the request that an error is due to, if there is one: uploads wrap theirs."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, (HTTPError, ConnectionError, TimeoutError)):
-        cause = cause.__cause__
-    return cause or error
-
-
-def _seconds_asked_for(error: BaseException) -> float:
-    error = _of_request(error)
-    seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    # the other form of this header, a date, is not used by the Hub
-    return float(seconds) if seconds.isdecimal() else 0.0

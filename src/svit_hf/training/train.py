@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from svit_hf.data.loading import TrainingLoader, explaining_killed_workers
 from svit_hf.errors import DivergenceError, SViTError, TrainingInterruptedError
 from svit_hf.files import explaining_full_disk, write_text
-from svit_hf.hub.background import BackgroundPush
 from svit_hf.hub.model_card import card_text_of_run
+from svit_hf.hub.push import BackgroundPush
 from svit_hf.kernels import use_kernels
 from svit_hf.model.modeling_svit import SViTPreTrainedModel
 from svit_hf.multiply_adds import count_multiply_adds
