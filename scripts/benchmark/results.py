@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run measured: stored as JSON, shown as tables and as a chart."""
+"""What a run measured: stored as JSON, and shown as tables."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_hf.benchmark.report import align
-from svit_hf.errors import SViTError
 from svit_hf.files import write_text
-
-
-# inches: width of a chart, height of a bar, of lines, and of what is around them
-WIDTH, BAR_HEIGHT, LINES_HEIGHT, MARGIN_HEIGHT = 8.0, 0.24, 3.2, 0.9
-# ours, the official operators, everybody else: told apart in black and white too
-OURS, OFFICIAL, PEER = "#1b6ca8", "#222222", "#b8b8b8"
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ class Case:
 
 @dataclass
 class Results:
-    """One or more runs."""
+    """Runs, and what they measured."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     cases: list[Case] = field(default_factory=list)
@@ -87,27 +80,6 @@ class Results:
     def write(self, path: Path) -> None:
         """Write JSON."""
         write_text(path, json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def read(cls, paths: Sequence[Path]) -> "Results":
-        """Read files that `write` wrote, and put their runs one after the other.
-
-        Raises:
-            SViTError: If a file cannot be read or is something else.
-        """
-        results = cls()
-        for path in paths:
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                results.runs += content["runs"]
-                results.cases += [
-                    Case(**(case | {"rows": [Row(**row) for row in case["rows"]]})) for case in content["cases"]
-                ]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise SViTError(
-                    f"`render` has {str(path)!r}, which is no result of this benchmark: {error}"
-                ) from error
-        return results
 
     def text(self) -> str:
         """Return what the terminal shows: a table per case, and of growth sweeps one of time and one of memory."""
@@ -174,77 +146,6 @@ def _case_table(case: Case) -> str:
     cells = {heading: [cell(row) for row in case.rows] for heading, cell in _COLUMNS.items()}
     shown = {heading: column for heading, column in cells.items() if any(column)}
     return align([tuple(shown), *(tuple(text or "" for text in row) for row in zip(*shown.values(), strict=True))])
-
-
-def draw_chart(results: Results, path: Path) -> None:
-    """Draw bars of what was measured side by side, and lines of what grows with the image, and save them as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    groups = sweeps(results.cases)
-    heights = [
-        MARGIN_HEIGHT + (LINES_HEIGHT if len(cases) > 1 else BAR_HEIGHT * len(cases[0].rows)) for cases in groups
-    ]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
-    frames = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)
-    for cases, frame in zip(groups, frames[:, 0], strict=True):
-        if len(cases) > 1:
-            _draw_growth(cases, frame)
-        else:
-            _draw_bars(cases[0], frame.subplots())
-    figure.savefig(path, dpi=120, format="png")
-
-
-def _draw_bars(case: Case, axes: Any) -> None:
-    positions = range(len(case.rows))
-    middle, lower, upper = zip(*(row.ratio for row in case.rows), strict=True)
-    spans = [[a - b for a, b in zip(middle, lower, strict=True)], [a - b for a, b in zip(upper, middle, strict=True)]]
-    colours = [_colour(row.name, case) for row in case.rows]
-    axes.barh(positions, middle, xerr=spans, color=colours, error_kw={"elinewidth": 1, "ecolor": "#777777"})
-    for position, row in zip(positions, case.rows, strict=True):
-        speed = f"{_significant(row.quartiles[0] * 1e3)} ms"
-        if row.images_per_second is not None:
-            speed = f"{_significant(row.images_per_second)} images/s"
-        place = (row.ratio[2], position)
-        axes.annotate(speed, place, xytext=(4, 0), textcoords="offset points", va="center", size=8)
-    axes.set_yticks(positions, [row.label for row in case.rows], size=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * max(upper))
-    axes.set_xlabel(f"times as fast as {case.rows[0].label}", size=8)
-    _finish(axes, case.title)
-
-
-def _draw_growth(cases: Sequence[Case], frame: Any) -> None:
-    sizes = [case.image_size for case in cases]
-    values = {"time": Case.time_per_pixel, "memory": Case.memory_per_pixel}
-    panels = frame.subplots(1, len(values))
-    for (what, value), axes in zip(values.items(), panels, strict=True):
-        for label, numbers in growth_of(cases, value).items():
-            if None in numbers or not numbers[0]:
-                continue
-            style = {OURS: "-", OFFICIAL: ":", PEER: "--"}[_colour(label, cases[0])]
-            axes.plot(sizes, [n / numbers[0] for n in numbers], style, marker="o", markersize=3, label=label)
-        axes.set_xticks(sizes, [str(size) for size in sizes], size=8)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("edge of the image in pixels", size=8)
-        _finish(axes, f"{cases[0].task}: {what} per pixel, 1 at {sizes[0]} pixels")
-    panels[0].legend(fontsize=6, frameon=False)
-
-
-def _finish(axes: Any, title: str) -> None:
-    axes.tick_params(labelsize=8)
-    axes.set_title(title, size=9, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _colour(name: str, case: Case) -> str:
-    if "official" in name:
-        return OFFICIAL
-    if case.part == "data":
-        return OURS if name == "svit-hf" else PEER
-    is_ours = case.part not in ("model", "growth") or name.split()[0] == case.rows[0].name.split()[0]
-    return OURS if is_ours else PEER
 
 
 def _significant(value: float) -> str:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of this project's own results, on a tiny model."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from picture_data import write_folder
 from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark import best_forms, contestants, operators
 from scripts.benchmark.best_forms import BEST_FORMS, BEST_PEER_FORMS
 from scripts.benchmark.contestants import Peaks
 from scripts.benchmark.networks import PEERS, with_lively_norms
 from scripts.benchmark.official_operators import with_official_operators
-from scripts.benchmark.results import Results
+from scripts.benchmark.results import Case, Results, Row
 from tiny import tiny_config
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
@@ -47,9 +47,15 @@ def run(tmp_path, monkeypatch):
         small = ["--model", tmp_path / "tiny", "--image-size", "64", "--batch-size", "2", "--rounds", "2"]
         given = [part, *small, "--device", "cpu", "--output", tmp_path / "run.json", "--peers", *arguments]
         status = benchmark.main(list(map(str, given)))
-        return status, Results.read([tmp_path / "run.json"]) if status == 0 else None
+        return status, read(tmp_path / "run.json") if status == 0 else None
 
     return measure
+
+
+def read(file):
+    content = json.loads(file.read_text())
+    cases = [Case(**case | {"rows": [Row(**row) for row in case["rows"]]}) for case in content["cases"]]
+    return Results(content["runs"], cases)
 
 
 def names(results):
@@ -149,24 +155,11 @@ def test_operators_of_triton_are_called_as_they_want_it():
         torch.testing.assert_close(kernel(*given), first(*given), rtol=0, atol=1e-4)
 
 
-def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(run, tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    chart = ["--chart", tmp_path / "run.png"]
-    _, results = run("growth", "--image-size", "64", "128", "--batch-size", "4", *chart)
+def test_growth_keeps_the_number_of_pixels_and_is_shown_per_pixel(run, capsys):
+    _, results = run("growth", "--image-size", "64", "128", "--batch-size", "4")
     assert [(case.image_size, case.batch_size) for case in results.cases] == [(64, 4), (128, 1)]
     assert names(results) == ["tiny official operators", "tiny eager", "tiny folded", "tiny cells 8 4 2 1 folded"]
     assert "inference: ns per pixel by edge of the image" in capsys.readouterr().out
-    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_loading_is_measured_beside_torchvision(run, tmp_path):
-    write_folder(tmp_path / "images" / "train", range(9))
-    _, results = run("data", "--data", tmp_path / "images", "--num-images", "8")
-    kinds = ["crop, flip, RandAugment, erasing", "crop and flip"]
-    assert [kind in case.title for case, kind in zip(results.cases, kinds, strict=True)] == [True, True]
-    assert names(results) == ["torchvision", "svit-hf", "decoding alone"]
-    for row in results.cases[0].rows:
-        assert row.images_per_second == pytest.approx(1 / row.quartiles[0])
 
 
 def test_wrong_results_show_no_times(run, tmp_path, monkeypatch, capsys):
@@ -192,21 +185,3 @@ def test_peer_that_cannot_run_is_left_out_with_the_reason(run, monkeypatch):
     _, results = run("model", "peer")
     assert "peer, 64 pixels: TypeError: images are too small" in results.runs[0]["left_out"]
     assert names(results) == ["tiny official operators", "tiny eager", "tiny folded"]
-
-
-def test_rendering_puts_runs_together(run, tmp_path, capsys):
-    run("model")
-    (tmp_path / "b.json").write_text((tmp_path / "run.json").read_text().replace("tiny and others", "another run"))
-    capsys.readouterr()
-    assert benchmark.main(["render", str(tmp_path / "run.json"), str(tmp_path / "b.json")]) == 0
-    shown = capsys.readouterr().out
-    assert shown.index("inference, tiny and others") < shown.index("inference, another run: batch 2, 64 pixels")
-    (tmp_path / "other.json").write_text('{"format": "another"}')
-    assert benchmark.main(["render", str(tmp_path / "other.json")]) == 2
-    assert "other.json', which is no result of this benchmark" in capsys.readouterr().err
-
-
-def test_all_runs_parts_that_exist():
-    for name, arguments in (benchmark.ALL_ON_CPU | benchmark.ALL_ON_GPU).items():
-        options = benchmark.parse(arguments.split())
-        assert options.part != "all", name
