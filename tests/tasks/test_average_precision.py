@@ -149,5 +149,5 @@ def test_the_hundred_best_count():
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval", None)
-    with pytest.raises(SViTError, match=r"needs faster-coco-eval; install it with: pip install \"svit-hf\[dense\]\""):
+    with pytest.raises(SViTError, match=r"need faster-coco-eval; install it with: pip install \"svit-hf\[dense\]\""):
         counted(False, pictures(False)).compute()

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch
 from dense_models import LABELS, OPTIONS, pretrained_config
-from faster_coco_eval.core import mask as reference
 from picture_data import encoded
 from PIL import Image
 
 from svit_hf.errors import DataError
-from svit_hf.tasks.coco import decode_run_lengths, decode_segmentation, encode_run_lengths
+from svit_hf.tasks.coco import decode_segmentation, encode_run_lengths
 from svit_hf.tasks.instance_segmentation import InstanceSegmentation
 from svit_hf.tasks.pictures import Augmentation, Origin, View
 
@@ -63,7 +62,7 @@ def test_numbered_masks_become_objects(labels, columns, expected):
             row(objects={"segmentation": [{"size": [90, 60], "counts": [5400]}], "category": [0]}),
             "has the size",
         ),
-        (LABELS, row(objects={"segmentation": [{"size": [60, 90], "counts": [5]}], "category": [0]}), "do not fill"),
+        (LABELS, row(objects={"segmentation": [{"size": [60, 90], "counts": [5]}], "category": [0]}), "expected 5400"),
         (
             LABELS,
             row(objects={"segmentation": [{"size": [60, 90], "counts": "é"}], "category": [0]}),
@@ -123,20 +122,6 @@ def test_polygons_between_pixels_cover_the_nearest(fraction):
     assert (rows[0], columns[0]) == (round(top), round(left))
 
 
-def test_polygons_are_those_of_coco():
-    random = np.random.default_rng(0)
-    overlaps = []
-    for _ in range(40):
-        angles, radius = np.sort(random.random(8)) * 2 * np.pi, random.uniform(6, 15, 8)
-        points = 20 + np.stack([radius * np.cos(angles), radius * np.sin(angles)], axis=1)
-        polygon = points.ravel().tolist()
-        mask = decode_segmentation([polygon], (40, 40), ORIGIN)
-        expected = reference.decode(reference.merge(reference.frPyObjects([polygon], 40, 40))).astype(bool)
-        overlaps.append((mask & expected).sum() / (mask | expected).sum())
-    # measured: 0.979
-    assert np.mean(overlaps) > 0.95
-
-
 def test_polygons_cover_the_pixels_whose_greater_part_is_inside():
     triangle = decode_segmentation([[0, 0, 20, 0, 0, 20]], (20, 20), ORIGIN)
     rows, columns = np.indices((20, 20))
@@ -147,24 +132,23 @@ def test_polygons_cover_the_pixels_whose_greater_part_is_inside():
     assert both.sum() == 50
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_run_lengths_are_those_of_coco(seed):
+@pytest.mark.parametrize("seed", range(2))
+def test_run_lengths_come_as_letters_and_as_numbers(seed):
     random = np.random.default_rng(seed)
     mask = np.kron(random.random((6, 5)) < 0.4, np.ones((7 + 60 * seed, 3), dtype=bool))
     mask[0, 0] = seed % 2
-    code = encode_run_lengths(mask)
-    assert code["counts"] == reference.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
-    np.testing.assert_array_equal(decode_run_lengths(code, mask.shape), mask)
+    np.testing.assert_array_equal(decode_segmentation(encode_run_lengths(mask), mask.shape, ORIGIN), mask)
     flat = mask.T.reshape(-1)
     runs = np.diff(np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1], [True]])))
     counts = [0, *runs.tolist()] if flat[0] else runs.tolist()
-    np.testing.assert_array_equal(decode_run_lengths({"size": mask.shape, "counts": counts}, mask.shape), mask)
+    code = {"size": mask.shape, "counts": counts}
+    np.testing.assert_array_equal(decode_segmentation(code, mask.shape, ORIGIN), mask)
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_run_lengths_of_even_masks(value):
     mask = np.full((3, 4), value)
-    np.testing.assert_array_equal(decode_run_lengths(encode_run_lengths(mask), (3, 4)), mask)
+    np.testing.assert_array_equal(decode_segmentation(encode_run_lengths(mask), (3, 4), ORIGIN), mask)
 
 
 def test_examples_hold_what_is_visible():

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from svit_hf import cli
-from svit_hf.tasks.coco import decode_run_lengths, read_coco
+from svit_hf.tasks.coco import decode_segmentation, read_coco
+from svit_hf.tasks.pictures import Origin
 from svit_hf.tasks.prediction import predict_objects
 from svit_hf.tasks.saved_models import open_task_model
 
@@ -34,7 +35,8 @@ def predict(model, sources, output, *options, status=0):
 
 
 def mask_of(entry, row):
-    return decode_run_lengths({"size": [row["height"], row["width"]], "counts": entry["segmentation"]}, (70, 90))
+    code = {"size": [row["height"], row["width"]], "counts": entry["segmentation"]}
+    return decode_segmentation(code, (70, 90), Origin("a file", 0))
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from svit_hf.errors import SViTError
-from svit_hf.extras import install_hint
-from svit_hf.tasks.coco import encode_run_lengths
+from svit_hf.tasks.coco import encode_run_lengths, import_coco
 from svit_hf.tasks.objects import Objects
 from svit_hf.tasks.task import Metric, Sample, Truth
 
@@ -64,12 +63,7 @@ class AveragePrecision(Metric):
         """
         if not self.pictures:
             raise SViTError("no picture was counted.")
-        try:
-            from faster_coco_eval import COCO, COCOeval_faster
-        except ImportError as error:
-            raise SViTError(
-                f"average precision needs faster-coco-eval; install it with: {install_hint('dense')}"
-            ) from error
+        coco = import_coco()
         # in one order, whatever rank came first
         ordered = sorted(self.pictures)
         images = [
@@ -79,11 +73,11 @@ class AveragePrecision(Metric):
         categories = [{"id": number, "name": label} for number, label in enumerate(self.labels)]
         true = self._numbered(ordered, "true")
         predicted = self._numbered(ordered, "predicted")
-        truth = COCO({"images": images, "categories": categories, "annotations": true})
+        truth = coco.COCO({"images": images, "categories": categories, "annotations": true})
         if not true or not predicted:
             value = float("nan") if not true else 0.0
             return dict.fromkeys([*_SUMMARY, *map(map_of_class, self.labels)], value)
-        evaluation = COCOeval_faster(truth, truth.loadRes(predicted), iouType="segm" if self.of_masks else "bbox")
+        evaluation = coco.COCOeval_faster(truth, truth.loadRes(predicted), iouType="segm" if self.of_masks else "bbox")
         evaluation.run()
         numbers = {name: _number(evaluation.stats[place]) for name, place in _SUMMARY.items()}
         # (overlaps, recalls, classes, areas, counts): all areas, 100 detections
