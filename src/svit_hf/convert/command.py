@@ -18,13 +18,12 @@ from svit_hf.files import read_json, read_text
 class ConvertCommand:
     """Convert an official SViT checkpoint (.pth) to a folder that Transformers loads.
 
-    A checkpoint that is an address is downloaded beside the output folder first, and kept there; what breaks off goes
-    on when the same command is given again. Nothing in the checkpoint is executed. Missing or unknown weights, or
-    weights of the wrong shape, are errors, and nothing is written then.
+    A checkpoint that is an address is downloaded beside the output folder first, by gdown, and kept there; what breaks
+    off goes on when the same command is given again. Nothing in the checkpoint is executed. Missing or unknown
+    weights, or weights of the wrong shape, are errors, and nothing is written then.
 
     Args:
-        checkpoint: The official .pth file, or its address: http, https, or a link to a file in Google Drive, which
-            needs gdown.
+        checkpoint: The official .pth file, or its address: http, https, or a link to a file in Google Drive.
         output_dir: The folder to write: config.json, model.safetensors, preprocessor_config.json.
         variant: The published model that the checkpoint has to be; auto recognises it by widths and depths.
         config: A JSON file with fields of SViTConfig, which win over everything else. Where the checkpoint is no
@@ -36,7 +35,6 @@ class ConvertCommand:
         reference: A safetensors file with pixel_values and the logits that they have to give.
         tolerance: Largest relative error of these logits.
         overwrite: Replace files of the same names in the output folder; others stay.
-        max_gigabytes: The largest file that is downloaded.
     """
 
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
@@ -49,7 +47,6 @@ class ConvertCommand:
     reference: Path | None = None
     tolerance: float = REFERENCE_TOLERANCE
     overwrite: bool = False
-    max_gigabytes: float = 4.0
 
     def run(self) -> int:
         """Convert, say what was done, and return the exit status.
@@ -65,7 +62,7 @@ class ConvertCommand:
         if self.config is not None:
             fields |= _read_fields(self.config)
         report = convert_official_checkpoint(
-            fetch_checkpoint(self.checkpoint, self.output_dir, int(self.max_gigabytes * 1e9)),
+            fetch_checkpoint(self.checkpoint, self.output_dir),
             self.output_dir,
             weights=self.weights,
             variant=self.variant,
