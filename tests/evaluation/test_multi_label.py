@@ -24,7 +24,7 @@ from svit_hf.data.options import DataOptions
 from svit_hf.data.shards import ShardOptions, write_shards
 from svit_hf.errors import DataError, EvaluationError, SViTError
 from svit_hf.evaluation import evaluate_model, predict_images
-from svit_hf.evaluation.multi_label import average_precision, evaluate_multi_label
+from svit_hf.evaluation.multi_label import evaluate_multi_label
 from svit_hf.evaluation.outputs import Ranks
 from svit_hf.recipes import RECIPES
 from svit_hf.training.checkpointing import checkpoints_of
@@ -54,16 +54,6 @@ def folder(tmp_path):
     write(folder / "train.parquet", range(60))
     write(folder / "test.parquet", range(5, 55))
     return folder
-
-
-@pytest.mark.parametrize("num_values", [3, 1000], ids=["ties", "no-ties"])
-def test_average_precision_is_that_of_scikit_learn(num_values):
-    for seed in range(20):
-        generator = np.random.default_rng(seed)
-        scores, is_there = generator.integers(num_values, size=40) / num_values, generator.random(40) < 0.3
-        is_there[0] = True
-        expected = average_precision_score(is_there, scores)
-        assert average_precision(torch.tensor(scores), torch.tensor(is_there)) == pytest.approx(expected, abs=1e-12)
 
 
 class Scores(nn.Module):

@@ -143,6 +143,9 @@ _NOT_FINITE = -1e30
 
 
 def _report(table: torch.Tensor, num_broken: int, num_classes: int, seconds: float) -> MultiLabelReport:
+    # only where it is asked for: a second passes while it is imported
+    from sklearn.metrics import average_precision_score
+
     num_expected = len(table)
     is_counted = table[:, -1] == 1
     num_images = int(is_counted.sum())
@@ -159,7 +162,7 @@ def _report(table: torch.Tensor, num_broken: int, num_classes: int, seconds: flo
     labels = tuple(
         LabelScores(
             int(there[index]),
-            average_precision(logits[:, index], is_there[:, index]) if there[index] else None,
+            float(average_precision_score(is_there[:, index], logits[:, index])) if there[index] else None,
             float(2 * hits[index] / (predicted[index] + there[index])) if there[index] else None,
         )
         for index in range(num_classes)
@@ -179,24 +182,3 @@ def _report(table: torch.Tensor, num_broken: int, num_classes: int, seconds: flo
         classes=labels,
         seconds=seconds,
     )
-
-
-def average_precision(scores: torch.Tensor, is_there: torch.Tensor) -> float:
-    """Return the mean of the precisions at each image that has the label, the images ranked by score.
-
-    Images with equal scores count together, in whatever order they come.
-
-    Args:
-        scores: Shape `(n,)`; larger is likelier.
-        is_there: Which images have the label, booleans of shape `(n,)`; at least one.
-    """
-    order = scores.argsort(descending=True, stable=True)
-    ranked, hits = scores[order], is_there[order].cumsum(0)
-    # the last image of each group of equal scores
-    is_last = torch.ones(len(ranked), dtype=torch.bool)
-    is_last[:-1] = ranked[:-1] != ranked[1:]
-    places = is_last.nonzero()[:, 0]
-    found = hits[places].double()
-    precision = found / (places + 1)
-    gained = torch.diff(found, prepend=torch.zeros(1, dtype=torch.float64))
-    return float((precision * gained).sum() / found[-1])

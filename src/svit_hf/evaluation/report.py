@@ -5,7 +5,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 
@@ -129,8 +128,12 @@ class ClassificationReport(Report):
 
     @property
     def accuracy_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the accuracy."""
-        return wilson_interval(self.num_hits, self.num_images)
+        """The 95 % confidence interval of the accuracy; inside 0 and 1, and not empty for accuracies of 0 and 1."""
+        # scikit-learn brings it along; a second passes while it is imported
+        from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+        interval = binomtest(self.num_hits, self.num_images).proportion_ci(CONFIDENCE, method="wilson")
+        return float(interval.low), float(interval.high)
 
     def to_json(self, class_names: Sequence[str] | None = None) -> dict[str, Any]:
         """Return everything as plain values, see `Report`."""
@@ -176,16 +179,3 @@ def table_of_classes(title: str, plural: str, heading: str, rows: Sequence[tuple
         rows = sorted(rows, key=lambda row: row[1])[:NUM_WORST_SHOWN]
     width = max(len(title), *(len(name) for name, *_ in rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, _, text in [(title, 0.0, heading), *rows])
-
-
-def wilson_interval(num_hits: int, num_images: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of a share; inside 0 and 1, and not empty for shares of 0 and 1.
-
-    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, JASA 22, 1927.
-    """
-    z_squared = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
-    share = num_hits / num_images
-    centre = share + z_squared / (2 * num_images)
-    half = math.sqrt(z_squared * (share * (1 - share) / num_images + z_squared / (4 * num_images**2)))
-    scale = 1 + z_squared / num_images
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
