@@ -21,7 +21,7 @@ EXTRAS = {
     "visualize": ("captum",),
     "demo": ("gradio",),
     "dense": ("faster_coco_eval", "pyarrow"),
-    "vision": ("torchvision",),
+    "vision": ("timm", "torchvision"),
 }
 
 TORCHVISION_REMEDY = (

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data.auto_augment import RandAugment
 from torchvision.transforms import v2
 
 from svit_hf.data import augmentation
-from svit_hf.data.augmentation import TrainingTransform, random_crop
-from svit_hf.data.options import AugmentationOptions
-from svit_hf.data.randaugment import OPERATIONS, RandAugment
-from svit_hf.data.seeding import seeded_by
+from svit_hf.data.augmentation import TrainingTransform, mix_batch, random_crop, seeded_by
+from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.data.sharding import SampleKey
 from svit_hf.errors import SViTError
 
@@ -40,6 +41,8 @@ def test_augmentation_follows_from_the_key(image):
     ]
     made = [transform()(image, key) for key in keys]
     torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
     assert torch.equal(transform()(image, SampleKey(*keys[0])), made[0])
     assert made[0].shape == (3, 32, 48)
     assert made[0].dtype == torch.float32
@@ -47,13 +50,21 @@ def test_augmentation_follows_from_the_key(image):
 
 
 def test_generator_of_others_is_left_alone(image):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
+    def draw():
+        return torch.rand(3).tolist(), random.random(), np.random.random()
+
+    def seed():
+        torch.manual_seed(5)
+        random.seed(5)
+        np.random.seed(5)
+
+    seed()
+    expected = draw()
+    seed()
     transform()(image, SampleKey(0, 0, 0))
     with pytest.raises(ZeroDivisionError), seeded_by(1):
-        _ = torch.rand(1), 1 / 0
-    assert torch.equal(torch.rand(3), expected)
+        _ = draw(), 1 / 0
+    assert draw() == expected
 
 
 def test_crop_is_that_of_torchvision(image, monkeypatch):
@@ -131,43 +142,13 @@ def test_color_jitter_is_for_those_without_randaugment():
     assert isinstance(transform(AugmentationOptions()).recolor, RandAugment)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("level", [0.0, 0.9, 1.0])
-def test_operation_of_randaugment(image, name, level):
-    augment = RandAugment("rand-m9-mstd0.5-inc1", (100, 120, 140), "bicubic")
-    changed = augment.apply(name, image, level)
-    assert (changed.mode, changed.size) == ("RGB", image.size)
-    unchanged_at_zero = name not in ("auto_contrast", "equalize", "invert", "posterize")
-    difference = np.abs(np.array(changed, dtype=float) - np.array(image, dtype=float)).mean()
-    assert (difference == 0) == (level == 0 and unchanged_at_zero)
-
-
-@pytest.mark.parametrize("name", ["brightness", "color", "contrast", "posterize", "rotate", "solarize", "translate_x"])
-def test_operation_gets_more_severe(image, name):
-    augment = RandAugment("rand-m9-mstd0.5-inc1", (100, 120, 140), "bicubic")
-
-    def change(level):
-        changed = (np.array(augment.apply(name, image, level), dtype=float) for _ in range(8))
-        return np.mean([np.abs(pixels - np.array(image)).mean() for pixels in changed])
-
-    assert change(0.2) < change(0.9)
-
-
-def test_randaugment_draws_magnitudes_and_leaves_half_out(image, monkeypatch):
-    applied = []
-    augment = RandAugment("rand-m9-mstd0.5-inc1", (0, 0, 0), "bicubic")
-    monkeypatch.setattr(augment, "apply", lambda name, image, level: applied.append((name, level)) or image)
-    for number in range(2000):
-        with seeded_by(number):
-            augment(image)
-    names, levels = zip(*applied, strict=True)
-    # two operations each, every other one applied
-    assert 1850 < len(applied) < 2150
-    assert set(names) == set(OPERATIONS)
-    assert len(OPERATIONS) == 15
-    assert abs(np.mean(levels) - 0.9) < 0.01
-    assert abs(np.std(levels) - 0.05) < 0.01
-    assert max(levels) == 1.0
+def test_randaugment_is_timms_with_the_colours_and_the_strength_asked_for(image):
+    augment = transform(AugmentationOptions(randaugment="rand-m7-n3-mstd0.5-inc1", interpolation="bilinear")).recolor
+    assert augment.num_layers == 3
+    assert len(augment.ops) == 15
+    for operation in augment.ops:
+        assert (operation.magnitude, operation.prob, operation.hparams["magnitude_std"]) == (7, 0.5, 0.5)
+        assert operation.kwargs == {"fillcolor": (102, 128, 153), "resample": Image.Resampling.BILINEAR}
 
 
 def test_without_torchvision_crop_and_flip_work(image, monkeypatch):
@@ -176,5 +157,54 @@ def test_without_torchvision_crop_and_flip_work(image, monkeypatch):
     assert torch.equal(transform(PLAIN)(image, SampleKey(0, 0, 0)), expected)
     for name, value in (("randaugment", "rand-m9-mstd0.5-inc1"), ("color_jitter", 0.4), ("random_erasing", 0.25)):
         options = {"randaugment": "", "color_jitter": 0, "random_erasing": 0} | {name: value}
-        with pytest.raises(SViTError, match=rf"`{name}` is .* which needs torchvision"):
+        with pytest.raises(SViTError, match=rf"`{name}` is .* which needs (timm|torchvision)"):
             transform(AugmentationOptions(**options))
+
+
+IMAGES = torch.arange(4.0)[:, None, None, None].expand(4, 3, 16, 16)
+LABELS = torch.tensor([0, 2, 4, 1])
+
+
+def mix(options, update=0, seed=0):
+    return mix_batch(IMAGES.clone(), LABELS, options, num_classes=5, seed=seed, update=update)
+
+
+@pytest.mark.parametrize("options", [MixingOptions(0.8, 0), MixingOptions(0, 1.0), MixingOptions()], ids=str)
+def test_target_has_the_share_of_each_image(options):
+    for update in range(10):
+        pixels, targets = mix(options, update)
+        assert targets.shape == (4, 5)
+        torch.testing.assert_close(targets.sum(1), torch.ones(4))
+        for place, before in enumerate((3, 0, 1, 2)):
+            # the mean pixel tells the share of the image before it
+            share = float((pixels[place].mean() - place) / (before - place))
+            assert targets[place, LABELS[before]] == pytest.approx(share, abs=1e-5)
+
+
+def test_mixup_mixes_all_pixels_and_cutmix_a_rectangle():
+    assert mix(MixingOptions(0.8, 0))[0][1].unique().numel() == 1
+    assert set(mix(MixingOptions(0, 1.0), update=1)[0][1].unique().tolist()) == {0.0, 1.0}
+
+
+def test_mixing_follows_from_seed_and_update():
+    torch.manual_seed(1)
+    first = mix(MixingOptions())
+    torch.manual_seed(2)
+    assert all(map(torch.equal, mix(MixingOptions()), first))
+    assert not torch.equal(mix(MixingOptions(), update=1)[1], first[1])
+    assert not torch.equal(mix(MixingOptions(), seed=1)[1], first[1])
+
+
+def test_switch_probability_is_the_share_of_cutmix():
+    options = MixingOptions(switch_probability=0.25)
+    num_cutmix = sum(mix(options, update)[0][1].unique().numel() == 2 for update in range(200))
+    assert 25 < num_cutmix < 75
+
+
+def test_mixing_may_be_off_and_then_needs_no_torchvision(monkeypatch):
+    monkeypatch.setattr(augmentation, "find_spec", lambda name: None)
+    pixels, targets = mix(MixingOptions(0, 0))
+    assert torch.equal(pixels, IMAGES)
+    assert torch.equal(targets.argmax(1), LABELS)
+    with pytest.raises(SViTError, match="needs torchvision"):
+        mix(MixingOptions())

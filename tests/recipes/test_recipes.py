@@ -10,7 +10,7 @@ from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
 from svit_hf.cli import main
-from svit_hf.data.mixing import mix_batch
+from svit_hf.data.augmentation import mix_batch
 from svit_hf.errors import SViTError
 from svit_hf.recipes import RECIPES
 from svit_hf.recipes.command import TrainCommand, find_recipe

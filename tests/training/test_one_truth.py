@@ -37,6 +37,7 @@ def recipe(toy_recipe):
         optimization__ema_decay=0.5,
         mixing__mixup_alpha=0.0,
         mixing__cutmix_alpha=0.0,
+        run__seed=2,
         run__save_every_updates=4,
         run__keep_checkpoints=99,
     )

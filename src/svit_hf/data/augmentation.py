@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a training image, as a pure function of its `SampleKey`.
+"""What happens to a training image, as a pure function of its `SampleKey`, and to a batch: mixup and cutmix.
 
-The crop and the flip need Pillow alone, everything else torchvision.
+The crop and the flip need Pillow alone, RandAugment timm, everything else torchvision.
 
 Source: the order and the defaults are those of `create_transform` in timm, which the official training calls
 (`build_transform` in `visualization/datasets.py` of hhb072/STViT@c9ed9a4): with RandAugment there is no colour jitter,
@@ -9,16 +9,20 @@ and erased pixels are noise in the normalised image.
 """
 
 import math
-from collections.abc import Callable
+import random
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-from svit_hf.data.options import AugmentationOptions
-from svit_hf.data.seeding import seeded_by
+from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.data.sharding import SampleKey
 from svit_hf.errors import SViTError
 
@@ -39,7 +43,7 @@ class TrainingTransform:
         options: What to do.
 
     Raises:
-        SViTError: If `options` need torchvision, and it is not installed.
+        SViTError: If `options` need torchvision or timm, and it is not installed.
     """
 
     def __init__(
@@ -56,18 +60,19 @@ class TrainingTransform:
         self.recolor: Callable[[Image.Image], Image.Image] = _unchanged
         self.erase: Callable[[torch.Tensor], torch.Tensor] = _unchanged
         if options.randaugment:
-            require_torchvision("randaugment", options.randaugment, "")
-            from svit_hf.data.randaugment import RandAugment
+            _require("timm", "randaugment", options.randaugment, "")
+            from timm.data.auto_augment import rand_augment_transform
 
             fill = tuple(min(255, round(255 * value)) for value in mean)
-            self.recolor = RandAugment(options.randaugment, fill, options.interpolation)
+            settings = {"img_mean": fill, "interpolation": RESAMPLING[options.interpolation]}
+            self.recolor = rand_augment_transform(options.randaugment, settings)
         elif options.color_jitter:
-            require_torchvision("color_jitter", options.color_jitter, 0)
+            _require("torchvision", "color_jitter", options.color_jitter, 0)
             from torchvision.transforms import v2
 
             self.recolor = v2.ColorJitter(*[options.color_jitter] * 3)
         if options.random_erasing:
-            require_torchvision("random_erasing", options.random_erasing, 0)
+            _require("torchvision", "random_erasing", options.random_erasing, 0)
             from torchvision.transforms import v2
 
             self.erase = v2.RandomErasing(
@@ -84,19 +89,6 @@ class TrainingTransform:
             # contiguous: what follows, and stacking images to a batch, is twice as fast so
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
             return self.erase(pixels.sub_(self.mean).div_(self.std))
-
-
-def require_torchvision(argument: str, value: object, without: object) -> None:
-    """Refuse to go on without torchvision.
-
-    Raises:
-        SViTError: If it is not installed; the message says how to do without it.
-    """
-    if find_spec("torchvision") is None:
-        raise SViTError(
-            f"`{argument}` is {value!r}, which needs torchvision; install the build that belongs to torch (the extra "
-            f"`svit-hf[vision]`), or set it to {without!r}."
-        )
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], options: AugmentationOptions) -> Image.Image:
@@ -121,6 +113,77 @@ def random_crop(image: Image.Image, size: tuple[int, int], options: Augmentation
         left, top = (width - w) // 2, (height - h) // 2
     # cropped first: with `box`, resizing would look at pixels beyond the crop
     return image.crop((left, top, left + w, top + h)).resize((size[1], size[0]), RESAMPLING[options.interpolation])
+
+
+def mix_batch(
+    pixel_values: torch.Tensor, labels: torch.Tensor, options: MixingOptions, num_classes: int, seed: int, update: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix the images of a batch in pairs.
+
+    All randomness follows from `seed` and `update`: ranks that shall not mix alike give different seeds.
+
+    Args:
+        pixel_values: `(B, 3, H, W)`, on any device.
+        labels: Numbers of the classes, `(B,)`, int64, or targets `(B, num_classes)`, float32.
+        options: How to mix.
+        num_classes: Number of classes.
+        seed: Seed of the run and the rank.
+        update: Number of the update.
+
+    Returns:
+        Mixed images, a new tensor unless mixing is off, and targets `(B, num_classes)`, float32, whose rows sum to 1
+        if each image has one class.
+
+    Raises:
+        SViTError: If there is something to mix, and torchvision is not installed.
+
+    Source: mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) by torchvision. Differs from timm's `Mixup`, which
+    the official training uses, in: an image is mixed with the one before it instead of the one at the mirrored place,
+    and label smoothing is left to the loss.
+    """
+    if not options.is_on:
+        return pixel_values, labels if labels.ndim == 2 else F.one_hot(labels, num_classes).float()
+    _require("torchvision", "mixup_alpha", options.mixup_alpha, 0)
+    from torchvision.transforms import v2
+
+    with seeded_by(seed, update):
+        prefers_cutmix = bool(torch.rand(()) < options.switch_probability)
+        if options.cutmix_alpha and (prefers_cutmix or not options.mixup_alpha):
+            mix = v2.CutMix(alpha=options.cutmix_alpha, num_classes=num_classes)
+        else:
+            mix = v2.MixUp(alpha=options.mixup_alpha, num_classes=num_classes)
+        mixed: tuple[torch.Tensor, torch.Tensor] = mix(pixel_values, labels)
+    return mixed
+
+
+@contextmanager
+def seeded_by(*numbers: int) -> Iterator[None]:
+    """Make random numbers on the CPU follow from `numbers`, and put the generators back afterwards.
+
+    They are torch's, from which torchvision draws, and those of Python and numpy, from which timm does.
+    """
+    generator = torch.default_generator
+    states = generator.get_state(), random.getstate(), np.random.get_state()
+    digest = blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little")
+    # not torch.manual_seed: it also seeds accelerators, and takes a stack trace to remember that
+    generator.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+def _require(package: str, argument: str, value: object, without: object) -> None:
+    if find_spec(package) is None:
+        raise SViTError(
+            f"`{argument}` is {value!r}, which needs {package}; install it, and the torchvision that belongs to torch "
+            f"(the extra `svit-hf[vision]`), or set it to {without!r}."
+        )
 
 
 def _uniform(low: float, high: float) -> float:

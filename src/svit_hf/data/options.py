@@ -14,9 +14,8 @@ DataFormat = Literal["auto", "hub", "parquet", "webdataset", "imagefolder"]
 Interpolation = Literal["bicubic", "bilinear"]
 Sampling = Literal["uniform", "balanced"]
 
-RANDAUGMENT = re.compile(
-    r"rand-m(?P<magnitude>\d+(?:\.\d+)?)(?:-n(?P<num_ops>\d+))?(?:-mstd(?P<std>\d+(?:\.\d+)?))?-inc1"
-)
+# what timm's own parser takes, of which a part that it does not know changes nothing
+RANDAUGMENT = re.compile(r"rand-m\d+(\.\d+)?(-n\d+)?(-mstd\d+(\.\d+)?)?-inc1")
 
 
 @dataclass(frozen=True)

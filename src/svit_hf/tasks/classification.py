@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from svit_hf.data.augmentation import TrainingTransform
+from svit_hf.data.augmentation import TrainingTransform, mix_batch
 from svit_hf.data.loading import Batch, EvaluationLoader
-from svit_hf.data.mixing import mix_batch
 from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.data.sharding import SampleKey
 from svit_hf.data.sources import ImageSource
