@@ -15,9 +15,15 @@ from svit_hf.recipes.dense import (
     segment_semantic,
 )
 from svit_hf.recipes.finetune import distill, finetune, linear_probe
-from svit_hf.recipes.imagenet1k_224 import imagenet_base_224, imagenet_large_224, imagenet_small_224
-from svit_hf.recipes.imagenet1k_384 import imagenet_base_384, imagenet_large_384, imagenet_small_384
-from svit_hf.recipes.imagenet21k_224 import imagenet21k_small_224
+from svit_hf.recipes.imagenet import (
+    imagenet21k_small_224,
+    imagenet_base_224,
+    imagenet_base_384,
+    imagenet_large_224,
+    imagenet_large_384,
+    imagenet_small_224,
+    imagenet_small_384,
+)
 from svit_hf.recipes.smoke import smoke
 from svit_hf.training.options import TrainingRecipe
 
