@@ -13,8 +13,7 @@ from PIL import Image
 from recipe_changes import changed
 from square_pictures import write_squares
 
-from svit_hf.ablation.processes import train_in_processes
-from svit_hf.ablation.running import run_variants
+from svit_hf.ablation.running import run_variants, train_in_processes
 from svit_hf.cli import main
 from svit_hf.errors import SViTError
 from svit_hf.progress import Progress

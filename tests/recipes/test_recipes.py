@@ -15,8 +15,7 @@ from svit_hf.errors import SViTError
 from svit_hf.recipes import RECIPES
 from svit_hf.recipes.command import TrainCommand, find_recipe
 from svit_hf.recipes.finetune import finetune
-from svit_hf.training.losses import make_criterion
-from svit_hf.training.optimization import learning_rate, make_optimizer, set_learning_rate
+from svit_hf.training.optimization import learning_rate, make_criterion, make_optimizer, set_learning_rate
 from svit_hf.training.recipe_files import from_json, to_json
 from svit_hf.training.starting_model import freeze
 

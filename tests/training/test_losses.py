@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from svit_hf.training.losses import balanced_class_weights, make_criterion
+from svit_hf.training.optimization import balanced_class_weights, make_criterion
 from svit_hf.training.options import OptimizationOptions
 
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from svit_hf.errors import SViTError
-from svit_hf.training.run_folder import locked_folder
+from svit_hf.training.checkpointing import locked_folder
 
 
 def lock_elsewhere(run_dir):

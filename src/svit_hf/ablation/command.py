@@ -56,9 +56,8 @@ class AblateCommand(TrainCommand):
         variants = find_variants(self.over)
         require_extra("train", "ablate")
         # seconds pass while these are imported
-        from svit_hf.ablation.plot import draw_outcomes
         from svit_hf.ablation.running import run_variants
-        from svit_hf.ablation.table import table_of
+        from svit_hf.ablation.table import draw_outcomes, table_of
         from svit_hf.benchmark.report import align
 
         outcomes, metric = run_variants(

@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import svit_hf
+from svit_hf.demo.page import ABOUT
 from svit_hf.demo.pictures import read_upload
-from svit_hf.demo.style import ABOUT
 from svit_hf.demo.viewer import Viewer
 from svit_hf.errors import SViTError
 from svit_hf.extras import EXTRAS

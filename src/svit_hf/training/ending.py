@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run on all ranks when one of them fails: the others would wait in an all-reduce for ever.
+"""The end of a run: SIGTERM and SIGINT as a request to save and leave, and the end of all ranks when one fails.
 
-A rank that fails says so in the store by which ranks found each other. A thread on every rank looks there, gives the
-rank some seconds to end by itself, and then ends its process.
+The others would wait in an all-reduce for ever. A rank that fails says so in the store by which the ranks meet.
+A thread on every rank looks there, gives the rank some seconds to end by itself, and then ends its process.
 """
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import Any
 
 from torch import distributed
@@ -22,6 +24,7 @@ from svit_hf.errors import SViTError, TrainingInterruptedError
 
 
 FAILED, CLAIMS = "svit_hf.failed", "svit_hf.claims"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SECONDS_BETWEEN_LOOKS = 0.5
 # for a message, the closing of files, and what other ranks raise over lost connections
 SECONDS_TO_END = 4.0
@@ -91,3 +94,34 @@ def _status_of_failure(store: Any) -> int | None:
     # torch raises its own kinds for lost connections, all of them RuntimeErrors
     except RuntimeError:
         return 1
+
+
+class StopRequest:
+    """SIGTERM and SIGINT, noticed instead of obeyed within a `with` block.
+
+    A second SIGINT interrupts at once, without saving. Outside of the main thread, where Python cannot handle signals,
+    nothing is noticed.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        try:
+            for number in SIGNALS:
+                self._earlier[number] = signal.signal(number, self._notice)
+        except ValueError:
+            sys.stderr.write("not in the main thread: SIGTERM and SIGINT end this run without saving\n")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._earlier.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.is_set = True

@@ -22,7 +22,7 @@ from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.pictures import Augmentation
 from svit_hf.tasks.task import DenseTask, Task
 from svit_hf.training.distillation import Teacher, make_teacher
-from svit_hf.training.losses import balanced_class_weights, make_criterion
+from svit_hf.training.optimization import balanced_class_weights, make_criterion
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.recipe_files import flatten, to_json
 from svit_hf.training.starting_model import make_config, make_image_processor, make_model

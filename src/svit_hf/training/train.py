@@ -33,9 +33,11 @@ from svit_hf.training.accelerator import (
 )
 from svit_hf.training.checkpointing import (
     BEST,
+    RECIPE,
     FoundCheckpoint,
     checkpoint_folder,
     find_checkpoint,
+    locked_folder,
     restore_best,
     sweep,
 )
@@ -49,7 +51,6 @@ from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import MODEL, REPORT, report_of, write_outcome
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
-from svit_hf.training.run_folder import RECIPE, locked_folder
 from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import freeze, require_batch_for_norms
 from svit_hf.training.task_of_recipe import Data, evaluation_loader, model_of, open_data, training_loader
