@@ -9,17 +9,21 @@ import re
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers.utils import logging
 
 from svit_hf import SViTForImageClassification, cli
+from svit_hf.data.augmentation import TrainingTransform
+from svit_hf.data.sharding import SampleKey
 from svit_hf.errors import SViTError
 from svit_hf.hub.remote_code import code_files
 from svit_hf.quickstart import digits
-from svit_hf.quickstart.digits import run_quickstart
+from svit_hf.quickstart.digits import load_digit_images, run_quickstart
 from svit_hf.quickstart.report import QuickstartReport
 
 
@@ -71,16 +75,24 @@ def test_writes_what_it_promises_and_nothing_else(short_run):
             assert image.size == (8, 8)
 
 
-def test_shows_progress_and_nothing_else(short_run):
-    expected = [
-        r"training 352,610 parameters on 1437 digits",
-        r"epoch 1/2  loss \d\.\d{3}",
-        r"epoch 2/2  loss \d\.\d{3}",
-        r"loading the saved model in a fresh process, .*",
-    ]
+def test_shows_the_training_and_nothing_else(short_run):
     lines = short_run[2].splitlines()
-    assert len(lines) == len(expected), lines
-    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, lines, strict=True)), lines
+    assert lines[0] == "training"
+    rows = [line for line in lines if not line.startswith((" ", "epoch "))]
+    assert rows[1:-1] == ["done"], lines
+    assert re.fullmatch(r"loading the saved model in a fresh process, .*", rows[-1])
+    assert [line.split()[1] for line in lines if line.startswith("epoch ")] == ["1.00", "2.00", "2"]
+
+
+def test_digits_are_seen_whole_and_unmirrored(tmp_path):
+    digit = load_digit_images()["test"]["image"][0]
+    recipe = digits.recipe_for_digits(tmp_path, 1, 0)
+    mean, std = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    pixels = TrainingTransform((32, 32), mean, std, recipe.augmentation)(digit.convert("RGB"), SampleKey(0, 0, 5, 0))
+    enlarged = np.asarray(digit.resize((32, 32), Image.Resampling.BICUBIC)) / 255
+    expected = torch.from_numpy(enlarged).float().expand(3, 32, 32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    torch.testing.assert_close(pixels * std + mean, expected, atol=0.01, rtol=0)
 
 
 def test_model_learns_and_the_report_is_consistent(short_run):
@@ -88,16 +100,15 @@ def test_model_learns_and_the_report_is_consistent(short_run):
     # ten classes: chance is 0.1
     assert 0.5 < report.accuracy <= report.top5_accuracy <= 1
     assert report.num_images == 360
-    assert report.num_wrong == round((1 - report.accuracy) * report.num_images)
     assert 0 < report.training_seconds < report.seconds
     # the published small model, shrunk
     assert math.isclose(report.num_parameters, 0.35e6, rel_tol=0.05)
 
 
-def test_reloading_changes_no_answer(short_run):
+def test_reloading_changes_no_number(short_run):
     folder, report, _ = short_run
     # the two image backends may round otherwise
-    assert report.num_changed <= 2
+    assert abs(report.num_wrong_reloaded - report.num_wrong) <= 2
     assert load_file(folder / "model/model.safetensors")["classifier.weight"].shape == (10, 256)
 
 
@@ -111,10 +122,9 @@ def test_report_file_holds_the_report(short_run):
 def test_model_card_matches_the_run(short_run):
     folder, report, _ = short_run
     card = ModelCard.load(folder / "model/README.md")
-    assert {r.metric_name: r.metric_value for r in card.data.eval_results} == {
-        "accuracy": report.accuracy,
-        "top-5 accuracy": report.top5_accuracy,
-    }
+    numbers = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert numbers["accuracy"] == report.accuracy
+    assert numbers["top-5 accuracy"] == report.top5_accuracy
     assert "svit-hf quickstart --epochs 2 --seed 1" in card.text
     assert f"{report.num_parameters:,} parameters and 10 classes" in card.text
     assert "1437 of the 1797 digits" in card.text
@@ -135,14 +145,14 @@ def test_text_says_where_everything_is(short_run):
 
 
 def report_with(**values):
-    usual = {"accuracy": 0.99, "top5_accuracy": 1.0, "num_images": 360, "num_wrong": 4, "num_changed": 0}
+    usual = {"accuracy": 0.99, "top5_accuracy": 1.0, "num_images": 360, "num_wrong_reloaded": 4}
     rest = {"output_dir": Path("out"), "num_parameters": 1, "training_seconds": 1.0, "seconds": 2.0}
     return QuickstartReport(**(usual | rest | values))
 
 
 @pytest.mark.parametrize(
     ("values", "problem"),
-    [({}, None), ({"accuracy": 0.969}, "at least 97%"), ({"num_changed": 20}, "same answers after saving")],
+    [({}, None), ({"accuracy": 0.969}, "at least 97%"), ({"num_wrong_reloaded": 20}, "as good after saving")],
     ids=["good", "inaccurate", "other-answers"],
 )
 def test_status_and_text_tell_bad_from_good(values, problem, monkeypatch, capsys):
@@ -175,11 +185,11 @@ def test_failing_fresh_process_is_reported(tmp_path, monkeypatch):
 def test_full_run_is_accurate_and_quiet(tmp_path, fresh_python):
     folder = tmp_path / "runs" / "quickstart"
     printed = fresh_python("-W", "error", "-m", "svit_hf", "quickstart")
-    assert re.match(r"\naccuracy +99\.\d\d% of 360 held-out digits", printed)
+    assert re.match(r"\naccuracy +(99|100)\.\d\d% of 360 held-out digits", printed)
     assert files_in(folder) == FILES
     report = json.loads((folder / "quickstart.json").read_text())
     assert report["accuracy"] >= 0.99
-    assert report["num_changed"] <= 2
+    assert report["num_wrong_reloaded"] <= 4
     weights = load_file(folder / "model/model.safetensors")
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert fresh_python("-W", "error", "-c", THREE_LINES.format(folder=folder)).strip() == "7"

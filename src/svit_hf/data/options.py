@@ -136,3 +136,26 @@ class MixingOptions:
     def is_on(self) -> bool:
         """Whether a batch changes at all."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What shards look like.
+
+    Args:
+        rows_per_shard: Images in a file; by default `megabytes` decides.
+        megabytes: Size, in MB of encoded images, from which on a file is closed.
+        row_group_size: Images in a row group. A stream opens these one by one, so there should be several for each
+            worker of each rank.
+        seed: Fixes the order in which images are written.
+        shuffle_block: Images of a streamed source that are permuted together, and held in memory.
+    """
+
+    rows_per_shard: int | None = option(None, at_least=1)
+    megabytes: float = option(256, above=0)
+    row_group_size: int = option(256, at_least=1)
+    seed: int = 0
+    shuffle_block: int = option(8192, at_least=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)

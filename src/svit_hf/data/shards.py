@@ -2,7 +2,7 @@
 """Write a source anew as parquet shards that stream well: mixed, of equal size, with small row groups."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,39 +14,16 @@ from svit_hf.data.decoding import BadImage, DecodingError
 from svit_hf.data.loading import read_rows
 from svit_hf.data.locations import find_location
 from svit_hf.data.opening import open_source
-from svit_hf.data.options import DataOptions
+from svit_hf.data.options import DataOptions, ShardOptions
 from svit_hf.data.sharding import MapPlan, StreamPlan
 from svit_hf.data.sources import ImageSource, IndexedSource, Row
 from svit_hf.errors import DataError
 from svit_hf.files import require_new_folder, whole_folder
-from svit_hf.option_fields import check_options, option
 from svit_hf.progress import Progress
 
 
 MEGABYTE = 1_000_000
 CLASSES_FILE = "classes.txt"
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """What shards look like.
-
-    Args:
-        rows_per_shard: Images in a file; None leaves it to `megabytes`.
-        megabytes: Size, in MB of encoded images, from which on a file is closed.
-        row_group_size: Images in a row group, which is what a stream opens: a shard of its own.
-        seed: Fixes the order in which images are written.
-        shuffle_block: Images of a streamed source that are permuted together, and held in memory.
-    """
-
-    rows_per_shard: int | None = option(None, at_least=1)
-    megabytes: float = option(256, above=0)
-    row_group_size: int = option(256, at_least=1)
-    seed: int = 0
-    shuffle_block: int = option(8192, at_least=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class WrittenSplit(NamedTuple):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`svit-hf export`: a classifier, or UperNet, becomes a program that runs without its code."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +19,6 @@ from svit_hf.export.exporting import (
     ExportError,
     ExportFolder,
     ExportOptions,
-    FormatName,
-    QuantizeName,
     export_classifier,
     export_upernet,
 )
@@ -40,35 +38,20 @@ class ExportCommand:
     Args:
         model: A folder with config.json and weights, the folder of a training run, or the name of a model on the Hub.
         output_dir: The folder to write; new or empty.
-        format: onnx for ONNX Runtime, openvino for OpenVINO, pt2 for torch.export.load, web for a static page: a
-            picture in, classes and super tokens out, in the visitor's browser.
-        quantize: int8 rounds weights and activations to 8 bits; only with --calibration.
         calibration: A folder of pictures like those that the model is for. Every second one calibrates int8, and the
             others tell what it changes; in pt2, which needs no calibration, all of them do that.
         num_pictures: Pictures to take from this folder, evenly spread.
-        fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
-        image_size: Height and width, in pixels, around which the program is compared; by default the model's own.
-        opset: Version of the ONNX operators; by default the exporter's choice.
         runtime: For a page: folder of the npm package onnxruntime-web, or the archive that `npm pack` writes. Without
             it, npm fetches the package.
-        tolerance: Largest difference of logits, absolute and relative to the largest; by default 1e-4. For int8 the
-            mean difference on the pictures, relative to the mean logit; by default 0.25.
-        batch_size: For OpenVINO, images of a call: the program then takes these alone, of the size --image-size, and
-            takes a tenth to a quarter less time.
+        options: What to export, and how.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT_DIR")]
-    format: FormatName = "onnx"
-    quantize: QuantizeName = "none"
     calibration: Path | None = None
     num_pictures: int = 128
-    fold: bool = True
-    image_size: int | None = None
-    opset: int | None = None
     runtime: Path | None = None
-    tolerance: float | None = None
-    batch_size: int | None = None
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")] = field(default_factory=ExportOptions)
 
     def run(self) -> int:
         """Export, say what was found, and return the exit status.
@@ -76,16 +59,14 @@ class ExportCommand:
         Raises:
             ExportError: If something does not fit, or the program differs too much; nothing is written then.
         """
-        if (self.quantize == "int8") != (self.calibration is not None):
+        options = self.options
+        if (options.quantize == "int8") != (self.calibration is not None):
             raise ExportError(
-                f"`quantize` is {self.quantize!r} and `calibration` is {str(self.calibration)!r}; int8 needs a folder "
-                "of pictures to be calibrated with and compared on, and nothing else does."
+                f"`quantize` is {options.quantize!r} and `calibration` is {str(self.calibration)!r}; int8 needs a "
+                "folder of pictures to be calibrated with and compared on, and nothing else does."
             )
-        if self.runtime is not None and self.format != "web":
-            raise ExportError(f"`runtime` is {str(self.runtime)!r}; with `format` {self.format!r} there is none.")
-        options = ExportOptions(
-            self.format, self.quantize, self.fold, self.image_size, self.opset, self.tolerance, self.batch_size
-        )
+        if self.runtime is not None and options.format != "web":
+            raise ExportError(f"`runtime` is {str(self.runtime)!r}; with `format` {options.format!r} there is none.")
         location = find_model(self.model)
         if (head := dense_head(location)) is not None:
             if self.calibration is not None or head.name != "upernet":

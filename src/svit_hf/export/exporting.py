@@ -68,18 +68,18 @@ class ExportOptions:
     """What to export, and how.
 
     Args:
-        format: `"onnx"` for ONNX Runtime, `"openvino"` for OpenVINO, `"pt2"` for `torch.export.load`,
-            `"web"` for a page that runs an ONNX program in the browser.
-        quantize: `"int8"` rounds weights and activations to 8 bits: in ONNX and OpenVINO of all convolutions and the
-            classifier, in `"pt2"` of projections and the classifier.
-        fold: Whether batch norms, shortcuts and layer scales are folded into convolutions first; the program then
-            does the same in fewer passes over memory.
-        image_size: Height and width, in pixels, around which the program is compared; by default those of the config.
-            A page has the size of the image processor.
+        format: onnx for ONNX Runtime, openvino for OpenVINO, pt2 for torch.export.load, web for a static page: a
+            picture in, classes and super tokens out, in the visitor's browser.
+        quantize: int8 rounds weights and activations to 8 bits: in ONNX and OpenVINO of all convolutions and the
+            classifier, in pt2 of projections and the classifier.
+        fold: Fold batch norms, shortcuts and layer scales into convolutions, which saves passes over memory.
+        image_size: Height and width, in pixels, around which the program is compared; by default the model's own. A
+            page has the size of the image processor.
         opset: Version of the ONNX operators; by default the exporter's choice.
-        tolerance: Largest error allowed, see `ExportFolder`; by default `FLOAT_TOLERANCE` or `INT8_TOLERANCE`.
-        batch_size: In `"openvino"`, images of a call: the program then takes these alone, of `image_size`, and is
-            compared on them; it takes a tenth to a quarter less time than one for any number of any size.
+        tolerance: Largest difference of logits, absolute and relative to the largest; by default 1e-4. For int8 the
+            mean difference on the pictures, relative to the mean logit; by default 0.25.
+        batch_size: For OpenVINO, images of a call: the program then takes these alone, of `image_size`, and
+            takes a tenth to a quarter less time.
 
     Raises:
         ExportError: If a value is not possible, or not with another.

@@ -10,11 +10,11 @@ from svit_hf.progress import say
 
 @dataclass
 class QuickstartCommand:
-    """Train a tiny SViT from scratch on real handwriting, on one CPU core and without a network.
+    """Train a tiny SViT from scratch on real handwriting, without a network.
 
-    The 1797 digits come with scikit-learn. Four fifths of them train the model, through datasets and Transformers'
-    Trainer; the rest is held out to evaluate it. The model is saved, loaded again in a fresh process, and asked
-    through a pipeline. The exit status is 1 if it gets less than 97 % of the held-out digits right.
+    The 1797 digits come with scikit-learn. Four fifths of them train the model, as `svit-hf train` does; the rest is
+    held out to evaluate it. The model is saved, loaded again in a fresh process, and asked through a pipeline. The
+    exit status is 1 if it gets less than 97 % of the held-out digits right.
 
     Args:
         output_dir: The folder to write. It is new or empty, or holds an earlier quickstart, which is replaced.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from svit_hf.data.options import DataFormat, DataOptions
+from svit_hf.data.options import DataFormat, DataOptions, ShardOptions
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks.options import AnnotationOptions, TaskName
 from svit_hf.urls import without_credentials
@@ -92,11 +92,7 @@ class ShardCommand(SourceArguments):
 
     Args:
         output_dir: A new or an empty folder.
-        rows_per_shard: Images in a file; by default `mb` decides.
-        mb: Size of a file, in MB of encoded images.
-        row_group_size: Images in a row group. A stream opens these one by one, so there should be several for each
-            worker of each rank.
-        seed: Fixes the order in which images are written.
+        shards: What shards look like.
         streaming: Read the source as a stream; see `svit-hf train`.
         index: What `svit-hf data inspect --write-index` wrote, for a stream that needs it.
         task: Of images that are annotated for segmentation or detection.
@@ -105,10 +101,7 @@ class ShardCommand(SourceArguments):
     """
 
     output_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUTPUT_DIR")] = Path("shards")
-    rows_per_shard: int | None = None
-    mb: float = 256
-    row_group_size: int = 256
-    seed: int = 0
+    shards: Annotated[ShardOptions, tyro.conf.arg(name="")] = field(default_factory=ShardOptions)
     streaming: bool | None = None
     index: str | None = None
     task: TaskName | None = None
@@ -117,14 +110,13 @@ class ShardCommand(SourceArguments):
 
     def run(self) -> int:
         """Write, say what was written, and return the exit status."""
-        from svit_hf.data.shards import ShardOptions, write_shards
+        from svit_hf.data.shards import write_shards
         from svit_hf.tasks.shards import write_annotated_shards
 
-        options = ShardOptions(self.rows_per_shard, self.mb, self.row_group_size, self.seed)
         source = self._options(self.streaming, self.index)
         if self.task is not None:
             written = write_annotated_shards(
-                self.task, source, self.output_dir, options, self.labels, self.annotations
+                self.task, source, self.output_dir, self.shards, self.labels, self.annotations
             )
         elif self.labels or self.annotations != AnnotationOptions():
             name = "labels" if self.labels else "annotations"
@@ -132,7 +124,7 @@ class ShardCommand(SourceArguments):
                 f"`{name}` is {getattr(self, name)}; it is about masks and boxes, and `task` is not given."
             )
         else:
-            written = write_shards(source, self.output_dir, options)
+            written = write_shards(source, self.output_dir, self.shards)
         for split, (files, num_images, bad_images) in written.items():
             megabytes = sum(file.stat().st_size for file in files) / 1e6
             line = f"{split}: {num_images} images in {len(files)} files, {megabytes:.1f} MB in {self.output_dir}"

@@ -4,8 +4,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from svit_hf.data.options import DataOptions
-from svit_hf.data.shards import ShardOptions, WrittenSplit, write_sources
+from svit_hf.data.options import DataOptions, ShardOptions
+from svit_hf.data.shards import WrittenSplit, write_sources
 from svit_hf.errors import SViTError
 from svit_hf.tasks import task_class
 from svit_hf.tasks.models import SMALLEST_SIZE
