@@ -51,7 +51,7 @@ def test_rows_become_samples(objects):
 def test_pictures_of_nothing_are_samples(objects):
     task = Detection(LABELS, SIZE)
     sample = task.read(row(objects), ORIGIN)
-    example = task.prepare(sample)
+    example = task.example(sample, View.whole(sample.size, SIZE))
     assert len(sample.target) == 0
     assert example["boxes"].shape == (0, 4)
     assert example["class_labels"].dtype == torch.int64

@@ -110,7 +110,7 @@ def test_coco_folders(tmp_path):
     assert sample.target.labels.tolist() == [0, 1]
     assert sample.target.crowd.tolist() == [False, True]
     np.testing.assert_array_equal(sample.target.masks, [numbered() == 2, mask])
-    assert task.prepare(sample)["class_labels"].tolist() == [0]
+    assert task.example(sample, View.whole(sample.size, SIZE))["class_labels"].tolist() == [0]
 
 
 @pytest.mark.parametrize("fraction", [0, 0.25, 0.75, 0.9])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks.options import AnnotationOptions
-from svit_hf.tasks.pictures import Augmentation, Origin
+from svit_hf.tasks.pictures import Augmentation, Origin, View
 from svit_hf.tasks.semantic_segmentation import ConfusionMatrix, SemanticSegmentation
 from svit_hf.tasks.task import Sample, TrainingExamples
 
@@ -100,11 +100,11 @@ def test_impossible_options_are_refused(labels, options, message):
 def test_batches_of_masks_hold_the_classes_that_are_there():
     task = SemanticSegmentation(LABELS, SIZE, "mask2former")
     samples = [task.read(row(mask), ORIGIN) for mask in (MASK, blocks([[255]]), blocks([[2]]))]
-    batch = task.collate([task.prepare(sample) for sample in samples])
+    batch = task.collate([task.example(sample, View.whole(sample.size, SIZE)) for sample in samples])
     assert [classes.tolist() for classes in batch["class_labels"]] == [[0, 1, 2], [], [2]]
     assert [tuple(masks.shape) for masks in batch["mask_labels"]] == [(3, 64, 96), (0, 64, 96), (1, 64, 96)]
     assert batch["mask_labels"][2].min() == 1
-    prepared = task.prepare(samples[0])["labels"]
+    prepared = task.example(samples[0], View.whole(samples[0].size, SIZE))["labels"]
     assert torch.equal(batch["mask_labels"][0].sum(0), (prepared != 255).float())
 
 

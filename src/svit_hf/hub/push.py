@@ -184,6 +184,8 @@ def make_repository(api: HfApi, repo_id: str, revision: str, private: bool) -> M
 class BackgroundPush:
     """Pushes of models in a thread, one after the other; of those that wait, only the newest is made.
 
+    They go to the branch `main`, and a repository that is not there is made private.
+
     A push that has begun is finished. An older one that waits is dropped, which the log says. A failed push stops
     nothing; it is logged at once, and `close` raises. A `with` statement closes at its end, where a failed push does
     not take the place of another error.
@@ -191,8 +193,6 @@ class BackgroundPush:
     Args:
         repo_id: The repository, `USER/NAME`.
         work_dir: Folder for copies of what waits, on the disk of the models; that of the training run will do.
-        revision: The branch, `main` by default.
-        private: Whether a new repository is private.
         log: Gets a line for each push that succeeded, failed or was dropped; by default they are logged as warnings.
         api: A client of another Hub.
 
@@ -208,14 +208,11 @@ class BackgroundPush:
         repo_id: str,
         work_dir: str | os.PathLike[str],
         *,
-        revision: str | None = None,
-        private: bool = True,
         log: Callable[[str], None] = logger.warning,
         api: HfApi | None = None,
     ):
         check_repo_id(repo_id)
         self.repo_id, self.work_dir = repo_id, Path(work_dir)
-        self.revision, self.private = revision or MAIN_BRANCH, private
         self.log, self.api = log, api or HfApi()
         self.problems: list[str] = []
         self._num_staged = 0
@@ -229,7 +226,7 @@ class BackgroundPush:
             PushError: If it cannot be done.
         """
         with _explaining(f"{self.repo_id} cannot be pushed to"):
-            make_repository(self.api, self.repo_id, self.revision, self.private)
+            make_repository(self.api, self.repo_id, MAIN_BRANCH, private=True)
 
     def submit(self, folder: str | os.PathLike[str], card: CardText | None = None, title: str | None = None) -> None:
         """Push a model as soon as the one before it is done.
@@ -294,8 +291,6 @@ class BackgroundPush:
             report = push_folder(
                 folder,
                 self.repo_id,
-                revision=self.revision,
-                private=self.private,
                 message=f"Push {title}",
                 card=card,
                 # loading a model would draw from the random numbers of the training

@@ -32,7 +32,6 @@ class Classification(Task):
     """One class, or any number of labels, for every image; `image_size` is that of training, in pixels."""
 
     name = "classification"
-    pipeline_tag = "image-classification"
 
     def __init__(
         self,

@@ -41,7 +41,6 @@ class Detection(DenseTask):
     """A box and a class for every object; targets and predictions are `Objects`."""
 
     name = "detection"
-    pipeline_tag = "object-detection"
     best_metric = "map"
     takes_crops = False
     annotation_options = ("box_format", "clip_boxes")

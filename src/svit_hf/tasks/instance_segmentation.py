@@ -40,7 +40,6 @@ class InstanceSegmentation(DenseTask):
     """A mask and a class for every object; targets and predictions are `Objects` with masks."""
 
     name = "instance_segmentation"
-    pipeline_tag = "image-segmentation"
     best_metric = "map"
     annotation_columns = ("mask", "objects")
     other_columns = ("categories", "width", "height")

@@ -31,7 +31,6 @@ class SemanticSegmentation(DenseTask):
     """
 
     name = "semantic_segmentation"
-    pipeline_tag = "image-segmentation"
     best_metric = "mean_iou"
     annotation_options = ("is_binary", "reduce_labels")
     annotation_columns = ("mask",)

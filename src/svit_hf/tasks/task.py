@@ -125,14 +125,12 @@ class Task(ABC):
 
     Attributes:
         name: As in `build_model`, or "classification".
-        pipeline_tag: Name of the pipeline in Transformers, for model cards.
         best_metric: Name of the number that says which of two models is better.
         labels: Names of the classes, in order.
         processor: What prepares images for the trained model; saved beside its weights.
     """
 
     name: ClassVar[str]
-    pipeline_tag: ClassVar[str]
     best_metric: str
     labels: list[str]
     processor: BaseImageProcessor
@@ -269,10 +267,6 @@ class DenseTask(Task):
         """Return the whole picture, resized, `(3, height, width)`, and what is annotated of it."""
         pixels = View.whole(decoded.size, self.size).of_picture(decoded.picture)
         return pixels, Truth(decoded.target, decoded.size)
-
-    def prepare(self, sample: Sample) -> dict[str, Any]:
-        """Return an example for evaluation: the whole picture, resized."""
-        return self.example(sample, View.whole(sample.size, self.size))
 
     @abstractmethod
     def example(self, sample: Sample, view: View) -> dict[str, Any]:
