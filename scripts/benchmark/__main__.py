@@ -67,6 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="add forms that torch.compile makes")
     parser.add_argument("--programs", action="store_true", help="add exported programs and 8 bits, on a CPU")
     parser.add_argument("--best", action="store_true", help="instead, the fastest forms of all networks, on a CPU")
+    parser.add_argument("--forms", nargs="+", help="of a part `model` that would measure others too, these alone")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which nothing more is compiled")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--device")
@@ -114,6 +115,10 @@ def run(options: argparse.Namespace) -> Results:
                 if options.best:
                     own, of_peers = BEST_FORMS, BEST_PEER_FORMS
                 entries = [(network, own), *((peer, of_peers) for peer in peers)]
+                if options.forms:
+                    entries = [
+                        (each, [form for form in forms if form.name in options.forms]) for each, forms in entries
+                    ]
                 cases.append(measure_classifiers(entries, session, part="model", **shape))
     described = provenance(device) | {"threads": torch.get_num_threads(), "memory allocator": allocator}
     described |= {"command": shlex.join(["python", "-m", "scripts.benchmark", *sys.argv[1:]])}

@@ -110,6 +110,7 @@ class Session:
         return (
             (self.compiles or not form.compiles)
             and (self.device.type == "cuda" or "kernels" not in form.name)
+            and (self.device.type == "cpu" or not form.needs_cpu)
             and not ("autocast" in form.name and dtype == "fp32")
             and (not form.is_program or (self.runs_programs and dtype == "fp32" and self.device.type == "cpu"))
         )
