@@ -40,17 +40,17 @@ def use_cpu_forms(folded: SViTPreTrainedModel) -> None:
 class PackedWeights(nn.Module):
     """A module that stores its weights once more, in an order that is faster; that is neither copied nor saved."""
 
-    packed: Any = None
-    # what was packed: addresses and versions of the weights, and whatever else the order depends on
-    packed_for: tuple[Any, ...] = ()
+    # what was packed (addresses and versions of the weights, and whatever else the order depends on), and the result:
+    # one value, so that threads that share a model never see one without the other
+    packed: tuple[tuple[Any, ...], Any] | None = None
 
     def pack(self, parameters: Sequence[torch.Tensor], pack: Callable[[], Any], *conditions: Any) -> Any:
         """Return what `pack` makes of parameters, made anew only where these or the conditions have changed."""
         states = [(each.data_ptr(), None if each.is_inference() else each._version) for each in parameters]
-        wanted = (*states, *conditions)
-        if self.packed is None or self.packed_for != wanted:
-            self.packed, self.packed_for = pack(), wanted
-        return self.packed
+        wanted, packed = (*states, *conditions), self.packed
+        if packed is None or packed[0] != wanted:
+            self.packed = packed = (wanted, pack())
+        return packed[1]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         # what moves or converts the weights
@@ -58,7 +58,7 @@ class PackedWeights(nn.Module):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("packed")}
+        return {name: value for name, value in vars(self).items() if name != "packed"}
 
 
 class PackedConvolution(PackedWeights, nn.Conv2d):
