@@ -16,8 +16,12 @@ import torchvision_on_cpu
 
 
 TESTS = Path(__file__).parent
-# what says nothing about the versions of other packages: programs of the checkout, and promises about files
-NEWEST_ONLY = ("benchmark/", "scripts/", "contracts/test_documents", "contracts/test_file", "contracts/test_import")
+# what says nothing about the versions of Transformers and huggingface_hub: programs of the checkout, promises about
+# files, what reads data, and kernels, which need triton
+NEWEST_ONLY = (
+    *("benchmark/", "data/", "kernels/", "samplers/", "scripts/"),
+    *("contracts/test_documents", "contracts/test_file", "contracts/test_import"),
+)
 
 # caches of the Hub, of data sets and of remote code: fresh in every process, gone afterwards
 _caches = tempfile.TemporaryDirectory(prefix="svit-tests-")
@@ -72,6 +76,13 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def processes_without_torchao():
+    """Let what tests start not see torchao, which Transformers imports wherever it is, and which writes to stderr."""
+    # not while this file is imported: the workers, which start after that, test with torchao
+    os.environ["SVIT_TEST_HIDDEN_PACKAGES"] = "torchao"
+
+
 @pytest.fixture(autouse=True)
 def no_network(request, monkeypatch):
     """Refuse connections to other machines."""
@@ -108,7 +119,6 @@ def fresh_python(tmp_path):
     def run(*arguments, hidden=(), environment=None):
         result = subprocess.run(
             [sys.executable, *map(str, arguments)],
-            # torchao writes to stderr whenever transformers is imported beside it, which most installations do without
             env=os.environ | {"SVIT_TEST_HIDDEN_PACKAGES": ",".join(["torchao", *hidden])} | (environment or {}),
             cwd=tmp_path,
             capture_output=True,

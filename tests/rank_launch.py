@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs of several ranks on this machine's CPU, started by torchrun as on a cluster."""
+"""Runs of several ranks on this machine's CPU, started by torchrun as on a cluster, or forked."""
 
+import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing import start_processes
 
 from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.run_log import TIMING_FIELDS, read_log
@@ -88,6 +91,43 @@ class Launch:
     def end(self):
         self.process.wait(timeout=240)
         return self.output.read_text()
+
+
+def start_ranks(function, output, *arguments, num_ranks=2):
+    """Call a function in as many processes as there are ranks; what they write goes to the file `output`.
+
+    They see the variables that torchrun gives them, but not its launcher; a single one sees none. They are forked from
+    a process that has imported the package, which takes each rank of `Launch` seconds. The function is of a module
+    beside this one.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.set_forkserver_preload(["svit_hf.cli", "svit_hf.training.train", "svit_hf.evaluation"])
+    output.touch()
+    arguments = num_ranks, port, function, output, arguments
+    return start_processes(_be_rank, arguments, num_ranks, join=False, start_method="forkserver")
+
+
+def run_ranks(function, output, *arguments, num_ranks=2):
+    """Call a function in as many processes as there are ranks, and return what they wrote."""
+    ranks = start_ranks(function, output, *arguments, num_ranks=num_ranks)
+    while not ranks.join():
+        pass
+    return output.read_text()
+
+
+def _be_rank(rank, num_ranks, port, function, output, arguments):
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1"}
+    if num_ranks > 1:
+        os.environ.update({name: str(value) for name, value in names.items()})
+    # of the processes that read images: how this one was started would go on
+    multiprocessing.set_start_method("fork", force=True)
+    with output.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    function(*arguments)
 
 
 def log_of(run_dir):

@@ -5,6 +5,7 @@ import io
 import signal
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from svit_hf.data.options import AugmentationOptions, MixingOptions
 from svit_hf.hub import push
 from svit_hf.recipes import RECIPES
-from svit_hf.training import loop
+from svit_hf.training import loop, run_log
 
 
 LAYOUT = {
@@ -70,6 +71,12 @@ def toy_recipe(toy_images):
         optimization=replace(recipe.optimization, batch_size=16, device_batch_size=16, epochs=1, warmup_epochs=0),
         run=replace(recipe.run, log_every_updates=2),
     )
+
+
+@pytest.fixture
+def no_curves(monkeypatch):
+    """Draw nothing, which would take as long as a tiny model trains."""
+    monkeypatch.setattr(run_log, "draw_curves", lambda rows: SimpleNamespace(savefig=lambda path, **_: path.touch()))
 
 
 @pytest.fixture

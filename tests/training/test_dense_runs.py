@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 from PIL import Image
-from rank_launch import Launch, assert_same_run
+from rank_launch import Launch, assert_same_run, run_ranks
+from rank_programs import train_twice_and_be_killed_once
 from recipe_changes import changed
 from safetensors.torch import load_file
 from square_pictures import write_squares
@@ -34,6 +35,8 @@ from svit_hf.training.recipe_files import to_json
 from svit_hf.training.task_of_recipe import open_data
 from svit_hf.training.train import train
 
+
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 LAYOUT = {
     "hidden_sizes": [8, 12, 16, 24],
@@ -216,35 +219,6 @@ def test_other_annotations_are_another_training(squares, tmp_path):
         train(recipe, tmp_path / "run")
 
 
-RANKS = """
-import json, sys
-from pathlib import Path
-import torch
-from svit_hf.training import loop
-from svit_hf.training.recipe_files import read_recipe
-from svit_hf.training.train import train
-
-folder = Path(sys.argv[1])
-recipe = read_recipe(folder / "recipe.json")
-train(recipe, folder / "whole")
-
-class Killed(BaseException):
-    pass
-
-def die(self, batches, update=loop.Run._train_one_update):
-    if self.progress.update == 2:
-        raise Killed
-    update(self, batches)
-
-original, loop.Run._train_one_update = loop.Run._train_one_update, die
-try:
-    train(recipe, folder / "killed")
-except Killed:
-    loop.Run._train_one_update = original
-    train(recipe, folder / "killed")
-"""
-
-
 def numbers_of(run_dir):
     report = json.loads((run_dir / "report.json").read_text())
     return {
@@ -259,9 +233,7 @@ def test_two_ranks_killed_and_resumed_are_the_same_run_and_that_of_one_rank(squa
     values = {"run__canonical_sums": True, "run__save_every_updates": 1, "optimization__micro_batches": 2}
     recipe = recipe_of("segment_semantic", squares, run__evaluation_batch_size=2, **values)
     (tmp_path / "recipe.json").write_text(json.dumps(to_json(recipe)))
-    (tmp_path / "ranks.py").write_text(RANKS)
-    launch = Launch(squares, tmp_path / "ranks", str(tmp_path / "ranks.py"), str(tmp_path))
-    output = launch.end()
+    output = run_ranks(train_twice_and_be_killed_once, tmp_path / "output.txt", tmp_path)
     assert output.count("done") == 2, output
     assert "starts at      update 2" in output
     assert_same_run(tmp_path / "whole", tmp_path / "killed")

@@ -45,6 +45,8 @@ from svit_hf.training.options import DistillationOptions
 from svit_hf.training.train import train
 
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.0, 1.0, 3.0]])
 CPU = torch.device("cpu")
 # of pixels from 0 to 255, which processors of images round after resizing

@@ -18,7 +18,7 @@ from svit_hf.training.run_log import read_log
 from svit_hf.training.train import train
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_curves")]
 
 METRICS = ("accuracy", "top5_accuracy", "loss", "calibration_error", "num_images")
 

@@ -20,6 +20,8 @@ from svit_hf.training.checkpointing import checkpoints_of
 from svit_hf.training.train import train
 
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 # of the norm of a tensor, or of 1 where that is smaller, and of losses; the worst cases are in docs/results.md
 TOLERANCE = 1e-5
 # 36 images in six micro-batches, which 1, 2, 3 or 6 ranks divide; norms over few values with a tiny epsilon would blow

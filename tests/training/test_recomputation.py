@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from tiny import tiny_config, two_stage_config
+from tiny import one_stage_config, tiny_config
 from torch.profiler import ProfilerActivity, profile
 
 from svit_hf import SViTForImageClassification
@@ -65,7 +65,7 @@ def what_ran(event):
 
 @pytest.mark.slow
 def test_compiles():
-    models = models_of(two_stage_config())
+    models = models_of(one_stage_config())
     expected = take_step(models["plain"])
     compiled = models["selective"]
     compiled.compile(backend="aot_eager")
