@@ -6,40 +6,37 @@ import json
 import pyarrow.parquet as pq
 import pytest
 from evaluation_data import NUM_IMAGES, logits_of, make_classifier, write_parquet
+from rank_launch import run_ranks
+from rank_programs import run_commands
 
 from svit_hf import cli
 
 
-PROGRAM = """
-import sys
-from svit_hf.cli import main
-
-model, data, out = sys.argv[1:]
-common = [model, "--data.num-workers", "0", "--batch-size", "8"]
-for name, streaming in (("map", "False"), ("stream", "True")):
-    arguments = ["--data.path", data, "--data.streaming", streaming, "--output", f"{out}/{name}.json"]
-    assert main(["evaluate", *common, *arguments]) == 0
-assert main(["predict", *common, data, "--part-size", "10", "--output", f"{out}/parts"]) == 0
-"""
-
-
 @pytest.mark.slow
-def test_two_processes_count_every_image_once(tmp_path, fresh_python, capsys):
+@pytest.mark.process
+def test_two_processes_count_every_image_once(tmp_path, capsys):
     model = make_classifier(tmp_path / "model")
     write_parquet(tmp_path / "data" / "test.parquet", broken=[7])
-    (tmp_path / "program.py").write_text(PROGRAM)
-    arguments = (tmp_path / "model", tmp_path / "data", tmp_path / "out")
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    printed = fresh_python(*launch, tmp_path / "program.py", *arguments, environment={"ACCELERATE_USE_CPU": "1"})
+    data, out = tmp_path / "data", tmp_path / "out"
+    common = [tmp_path / "model", "--data.num-workers", "0", "--batch-size", "8"]
+    printed = run_ranks(
+        run_commands,
+        tmp_path / "output.txt",
+        *(
+            ["evaluate", *common, "--data.path", data, "--data.streaming", streaming, "--output", out / f"{name}.json"]
+            for name, streaming in (("map", "False"), ("stream", "True"))
+        ),
+        ["predict", *common, data, "--part-size", "10", "--output", out / "parts"],
+    )
 
     # rank 0 alone speaks: for the map, the stream and the prediction
     assert printed.count("2 processes") == 2
     assert printed.count("101 images, 1 of them broken, in 11 files") == 1
     alone = tmp_path / "alone.json"
-    assert cli.main(["evaluate", str(arguments[0]), "--data.path", str(arguments[1]), "--output", str(alone)]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "model"), "--data.path", str(data), "--output", str(alone)]) == 0
     expected = json.loads(alone.read_text())["results"]["model"]
     for name in ("map", "stream"):
-        content = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        content = json.loads((out / f"{name}.json").read_text())
         result = content["results"]["model"]
         assert content["num_processes"] == 2
         assert result["num_images"] + result["num_broken"] == NUM_IMAGES
@@ -47,7 +44,7 @@ def test_two_processes_count_every_image_once(tmp_path, fresh_python, capsys):
         for key in ("num_images", "num_hits", "accuracy", "top5_accuracy", "classes"):
             assert result[key] == expected[key]
         assert result["loss"] == pytest.approx(expected["loss"], rel=1e-6)
-    files = sorted((tmp_path / "out" / "parts").glob("part-*.parquet"))
+    files = sorted((out / "parts").glob("part-*.parquet"))
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     assert [row["sample_id"] for row in rows] == list(range(NUM_IMAGES))
     answers = logits_of(model).argmax(dim=1).tolist()

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from rank_launch import run_ranks
+from rank_programs import run_commands
 
 from svit_hf import cli
 from svit_hf.data.options import DataOptions
@@ -183,22 +185,11 @@ def test_classes_may_be_called_as_numbers_are():
     assert report.by_class == {"small": {"map": 0.75}, "cell": {"map": 0.125}}
 
 
-PROGRAM = """
-import sys
-from svit_hf.cli import main
-
-model, data, out = sys.argv[1:]
-common = ["--data.path", data, "--data.num-workers", "0", "--batch-size", "2", "--output", out]
-assert main(["evaluate", model, *common]) == 0
-"""
-
-
 @pytest.mark.slow
-def test_two_real_processes_count_as_one_does(saved, data, tmp_path, fresh_python):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    arguments = (tmp_path / "program.py", saved("detection"), data, tmp_path / "two.json")
-    printed = fresh_python(*launch, *arguments, environment={"ACCELERATE_USE_CPU": "1"})
+@pytest.mark.process
+def test_two_real_processes_count_as_one_does(saved, data, tmp_path):
+    options = ["--data.path", data, "--data.num-workers", "0", "--batch-size", "2", "--output", tmp_path / "two.json"]
+    printed = run_ranks(run_commands, tmp_path / "output.txt", ["evaluate", saved("detection"), *options])
     assert printed.count("2 processes") == 1
     two = json.loads((tmp_path / "two.json").read_text())["results"]["model"]
     one = evaluate(saved("detection"), data, "--batch-size", 2)["results"]["model"]
