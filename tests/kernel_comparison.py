@@ -10,16 +10,16 @@ from svit_hf.model.super_tokens_svit import SuperTokens, super_token_attention
 
 
 IMPLEMENTATION = pytest.mark.parametrize("implementation", KERNELS)
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
 
 
-def cases_of(small, real=()):
-    """Return cases for a parametrisation over `case`, those at real sizes for GPUs alone."""
-    return [
-        pytest.param(case.values, marks=marks, id=case.id)
-        for cases, marks in ((small, ()), (real, pytest.mark.gpu))
-        for case in cases
-    ]
+def cases_of(small, real):
+    """Parametrise over `case` and `dtype`: the first two in half precision too, real sizes on GPUs alone."""
+    cases = [(case, dtype, ()) for case in small for dtype in NAMES if dtype == torch.float32 or case in small[:2]]
+    cases += [(case, dtype, pytest.mark.gpu) for case in real for dtype in NAMES]
+    params = [pytest.param(case.values, dtype, marks=m, id=f"{case.id}-{NAMES[dtype]}") for case, dtype, m in cases]
+    return pytest.mark.parametrize(("case", "dtype"), params)
 
 
 def tensor_of(device, *shape, dtype=torch.float32):

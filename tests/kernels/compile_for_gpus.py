@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile what the operators launch, for a GPU that need not be there, and print what each kernel takes of it.
 
-    python compile_for_gpus.py CAPABILITY DTYPE
+    python compile_for_gpus.py CAPABILITY DTYPE [some]
 
-One line of JSON per kernel and shape. The interpreter, which the other tests use, accepts types,
-operations and amounts of shared memory that no GPU has. What interprets cannot compile: this is a process of its own.
+One line of JSON per kernel and shape; `some` leaves out what takes as much of a GPU as the rest, or less: a grid of
+two that run in the same way, and in float32 the stencils, which compute in it anyway. The interpreter, which the other
+tests use, accepts types, operations and amounts of shared memory that no GPU has.
+What interprets cannot compile: this is a process of its own.
 Kernels of the feed-forward are bound by instructions more than by bytes: those for an element of the wide map are
 counted in the machine code, in the loop over it or, after a product, outside of the loop.
 """
@@ -25,7 +27,7 @@ from svit_hf.kernels.triton import depthwise, feed_forward, normalized_sampling,
 
 
 # by compute capability: channels, height and width, cell
-GRIDS = {90: [(96, 56, 8), (192, 28, 4), (320, 14, 2)], 80: [(64, 56, 8)]}
+GRIDS = {90: [(192, 28, 4), (320, 14, 2), (96, 56, 8)], 80: [(64, 56, 8)]}
 # likewise of the map in the feed-forward, which strips of the largest size divide
 MAPS = {90: (384, 56), 80: (256, 28)}
 # of the tokens before it, for which a program makes as many channels of one operand as it can
@@ -137,7 +139,9 @@ def main():
     capability, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
     # there is no GPU to ask
     feed_forward.MAX_BLOCKS[9] = feed_forward.MAX_BLOCKS[capability // 10]
-    runs = [(attend, dtype, *grid) for grid in GRIDS[capability]] + [(convolve, dtype, *MAPS[capability])]
+    is_all = sys.argv[3:] != ["some"]
+    runs = [(attend, dtype, *grid) for grid in GRIDS[capability][: None if is_all else 2]]
+    runs += [(convolve, dtype, *MAPS[capability])] if is_all or dtype != torch.float32 else []
     runs += [(mix, dtype, *tokens) for tokens in TOKENS[capability]]
     for run, *shape in runs:
         for kernel, arguments, options in launches(run, *shape):

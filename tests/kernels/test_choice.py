@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_comparison import OperatorRecorder
-from tiny import tiny_config
+from tiny import two_stage_config
 from torch import nn
 
 import svit_hf.model.modeling_svit
@@ -124,7 +124,7 @@ class TestRequest:
 class TestModel:
     @pytest.fixture
     def model(self):
-        return SViTModel(tiny_config(depths=[1, 1, 1, 1])).eval().requires_grad_(False)
+        return SViTModel(two_stage_config()).eval().requires_grad_(False)
 
     @staticmethod
     def operators_of(model, pixels):
@@ -182,7 +182,7 @@ class TestModel:
         shutil.copytree(Path(svit_hf.model.modeling_svit.__file__).parent, package)
         monkeypatch.syspath_prepend(tmp_path)
         copied = importlib.import_module("copied_code.modeling_svit")
-        model = copied.SViTModel(tiny_config(depths=[1, 1, 1, 1])).eval().requires_grad_(False).to(device)
+        model = copied.SViTModel(two_stage_config()).eval().requires_grad_(False).to(device)
         assert not isinstance(model, SViTModel)
         use_kernels(model, "triton")
         assert len(self.operators_of(model, torch.randn(1, 3, 20, 20, device=device))) == 3
@@ -239,8 +239,8 @@ class TestModel:
 
     @pytest.mark.slow
     def test_whole_model_gives_the_same_outputs_and_gradients(self, device):
-        model = SViTModel(tiny_config(depths=[1, 1, 1, 1])).to(device).train()
-        pixels = torch.randn(1, 3, 60, 52, device=device)
+        model = SViTModel(two_stage_config()).to(device).train()
+        pixels = torch.randn(1, 3, 36, 28, device=device)
         results = {}
         for name in (None, "triton"):
             use_kernels(model, name)

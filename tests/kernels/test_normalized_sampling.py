@@ -31,9 +31,9 @@ HALF_TOLERANCE_EPSILONS = 3
 
 # batch, channels, height, width, cell, iterations, sampler
 SMALL = [
-    pytest.param(2, 20, 9, 6, (4, 4), 1, "soft", id="B2-C20-9x6-cell4"),
     pytest.param(1, 64, 8, 11, (8, 8), 1, "soft_masked", id="B1-C64-8x11-cell8-masked"),
     pytest.param(1, 96, 5, 6, (2, 3), 2, "soft", id="B1-C96-5x6-cell2x3-rounds2"),
+    pytest.param(2, 20, 9, 6, (4, 4), 1, "soft", id="B2-C20-9x6-cell4"),
     pytest.param(1, 130, 3, 4, (2, 2), 3, "soft_masked", id="B1-C130-3x4-cell2-rounds3-masked"),
     pytest.param(1, 300, 3, 2, (2, 2), 2, "soft", id="B1-C300-3x2-cell2-rounds2-not-fused"),
 ]
@@ -78,8 +78,7 @@ def sampling_in(names):
 
 
 @IMPLEMENTATION
-@DTYPES
-@pytest.mark.parametrize("case", cases_of(SMALL, REAL))
+@cases_of(SMALL, REAL)
 def test_forward_and_every_gradient_are_those_of_float64(device, case, implementation, dtype):
     shape, options = case[:4], case[4:]
     # far from zero mean and unit deviation, which would hide that they are not taken out
@@ -283,15 +282,15 @@ class TestLayer:
             compiled_nodes.extend(str(node.target) for node in graph.graph.nodes)
             return make_boxed_func(graph.forward)
 
-        use_kernels(layer, implementation)
+        inputs = [tensor_of(device, 2, 8, *size) for size in [(5, 6), (6, 7)]]
+        expected = [self.run(layer, tokens, None) for tokens in inputs]
         backend = aot_autograd(fw_compiler=record, bw_compiler=record)
         compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
         with torch._dynamo.config.patch(error_on_recompile=True):
-            for size in [(5, 6), (9, 13)]:
-                tokens = tensor_of(device, 2, 8, *size)
-                expected = self.run(layer, tokens, implementation)
+            for tokens, wanted in zip(inputs, expected, strict=True):
                 actual = self.run(layer, tokens, implementation, compiled)
-                torch.testing.assert_close(actual, expected)
+                errors = {name: relative_error(actual[name], wanted[name]) for name in actual}
+                assert {name: error for name, error in errors.items() if not error < FLOAT32_TOLERANCE} == {}
         assert sampling_in(compiled_nodes) == [
             "normalize_and_sample",
             "upsample_tokens",

@@ -9,7 +9,7 @@ import copy
 import oracle
 import pytest
 import torch
-from kernel_comparison import DTYPES, IMPLEMENTATION, attend, cases_of, long_batch, mix, relative_error, tensor_of
+from kernel_comparison import IMPLEMENTATION, attend, cases_of, long_batch, relative_error, tensor_of
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -26,9 +26,9 @@ HALF_TOLERANCE_EPSILONS = 2
 
 # batch, channels, height, width, cell, iterations, sampler
 SMALL = [
-    pytest.param(2, 20, 9, 6, (4, 4), 1, "soft", id="B2-C20-9x6-cell4"),
     pytest.param(1, 64, 8, 20, (8, 8), 1, "soft_masked", id="B1-C64-8x20-cell8-masked"),
     pytest.param(1, 96, 5, 6, (2, 3), 2, "soft", id="B1-C96-5x6-cell2x3-rounds2"),
+    pytest.param(2, 20, 9, 6, (4, 4), 1, "soft", id="B2-C20-9x6-cell4"),
     pytest.param(1, 1, 7, 4, (4, 2), 3, "soft", id="B1-C1-7x4-cell4x2-rounds3"),
     pytest.param(1, 300, 3, 2, (2, 2), 2, "soft_masked", id="B1-C300-3x2-cell2-rounds2-masked"),
     pytest.param(1, 5, 3, 3, (16, 16), 1, "soft", id="B1-C5-3x3-one-cell16"),
@@ -56,8 +56,7 @@ def attend_and_differentiate(tokens, cell_size, num_iterations, sampler, impleme
 
 
 @IMPLEMENTATION
-@DTYPES
-@pytest.mark.parametrize("case", cases_of(SMALL, REAL))
+@cases_of(SMALL, REAL)
 def test_forward_and_backward_are_those_of_pytorch(device, case, implementation, dtype):
     *shape, cell_size, num_iterations, sampler = case
     tokens = tensor_of(device, *shape, dtype=dtype)
@@ -74,20 +73,6 @@ def test_forward_and_backward_are_those_of_pytorch(device, case, implementation,
     assert relative_error(actual["association"], expected["association"]) < FLOAT32_TOLERANCE
     errors = {name: relative_error(actual[name], expected[name]) for name in actual}
     assert {name: error for name, error in errors.items() if not error < tolerance} == {}
-
-
-@IMPLEMENTATION
-@pytest.mark.parametrize("case", cases_of(SMALL))
-def test_matches_oracle_forward_and_backward(device, case, implementation):
-    *shape, cell_size, num_iterations, sampler = case
-    tokens = tensor_of(device, *shape)
-    actual = attend_and_differentiate(tokens, cell_size, num_iterations, sampler, implementation)
-    reference = tokens.cpu().double().requires_grad_()
-    expected = oracle.super_token_attention(reference, mix, cell_size, num_iterations, sampler)
-    direction = tensor_of("cpu", *expected.shape).double()
-    (gradient,) = torch.autograd.grad(expected, reference, direction)
-    assert relative_error(actual["output"].cpu(), expected) < FLOAT32_TOLERANCE
-    assert relative_error(actual["gradient"].cpu(), gradient) < FLOAT32_TOLERANCE
 
 
 @IMPLEMENTATION
@@ -180,9 +165,9 @@ class TestInPrograms:
         output.square().sum().backward()
         return output.detach(), tokens.grad
 
-    @pytest.mark.slow
     def test_one_graph_without_breaks_serves_all_sizes(self, device, attention):
-        compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend="aot_eager")
+        # what PyTorch makes of the operators in it is compared by `test_are_registered_in_full`
+        compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend="eager")
         with torch._dynamo.config.patch(error_on_recompile=True):
             for size in [(3, 4), (5, 7)]:
                 tokens = tensor_of(device, 2, 8, *size)
