@@ -8,6 +8,7 @@ import pytest
 import torch
 import tyro
 from tiny import one_stage_config, tiny_config
+from torch import nn
 
 from svit_hf import SViTForImageClassification
 from svit_hf.benchmark import comparison, forms, measuring
@@ -174,24 +175,44 @@ def test_code_of_a_form_runs(model, name, monkeypatch):
     assert isinstance(variables["model"], SViTForImageClassification)
 
 
-@pytest.mark.slow
+def assert_measured(name):
+    result = compare(SViTForImageClassification(one_stage_config(image_size=32)), name)
+    assert [row.form for row in result.measurements] == ["eager", name], result.left_out
+    assert result.measurements[1].is_right
+
+
+# exporting, quantising and compiling have tests of their own, and the tests below stand for what is around them
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        # exporting, quantising and compiling have tests of their own: one of each kind says that they are measured
+        ("pt2", None),
         ("onnx", "export"),
+        ("openvino", "openvino"),
+        ("int8", "quantization"),
+        ("folded-compiled", None),
         ("folded-frozen", None),
-        pytest.param("openvino", "openvino", marks=pytest.mark.campaign),
-        pytest.param("int8", "quantization", marks=pytest.mark.campaign),
-        pytest.param("folded-compiled", None, marks=pytest.mark.campaign),
     ],
 )
 def test_programs_and_compiled_forms_are_measured(name, extra):
     if extra and missing_packages(extra):
         pytest.skip(f"without the packages of the extra {extra}")
-    result = compare(SViTForImageClassification(one_stage_config(image_size=32)), name)
-    assert [row.form for row in result.measurements] == ["eager", name], result.left_out
-    assert result.measurements[1].is_right
+    assert_measured(name)
+
+
+def test_compiled_forms_are_compiled(monkeypatch):
+    compiled = []
+    # the front of the compiler alone, without what generates code
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self, compile=nn.Module.compile, **options: (
+            compiled.append(options["dynamic"]) or compile(self, backend="eager", **options)
+        ),
+    )
+    for name in ("folded-frozen", "folded-compiled"):
+        assert_measured(name)
+    assert compiled == [False] * 2
 
 
 def test_program_is_exported_once_for_all_sizes(model, monkeypatch, tmp_path):
