@@ -71,6 +71,7 @@ tensors["features"] = torch.tensor(extract(image, pool=False))
 tensors["pooled_features"] = torch.tensor(extract(image, pool=True))
 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, "tensors.safetensors")
 loaded = [config, model, classifier, backbone, classify.model, extract.model, *processors.values()]
+loaded.append(classify.image_processor)
 classes = [f"{type(each).__module__}.{type(each).__name__}" for each in loaded]
 Path("report.json").write_text(json.dumps({"errors": errors, "classes": classes}))
 """
@@ -99,6 +100,7 @@ def test_auto_classes_and_pipelines_in_a_fresh_process(saved, fresh_python, tmp_
     # before 5.18 AutoImageProcessor is a placeholder where torchvision is missing
     if not hidden or version.parse(transformers.__version__) >= version.parse("5.18"):
         classes.append(chosen)
+    classes.append(chosen)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["classes"] == [f"{each.__module__}.{each.__name__}" for each in classes]
     # without the import it was a clear error

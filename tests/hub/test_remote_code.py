@@ -97,7 +97,7 @@ Path("classes.json").write_text(json.dumps([[each.__module__, each.__name__] for
 """
 
 TRAVELLER = """
-import sys
+import json, sys
 from importlib.util import find_spec
 import torch
 from PIL import Image
@@ -107,21 +107,21 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 assert find_spec("svit_hf") is None
 logging.disable_progress_bar()
-source, target, *backends = sys.argv[1:]
 trusted = {"trust_remote_code": True}
-AutoModel.from_pretrained(source, **trusted)
-model = AutoModelForImageClassification.from_pretrained(source, **trusted)
-model.save_pretrained(target)
-for backend in backends:
-    processor = AutoImageProcessor.from_pretrained(source, backend=backend, **trusted)
-    assert type(processor).__name__.endswith("Pil") == (backend == "pil")
-# the last one is what a script would have used
-processor.save_pretrained(target)
-for folder in (source, target):
-    model = AutoModelForImageClassification.from_pretrained(folder, **trusted)
-    pixels = AutoImageProcessor.from_pretrained(folder, **trusted)(Image.open("image.png"), return_tensors="pt")
-    with torch.no_grad():
-        print(model(**pixels).logits.argmax().item())
+for source, target, *backends in json.loads(sys.argv[1]):
+    AutoModel.from_pretrained(source, **trusted)
+    model = AutoModelForImageClassification.from_pretrained(source, **trusted)
+    model.save_pretrained(target)
+    for backend in backends:
+        processor = AutoImageProcessor.from_pretrained(source, backend=backend, **trusted)
+        assert type(processor).__name__.endswith("Pil") == (backend == "pil")
+    # the last one is what a script would have used
+    processor.save_pretrained(target)
+    for folder in (source, target):
+        model = AutoModelForImageClassification.from_pretrained(folder, **trusted)
+        pixels = AutoImageProcessor.from_pretrained(folder, **trusted)(Image.open("image.png"), return_tensors="pt")
+        with torch.no_grad():
+            print(model(**pixels).logits.argmax().item())
 """
 
 VIDEO = """
@@ -221,30 +221,31 @@ def test_everything_loads_where_the_package_is_missing(classifier, picture, fres
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torchvision", "pil"])
-def test_code_travels_from_folder_to_folder(classifier, picture, fresh_python, tmp_path, backend):
+def test_code_travels_from_folder_to_folder(classifier, picture, fresh_python, tmp_path):
     picture.save(tmp_path / "image.png")
     save_with_code(classifier, tmp_path / "saved")
     # the classes of the package, which save what was loaded with its code
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved")
-    processor = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend=backend)
     arguments = TrainingArguments(tmp_path / "run", report_to=[], use_cpu=True)
-    Trainer(loaded, arguments, processing_class=processor).save_model(tmp_path / "by_package")
-    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-
-    def travel(source, target, *backends, hidden=()):
-        return fresh_python(
-            "-c", TRAVELLER, source, target, *backends, hidden=["svit_hf", *hidden], environment=environment
-        )
-
-    both = [{"torchvision": "pil", "pil": "torchvision"}[backend], backend]
-    answers = [
-        travel("by_package", "by_remote_code", *both),
-        travel("by_remote_code", "without_torchvision", "pil", hidden=["torchvision"]),
+    expected = []
+    for backend in ("torchvision", "pil"):
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "saved", backend=backend)
+        Trainer(loaded, arguments, processing_class=processor).save_model(tmp_path / f"by_package_{backend}")
+        with torch.no_grad():
+            logits = classifier(processor(picture, return_tensors="pt").pixel_values).logits
+        expected += [f"{logits.argmax().item()}\n"] * 2
+    first = [
+        ("by_package_torchvision", "by_remote_code_torchvision", "pil", "torchvision"),
+        ("by_package_pil", "by_remote_code_pil", "torchvision", "pil"),
     ]
-    with torch.no_grad():
-        logits = classifier(processor(picture, return_tensors="pt").pixel_values).logits
-    assert answers == [f"{logits.argmax().item()}\n" * 2] * 2
+    second = [(target, f"again_{backend}", "pil") for _, target, _, backend in first]
+    for journeys, hidden in ((first, ()), (second, ("torchvision",))):
+        printed = fresh_python(
+            *("-c", TRAVELLER, json.dumps(journeys)),
+            hidden=["svit_hf", *hidden],
+            environment={"HF_MODULES_CACHE": str(tmp_path / "modules")},
+        )
+        assert printed == "".join(expected)
 
 
 @pytest.mark.parametrize("processor_class", [SViTImageProcessor, SViTImageProcessorPil])

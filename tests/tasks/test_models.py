@@ -406,17 +406,6 @@ def test_everything_that_is_needed_is_imported_by_name():
     }
 
 
-def test_importing_the_package_loads_no_head(fresh_python):
-    code = """
-import sys
-import svit_hf
-heads = [name for name in sys.modules if "dense_heads" in name or "svit_hf.tasks" in name]
-assert not heads, heads
-assert callable(svit_hf.build_model) and callable(svit_hf.load_backbone)
-"""
-    fresh_python("-W", "error", "-c", code)
-
-
 def test_own_classes_load_without_trust_and_ship_their_code(checkpoint, tmp_path):
     small_model("d_fine", checkpoint).save_pretrained(tmp_path / "saved")
 
