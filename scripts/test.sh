@@ -52,6 +52,16 @@ suite() {
     "$venv/bin/python" -m pytest -n 2 --dist worksteal --durations 10 "$@"
 }
 
+# Usage: both COMMAND COMMAND: run two commands that use one core each at the same time, and show one after the other.
+both() {
+    $1 >"$logs/first" 2>&1 &
+    local status=0 first=$!
+    $2 >"$logs/second" 2>&1 || status=$?
+    wait "$first" || status=$?
+    cat "$logs/first" "$logs/second"
+    return "$status"
+}
+
 # Make both environments at the same time: pip uses one core.
 environments() {
     ensure_test_environment &
@@ -63,16 +73,20 @@ environments() {
     wait "$newest_install" && return "$status"
 }
 
+transformers_suite() {
+    # one process each loads PyTorch and the tests once
+    PYTEST_WORKERS=0 bash tests/transformers_suite/run.sh "$1"
+}
+
 lane "environments" environments
-lane "checks" bash scripts/check.sh
-lane "documentation site" bash scripts/docs.sh
+lane "checks, documentation site" both "bash scripts/check.sh" "bash scripts/docs.sh"
 lane "tests, newest versions" suite "$newest" "${fast[@]}"
 result=$closing_line
 if [ ${#fast[@]} -eq 0 ]; then
     lane "tests, oldest versions" suite "$oldest" -m "not slow and not newest"
     if [ -f tests/transformers_suite/run.sh ]; then
-        lane "Transformers' common tests, newest versions" bash tests/transformers_suite/run.sh "$newest"
-        lane "Transformers' common tests, oldest versions" bash tests/transformers_suite/run.sh "$oldest"
+        lane "Transformers' common tests, newest and oldest versions" both "transformers_suite $newest" \
+            "transformers_suite $oldest"
     fi
 fi
 
