@@ -37,6 +37,8 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     OMP_NUM_THREADS="1",
     MPLBACKEND="Agg",
+    # what is compiled once is kept with this environment
+    TORCH_EXTENSIONS_DIR=str(Path(sys.prefix, "torch_extensions")),
     PYTHONPATH=os.pathsep.join(filter(None, [str(TESTS / "child_process"), os.environ.get("PYTHONPATH")])),
 )
 torchvision_on_cpu.install()
