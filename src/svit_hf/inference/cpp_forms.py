@@ -5,6 +5,7 @@ Wherever an operator cannot run (another device, a compiler, an exporter, autoca
 inside (hooks), a layer computes as it does without it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -116,17 +117,17 @@ class CppSelfAttention(PackedWeights, SViTSelfAttention):
         """Normalise, attend, project, and add the result to `residual`."""
         qkv: Any = self.qkv
         projection: Any = self.projection
-        bias = qkv.weight.new_zeros(len(qkv.weight)) if qkv.bias is None else qkv.bias
-        parameters = qkv.weight, bias, projection.weight, projection.bias
-        packed = self.pack(
-            [each for each in (qkv.weight, qkv.bias, projection.weight, projection.bias) if each is not None],
-            lambda: torch.ops.svit_hf_cpp.pack_attention(
-                *[each.detach().flatten(1) if each.ndim == 4 else each.detach() for each in parameters],
-                self.num_heads,
-                self.scaling,
-                qkv.weight.dtype,
-            ),
-        )
+        parameters = [qkv.weight, qkv.bias, projection.weight, projection.bias]
+
+        def pack() -> list[torch.Tensor]:
+            bias = qkv.weight.new_zeros(len(qkv.weight)) if qkv.bias is None else qkv.bias
+            matrices = _matrices_of([qkv.weight, bias, projection.weight, projection.bias])
+            packed: list[torch.Tensor] = torch.ops.svit_hf_cpp.pack_attention(
+                *matrices, self.num_heads, self.scaling, qkv.weight.dtype
+            )
+            return packed
+
+        packed = self.pack([each for each in parameters if each is not None], pack)
         weights = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
         attended: torch.Tensor = torch.ops.svit_hf_cpp.attention(hidden_states, packed, *weights, residual)
         return attended
@@ -185,10 +186,7 @@ class CppConvFFN(PackedWeights, FusedConvFFN):
         parameters: Any = (fc1.weight, fc1.bias, depthwise.weight, depthwise.bias, fc2.weight, fc2.bias)
         packed = self.pack(
             parameters,
-            lambda: torch.ops.svit_hf_cpp.pack_feed_forward(
-                *[each.detach().flatten(1) if each.ndim == 4 else each.detach() for each in parameters],
-                fc1.weight.dtype,
-            ),
+            lambda: torch.ops.svit_hf_cpp.pack_feed_forward(*_matrices_of(parameters), fc1.weight.dtype),
         )
         mixed = torch.ops.svit_hf_cpp.feed_forward(hidden_states, packed, residual)
         return mixed
@@ -222,6 +220,11 @@ class CppLayer(SViTLayer):
         hidden_states = self.position_embedding(hidden_states)
         hidden_states = self.attention(hidden_states, residual=hidden_states, **kwargs)[0]
         return self.mlp(hidden_states, residual=hidden_states)
+
+
+def _matrices_of(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return weights and biases of convolutions as matrices and vectors."""
+    return [each.detach().flatten(1) if each.ndim == 4 else each.detach() for each in parameters]
 
 
 def _is_plain_depthwise(module: SViTDepthwiseResidual, hidden_states: torch.Tensor) -> bool:

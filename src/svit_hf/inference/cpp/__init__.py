@@ -11,6 +11,7 @@ import platform
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch.utils import cpp_extension
@@ -43,7 +44,6 @@ def build() -> None:
             "they were tried on Linux alone, on x86-64 processors with AVX2 or AVX-512; this is "
             f"{platform.system()} on {platform.machine()} ({capability})"
         )
-    assert flags is not None
     if capability == "AVX512" and torch.cpu._is_avx512_bf16_supported():
         flags = [*flags, "-mavx512bf16"]
     folder = Path(__file__).parent
@@ -84,5 +84,5 @@ def build() -> None:
     torch.ops.load_library(str(library))
 
 
-def _refuse(reason: str, cause: Exception | None = None) -> None:
+def _refuse(reason: str, cause: Exception | None = None) -> NoReturn:
     raise SViTError(f"`cpp` is True, but the operators in C++ cannot be used: {reason}.") from cause
