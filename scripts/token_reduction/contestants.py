@@ -4,7 +4,7 @@
 Each takes normalised pixels, `(B, 3, H, W)`, and returns what `last_hidden_state` of the model is, for every patch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,36 +22,39 @@ class TokenMerging:
 
     Args:
         model: A `Dinov2Model`.
-        share: Of the tokens of an image, merged in each layer.
+        share: Of the tokens of an image, merged in each layer; or in which layers which share.
         keep_differences: Whether a merged token gets, at the end, what set it apart when it was merged.
 
     Source: Bolya et al., arXiv 2210.09461, section 3, written from the text.
     """
 
-    def __init__(self, model: Any, share: float, keep_differences: bool = False):
+    def __init__(self, model: Any, share: float | Mapping[int, float], keep_differences: bool = False):
         self.model = model
-        self.share = share
+        layers = range(len(model.encoder.layer))
+        self.shares = share if isinstance(share, Mapping) else dict.fromkeys(layers, share)
         self.keep_differences = keep_differences
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the states after the last layer norm."""
         tokens = self.model.embeddings(pixels)
-        number = round(self.share * tokens.shape[1])
-        groups = torch.arange(tokens.shape[1]).expand(len(tokens), -1)
+        num_tokens = tokens.shape[1]
+        groups = torch.arange(num_tokens).expand(len(tokens), -1)
         sizes = tokens.new_ones(tokens.shape[:2])
         differences = torch.zeros_like(tokens) if self.keep_differences else None
-        for layer in self.model.encoder.layer:
-            attended, keys = _attend(layer.attention, layer.norm1(tokens), sizes)
+        for number, layer in enumerate(self.model.encoder.layer):
+            of_groups = sizes if tokens.shape[1] < num_tokens else None
+            attended, keys = _attend(layer.attention, layer.norm1(tokens), of_groups)
             tokens = tokens + layer.layer_scale1(attended)
-            joined = _match(keys.mean(1), min(number, (tokens.shape[1] - 1) // 2))  # (B, S)
-            left = tokens.shape[1] - min(number, (tokens.shape[1] - 1) // 2)
-            new_sizes = sizes.new_zeros(len(sizes), left).scatter_add(1, joined, sizes)
-            sums = tokens.new_zeros(len(tokens), left, tokens.shape[2])
-            merged = sums.scatter_add(1, _wide(joined, tokens), tokens * sizes.unsqueeze(-1)) / new_sizes.unsqueeze(-1)
-            new_groups = joined.gather(1, groups)
-            if differences is not None:
-                differences = differences + _take(tokens, groups) - _take(merged, new_groups)
-            tokens, sizes, groups = merged, new_sizes, new_groups
+            joining = min(round(self.shares.get(number, 0) * num_tokens), (tokens.shape[1] - 1) // 2)
+            if joining:
+                joined, left = _match(keys.mean(1), joining), tokens.shape[1] - joining  # (B, S)
+                new_sizes = sizes.new_zeros(len(sizes), left).scatter_add(1, joined, sizes)
+                sums = tokens.new_zeros(len(tokens), left, tokens.shape[2])
+                sums = sums.scatter_add(1, _wide(joined, tokens), tokens * sizes.unsqueeze(-1))
+                merged, new_groups = sums / new_sizes.unsqueeze(-1), joined.gather(1, groups)
+                if differences is not None:
+                    differences = differences + _take(tokens, groups) - _take(merged, new_groups)
+                tokens, sizes, groups = merged, new_sizes, new_groups
             tokens = tokens + layer.layer_scale2(layer.mlp(layer.norm2(tokens)))
         tokens = _take(tokens, groups)
         return self.model.layernorm(tokens if differences is None else tokens + differences)
@@ -107,13 +110,13 @@ class Changed:
         return states
 
 
-def _attend(attention: Any, states: torch.Tensor, sizes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _attend(attention: Any, states: torch.Tensor, sizes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what tokens attend to, each as if as often as its size says, and their keys, `(B, A, S, D)`."""
     query, key, value = (
         projection(states).unflatten(2, (attention.config.num_attention_heads, -1)).transpose(1, 2)
         for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    mask = sizes.log()[:, None, None].expand(-1, -1, states.shape[1], -1)
+    mask = None if sizes is None else sizes.log()[:, None, None].expand(-1, -1, states.shape[1], -1)
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return attention.o_proj(attended.transpose(1, 2).flatten(2)), key
 
@@ -164,9 +167,13 @@ def contestants_of(model: Any) -> dict[str, dict[str, Features]]:
             f"{first}, {second}": merged({0: first, 6: second})
             for first, second in ((0.1, 0.1), (0.2, 0.15), (0.35, 0.2), (0.45, 0.25))
         },
-        "ToMe": {f"{share}": TokenMerging(model, share) for share in (0.025, 0.045, 0.065, 0.085)},
+        "ToMe": {f"{share}": TokenMerging(model, share) for share in (0.025, 0.045, 0.065, 0.075, 0.085)},
         "ToMe, differences kept": {
             f"{share}": TokenMerging(model, share, keep_differences=True) for share in (0.045, 0.065, 0.085)
+        },
+        # at the place and in the way of super tokens: what is left is who joins whom
+        "ToMe once, differences kept": {
+            f"{share}": TokenMerging(model, {0: share}, keep_differences=True) for share in (0.15, 0.3, 0.45)
         },
         "random dropping": {f"{share}": RandomDropping(model, share) for share in (0.15, 0.3, 0.45, 0.6)},
         "average pooling of keys": {

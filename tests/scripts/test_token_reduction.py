@@ -87,6 +87,22 @@ def test_merging_nothing_or_equal_patches_changes_nothing(model, keep_difference
     model.embeddings.position_embeddings.copy_(positions)
 
 
+@torch.no_grad()
+def test_tokens_are_merged_in_the_layers_that_have_a_share(model):
+    pixels, counts = torch.randn(1, 3, 28, 28), []
+    hooks = [
+        layer.norm2.register_forward_hook(lambda module, args, output: counts.append(output.shape[1]))
+        for layer in model.encoder.layer
+    ]
+    TokenMerging(model, {0: 0.3, 6: 0.1})(pixels)
+    for hook in hooks:
+        hook.remove()
+    # of the class token and 49 patches
+    assert counts == 6 * [35] + 6 * [30]
+    of_each = TokenMerging(model, dict.fromkeys(range(12), 0.05))
+    assert torch.equal(of_each(pixels), TokenMerging(model, 0.05)(pixels))
+
+
 def test_tokens_join_the_one_most_like_them_but_none_the_class_token():
     keys = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(2))
     keys[0, 3] = keys[0, 0]
@@ -161,7 +177,7 @@ def test_program_measures_once_and_learns_from_features(model, pictures, tmp_pat
     for _ in range(2):
         main([*map(str, ["features", *common, "--limit", "2"])])
         lines = (tmp_path / "results" / "features.jsonl").read_text().splitlines()
-        assert len(lines) == 2 * 8
+        assert len(lines) == 2 * 9
     printed = capsys.readouterr().out
     assert "classes, 28 pixels, 2 pictures" in printed
     assert "at equal time" in printed
