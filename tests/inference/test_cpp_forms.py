@@ -353,6 +353,7 @@ class TestModel:
             {"feed_forward_kind": "plain"},
             {"use_position_embedding": False},
             {"stem_kind": "patches"},
+            {"use_projection": False},
             {"attention_kinds": ["window", "pooled_keys", "global", "none"]},
             {"super_token_mixer": "none"},
         ],

@@ -66,6 +66,12 @@ class TestQuantized:
             is_8_bits = getattr(parameter, "qdata", parameter).dtype == torch.int8
             assert is_8_bits == (name.removesuffix(".weight") in linear), name
 
+    def test_projections_that_a_model_lacks_are_passed_over(self):
+        model, images = SViTForImageClassification(tiny_config(use_projection=False)).eval(), torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            expected, found = (each(images).logits for each in (model, quantize_for_inference(model)))
+        assert 1e-3 < (found - expected).norm() / expected.norm() < 0.05
+
     def test_model_is_left_alone_and_the_copy_is_for_inference_alone(self, model):
         before = copy.deepcopy(model.state_dict())
         quantized = quantize_for_inference(model)

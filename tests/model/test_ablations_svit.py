@@ -21,6 +21,7 @@ CHANGES = [
     {"use_position_embedding": False},
     {"feed_forward_kind": "plain"},
     {"stem_kind": "patches"},
+    {"use_projection": False},
 ]
 changes = pytest.mark.parametrize("change", CHANGES, ids=lambda change: "-".join(map(str, *change.items())))
 
@@ -84,6 +85,7 @@ class TestPublishedModel:
             "use_position_embedding",
             "feed_forward_kind",
             "stem_kind",
+            "use_projection",
         ):
             del fields[name]
         assert SViTConfig.from_dict(fields).to_dict() == tiny_config(depths=[1, 1, 1, 1]).to_dict()
@@ -147,6 +149,15 @@ class TestWhatIsComputed:
         pixels = torch.randn(1, 3, *size)
         expected = model_with().svit.embeddings(pixels).shape
         assert model_with(stem_kind="patches").svit.embeddings(pixels).shape == expected
+
+    def test_without_projection_the_last_stage_is_pooled(self):
+        model = model_with(use_projection=False)
+        assert model.config.projection_dim == model.classifier.in_features == model.config.hidden_sizes[-1]
+        outputs = model.svit(torch.randn(2, 3, 64, 64))
+        norm = model.svit.pooler.batch_norm
+        expected = F.silu(norm(outputs.last_hidden_state)).mean(dim=(2, 3))
+        torch.testing.assert_close(outputs.pooler_output, expected)
+        assert not [name for name in model.state_dict() if "pooler.projection" in name]
 
     def test_without_position_embedding_and_convolution_layers_see_no_neighbours(self):
         fields = {"use_position_embedding": False, "feed_forward_kind": "plain", "attention_kinds": "none"}

@@ -87,7 +87,7 @@ def fold_weights(model: Model) -> Model:
         elif isinstance(module, SViTDownsampling):
             _scale_outputs(plain_convolution(module, "convolution"), *_scale_and_shift(module.batch_norm))
             module.register_module("batch_norm", nn.Identity())
-        elif isinstance(module, SViTPooler):
+        elif isinstance(module, SViTPooler) and not isinstance(module.projection, nn.Identity):
             _scale_outputs(plain_convolution(module, "projection"), *_scale_and_shift(module.batch_norm))
             module.register_module("batch_norm", nn.Identity())
     for module in folded.modules():

@@ -81,6 +81,8 @@ def quantize_for_inference(model: Model) -> Model:
     quantized = fold_weights(model)
     for owner in quantized.modules():
         for name in _PROJECTIONS.get(type(owner), ()):
-            owner.register_module(name, PointwiseLinear(plain_convolution(owner, name)))
+            # a model without a part has nothing to round there
+            if not isinstance(getattr(owner, name), nn.Identity):
+                owner.register_module(name, PointwiseLinear(plain_convolution(owner, name)))
     quantize_(quantized, Int8DynamicActivationInt8WeightConfig())
     return quantized

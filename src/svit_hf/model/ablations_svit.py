@@ -124,6 +124,8 @@ def swap_parts(model: Any, config: SViTConfig) -> None:
     """
     if config.stem_kind == "patches":
         model.embeddings.layers = nn.ModuleList([SViTPatchStem(config)])
+    if not config.use_projection and model.pooler is not None:
+        model.pooler.projection = nn.Identity()
     for stage, kind in zip(model.stages, config.stage_attention_kinds, strict=True):
         for layer in stage.layers:
             if not config.use_position_embedding:

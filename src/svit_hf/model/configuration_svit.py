@@ -98,6 +98,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         use_position_embedding: Whether layers start with the convolutional position embedding.
         feed_forward_kind: `"convolutional"`, or `"plain"` without the depthwise convolution.
         stem_kind: `"convolutions"`, or `"patches"`: one convolution of 4x4 pixels.
+        use_projection: Whether there is a projection before global pooling; without it, `projection_dim` becomes the
+            channels of the last stage.
         mlp_ratio: Hidden channels of the convolutional feed-forward, as a multiple of the stage's channels.
         qkv_bias: Whether queries, keys and values have a bias.
         hidden_act: Activation of the stem and of the feed-forward.
@@ -152,6 +154,7 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
     use_position_embedding: bool = True
     feed_forward_kind: str = "convolutional"
     stem_kind: str = "convolutions"
+    use_projection: bool = True
     mlp_ratio: float | int = 4.0
     qkv_bias: bool = True
     hidden_act: str = "gelu"
@@ -180,6 +183,8 @@ class SViTConfig(BackboneConfigMixin, PreTrainedConfig):
         self.attention_kinds = (
             self.attention_kinds if isinstance(self.attention_kinds, str) else list(self.attention_kinds)
         )
+        if not self.use_projection and self.hidden_sizes:
+            self.projection_dim = self.hidden_sizes[-1]
 
         self.stage_names = ["stem", *(f"stage{stage}" for stage in range(1, len(self.hidden_sizes) + 1))]
         self.set_output_features_output_indices(

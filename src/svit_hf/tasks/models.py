@@ -30,7 +30,8 @@ PROBE_TOLERANCE = 1e-4
 _FREE_FIELDS = {
     *("image_size", "super_token_sizes", "num_sampling_iterations", "super_token_sampler", "projection_dim"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "batch_norm_momentum"),
-    *("layer_scale_init_value", "initializer_range", "normalize_features", "_out_features", "_out_indices"),
+    *("layer_scale_init_value", "initializer_range", "normalize_features", "use_projection"),
+    *("_out_features", "_out_indices"),
 }
 
 for _config_class, _ in CLASSES.values():
