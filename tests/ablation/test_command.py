@@ -66,26 +66,29 @@ def ablate(pictures, *more):
 @pytest.mark.slow
 # the process has no accelerator
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found:UserWarning")
-def test_runs_are_compared_and_not_repeated(pictures, capsys):
-    over = ["--over", "super_token_sizes=[2,1],[4,2]", "--seeds"]
+def test_runs_are_compared_and_not_repeated(pictures, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["svit-hf", "ablate", "s3://key:secret@bucket/cats"])
+    over = ["--over", "depths=[1,1],[1,2]", "--seeds"]
     assert ablate(pictures, *over, "1") == 0
     printed = capsys.readouterr()
     names = [line.split()[0] for line in printed.out.splitlines()[:3]]
-    assert names == ["variant", "super_token_sizes=[2,1]", "super_token_sizes=[4,2]"]
+    assert names == ["variant", "depths=[1,1]", "depths=[1,2]"]
     assert printed.out.splitlines()[-1].endswith("the same command with --seeds 4 adds runs.")
+    report = json.loads((pictures.parent / "runs/depths=1,1/seed-0/report.json").read_text())
+    assert report["command"] == "svit-hf ablate s3://***@bucket/cats"
     assert re.search(r"^1/2 runs, .* left$", printed.err, re.MULTILINE)
     runs = pictures.parent / "runs"
     result = json.loads((runs / "ablation.json").read_text())
     assert result["metric"] == "accuracy"
-    for outcome, sizes in zip(result["outcomes"], ("2,1", "4,2"), strict=True):
-        report = json.loads((runs / f"super_token_sizes={sizes}/seed-0/report.json").read_text())
+    for outcome, depths in zip(result["outcomes"], ("1,1", "1,2"), strict=True):
+        report = json.loads((runs / f"depths={depths}/seed-0/report.json").read_text())
         assert outcome["scores"] == [report["metrics"][report["chosen"]]["accuracy"]]
         assert outcome["num_parameters"] == report["num_parameters"]
-    # the larger cells of the second are fewer
+    # the second has a layer more
     assert len({outcome["multiply_adds"] for outcome in result["outcomes"]}) == 2
 
     # a seed more, when one run is lost: what is there is not touched, and the lost one comes out the same
-    kept, lost = (runs / f"super_token_sizes={sizes}/seed-0/report.json" for sizes in ("2,1", "4,2"))
+    kept, lost = (runs / f"depths={depths}/seed-0/report.json" for depths in ("1,1", "1,2"))
     lost.unlink()
     # raw weights and their average are equally good here
     report = json.loads(kept.read_text())
@@ -147,6 +150,8 @@ def test_process_that_fails_is_named(pictures, tmp_path):
         (["--jobs", "0"], "`jobs` is 0"),
         (["--over", "super_token_sampler=softer"], "`model.config` does not describe a model"),
         (["--over", "qkv_bias=true,true"], "`over` names a value twice"),
+        (["--over", "run.seed=1,2"], "say how many with `seeds`"),
+        (["--data.path", "s3://key:secret@bucket/cats", "--jobs", "2"], "`jobs` is 2, but the recipe has a password"),
         (["--run.evaluate-every-epochs", "0"], "`run.evaluate_every_epochs` is 0"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

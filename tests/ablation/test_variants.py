@@ -7,6 +7,7 @@ import pytest
 
 from svit_hf.ablation.table import Outcome, table_of
 from svit_hf.ablation.variants import change_recipe, find_variants, folder_of, name_of
+from svit_hf.data.options import DataOptions
 from svit_hf.errors import SViTError
 from svit_hf.recipes import RECIPES
 
@@ -29,13 +30,51 @@ class TestFinding:
         ]
         assert find_variants(["super_token_mixer=attention,none"])[2:] == [{mixer: "attention", sampler: "random"}]
 
+    @pytest.mark.parametrize(
+        ("over", "first"),
+        [
+            ("super_token_sizes=[2,2,1,1],[4,2,1,1]", [2, 2, 1, 1]),
+            ("num_sampling_iterations=[1,1,1,1],[2,2,1,1]", [1, 1, 1, 1]),
+            ("attention_kinds=super_tokens,window", "super_tokens"),
+            # what has no super tokens has no control of them
+            (
+                'attention_kinds=none,["window","super_tokens","global","global"]',
+                ["window", "super_tokens", "global", "global"],
+            ),
+        ],
+    )
+    def test_so_has_what_else_is_compared_of_super_tokens(self, over, first):
+        field = f"model.config.{over.partition('=')[0]}"
+        assert find_variants([over])[2:] == [
+            {field: first, "model.config.super_token_sampler": "random"},
+            {field: first, "model.config.super_token_mixer": "none"},
+        ]
+
+    @pytest.mark.parametrize(
+        "over", ["attention_kinds=global,window", "optimization.epochs=1,2", "qkv_bias=true,false"]
+    )
+    def test_nothing_else_has(self, over):
+        assert len(find_variants([over])) == 2
+
     def test_values_are_json_or_text(self):
-        variants = find_variants(["super_token_sizes=[2,2,1,1],[[4,2],1,1,1]", "qkv_bias=true,false"])
+        variants = find_variants(["super_token_sizes=[2,2,1,1],[[4,2],1,1,1]", "qkv_bias=true,false"])[:4]
         assert [variant["model.config.super_token_sizes"] for variant in variants[::2]] == [
             [2, 2, 1, 1],
             [[4, 2], 1, 1, 1],
         ]
         assert [variant["model.config.qkv_bias"] for variant in variants[:2]] == [True, False]
+        assert find_variants(["qkv_bias=True,False"]) == find_variants(["qkv_bias=true,false"])
+
+    def test_one_by_one_each_value_is_alone_beside_what_is_there(self):
+        mixer = "model.config.super_token_mixer"
+        assert find_variants(["qkv_bias=false", "super_token_mixer=convolution,none"], one_by_one=True) == [
+            {},
+            {"model.config.qkv_bias": False},
+            {mixer: "convolution"},
+            {mixer: "none"},
+            {"model.config.super_token_sampler": "random"},
+        ]
+        assert find_variants([], one_by_one=True) == [{}]
 
     def test_nothing_is_one_variant(self):
         assert find_variants([]) == [{}]
@@ -45,6 +84,10 @@ class TestFinding:
     def test_neither_without_values_nor_twice(self, over):
         with pytest.raises(SViTError, match="`over` has"):
             find_variants(over)
+
+    def test_seeds_are_no_values(self):
+        with pytest.raises(SViTError, match="say how many with `seeds`"):
+            find_variants(["run.seed=0,1"])
 
     def test_unknown_config_fields_are_refused(self):
         with pytest.raises(SViTError, match=r"Did you mean `model.config.super_token_sampler`"):
@@ -69,6 +112,10 @@ class TestRecipes:
             run=replace(recipe.run, seed=5),
         )
         assert changed == expected
+
+    def test_passwords_stay_where_they_are(self):
+        recipe = replace(RECIPES["smoke"](), data=DataOptions(path="s3://key:secret@bucket/cats.parquet"))
+        assert change_recipe(recipe, {"optimization.epochs": 7}, 0).data == recipe.data
 
     @pytest.mark.parametrize("field", ["optimization.epoch", "optimizer.epochs", "name.length"])
     def test_unknown_fields_are_refused(self, field):

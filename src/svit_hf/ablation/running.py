@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from svit_hf.training.run_log import CURVE_METRICS
 from svit_hf.training.starting_model import make_model
 from svit_hf.training.task_of_recipe import dense_task, model_of
 from svit_hf.training.train import train
+from svit_hf.urls import find_credentials
 
 
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -56,6 +58,11 @@ def run_variants(
     """
     if recipe.run.evaluate_every_epochs == 0:
         raise SViTError("`run.evaluate_every_epochs` is 0; without evaluations there is nothing to compare.")
+    if jobs > 1 and find_credentials(json.dumps(asdict(recipe))) is not None:
+        raise SViTError(
+            f"`jobs` is {jobs}, but the recipe has a password in an address, and no file that a run starts from has "
+            "one; leave it to the environment, or have one job."
+        )
     seeds = [recipe.run.seed + number for number in range(num_seeds)]
     recipes = [[change_recipe(recipe, variant, seed) for seed in seeds] for variant in variants]
     folders = [output_dir / folder_of(variant) for variant in variants]
@@ -124,7 +131,7 @@ def _best(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _outcome(name: str, reports: Sequence[Mapping[str, Any]], metric: str) -> Outcome:
     return Outcome(
-        name=name or "as it is",
+        name=name,
         scores=[_best(report)[metric] for report in reports],
         num_parameters=reports[0]["num_parameters"],
         multiply_adds=reports[0]["multiply_adds"],
