@@ -12,7 +12,7 @@ def words(tmp_path):
     (tmp_path / "numbers").mkdir()
     write_parquet(tmp_path / "numbers" / "train.parquet", range(40))
     write_parquet(tmp_path / "numbers" / "test.parquet", range(40, 47))
-    return f"--output-dir {tmp_path / 'runs'} --data {tmp_path / 'numbers'} --epochs 1".split()
+    return f"--output-dir {tmp_path / 'runs'} --data {tmp_path / 'numbers'} --epochs 3".split()
 
 
 @pytest.mark.slow
