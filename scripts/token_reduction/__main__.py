@@ -6,18 +6,21 @@
     python -m scripts.token_reduction speed --model DINOV2 --data trashnet6 --sizes 224 504 --output-dir RESULTS
 
 `features` compares features of whole pictures with those of the model as it is, by cosine, and processor time with
-that of the model on the same picture right before. A second table has what each way gives at the same time, between
-the settings that were measured. `probe` learns to classify pictures, or patches where there are masks, by the
-features of one setting of each, the one whose time in `features` is nearest to `--time`. `speed` has the time of the
-model as it is and of a few settings as they are, compiled into one graph, and in ONNX Runtime, for pictures of one
-size. All go on after a stop. Run it from the root of a checkout; it uses one thread.
+that of the model on the same picture before. A second table has what each way gives at the same time, between the
+settings that were measured, and a third one how often that is better than by ToMe. `probe` learns to classify
+pictures, or patches where there are masks, by the features of one setting of each, the one whose time in `features` is
+nearest to `--time`. `speed` has the time of the model as it is and of a few settings as they are, compiled into one
+graph, and in ONNX Runtime, for pictures of one size. All go on after a stop. Run it from the root of a checkout; it
+uses one thread.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -36,6 +39,8 @@ from svit_hf.tasks.rows import parquet_rows
 
 
 UNCHANGED = "the model as it is"
+# what all have to be better than
+RIVAL = "ToMe"
 TIMES = (0.8, 0.7, 0.6, 0.5, 0.4)
 # of what tells one measurement from another
 NAMES = ("data", "size", "picture", "contestant", "setting")
@@ -87,13 +92,15 @@ def spread_numbers(data: Path, split: str, limit: int) -> list[int]:
     return sorted({int(number) for number in np.linspace(0, len(rows) - 1, min(limit, len(rows)))})
 
 
-def measure_features(model: Any, data: Path, size: int, limit: int, names: Sequence[str], results: Results) -> None:
-    """Measure what is missing, in turns: all settings on one picture, then on the next."""
+def measure_features(
+    model: Any, data: Path, size: int, limit: int, names: Sequence[str], results: Results, chosen: Sequence[str] = ()
+) -> None:
+    """Measure what is missing of the chosen settings, or all, in turns: on one picture, then on the next."""
     settings = [
         (name, setting, features)
         for name, ways in contestants_of(model).items()
         for setting, features in ways.items()
-        if name in names
+        if name in names and (not chosen or setting in chosen)
     ]
     numbers = spread_numbers(data, "test", limit)
     for number in numbers:
@@ -144,6 +151,24 @@ def loss_at(time_wanted: float, points: Iterable[tuple[float, float]]) -> float 
     return math.exp(float(np.interp(time_wanted, times, losses)))
 
 
+def losses_of_pictures(rows: Sequence[dict[str, Any]], time_wanted: float) -> dict[str, dict[int, float]]:
+    """Return what each contestant loses of patches at a time: of each picture that all its settings were tried on.
+
+    Contestants without settings on both sides of that time are left out.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    for name, settings in points_of(rows).items():
+        cosines: dict[int, dict[str, float]] = {}
+        for row in rows:
+            if row["contestant"] == name:
+                cosines.setdefault(row["picture"], {})[row["setting"]] = row["patches"]
+        for picture, of_settings in cosines.items():
+            points = [(settings[setting][0], cosine) for setting, cosine in of_settings.items()]
+            if len(points) == len(settings) and (loss := loss_at(time_wanted, points)) is not None:
+                losses.setdefault(name, {})[picture] = loss
+    return losses
+
+
 def print_features(rows: Sequence[dict[str, Any]]) -> None:
     """Print both tables for each data set and size."""
     for data, size in dict.fromkeys((row["data"], row["size"]) for row in rows):
@@ -168,7 +193,21 @@ def print_features(rows: Sequence[dict[str, Any]]) -> None:
                 ]
                 cells.append(", ".join("-" if loss is None else f"{1000 * loss:.2f}" for loss in losses_there))
             lines.append((name, *cells))
+        print(align(lines))
+        print(f"\nof single pictures, at equal time: median of patches, and how often it is less than by {RIVAL}")
+        lines = [("contestant", *(f"{wanted:g}" for wanted in TIMES))]
+        of_pictures = [losses_of_pictures(own, wanted) for wanted in TIMES]
+        lines += [(name, *(_single(name, losses) for losses in of_pictures)) for name in points_of(own)]
         print(align(lines), flush=True)
+
+
+def _single(name: str, losses: Mapping[str, Mapping[int, float]]) -> str:
+    if name not in losses:
+        return "-"
+    both = losses[name].keys() & losses.get(RIVAL, {}).keys()
+    less = sum(losses[name][picture] < losses[RIVAL][picture] for picture in both)
+    wins = f", {less} of {len(both)}" if both and name != RIVAL else ""
+    return f"{1000 * median(losses[name].values()):.2f}{wins}"
 
 
 def measure_speed(model: Any, data: Path, size: int, limit: int, names: Sequence[str], results: Results) -> None:
@@ -237,6 +276,14 @@ def print_scores(scores: Mapping[str, list[float]]) -> None:
     print(align(lines), flush=True)
 
 
+def _require_known(
+    parser: argparse.ArgumentParser, argument: str, given: Iterable[str], allowed: Iterable[str]
+) -> None:
+    allowed = dict.fromkeys(allowed)
+    if unknown := sorted(set(given) - allowed.keys()):
+        parser.error(f"`--{argument}` has {unknown}; allowed are {[*allowed]}")
+
+
 def main(words: list[str] | None = None) -> None:
     """Measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(
@@ -249,6 +296,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[224], help="of pictures, in pixels")
     parser.add_argument("--limit", type=int, default=8, help="pictures of the test split; for `probe` of each split")
     parser.add_argument("--contestants", nargs="*", default=[], help="all by default; for `speed` there are a few")
+    parser.add_argument("--settings", nargs="*", default=[], help="for `features`, of the contestants; all by default")
     parser.add_argument("--time", type=float, default=0.6, help="for `probe`, relative to the model as it is")
     parser.add_argument("--seeds", type=int, default=5, help="for `probe`")
     options = parser.parse_args(words)
@@ -259,12 +307,14 @@ def main(words: list[str] | None = None) -> None:
 
     model = Dinov2Model.from_pretrained(options.model).eval()
     allowed = SETTINGS if options.what == "speed" else contestants_of(model)
-    if unknown := sorted(set(options.contestants) - allowed.keys()):
-        parser.error(f"`--contestants` has {unknown}; allowed are {[*allowed]}")
+    _require_known(parser, "contestants", options.contestants, allowed)
+    _require_known(parser, "settings", options.settings, chain(*contestants_of(model).values()))
+    measure: Callable[..., None]
     if options.what == "speed":
         measure, show, file, names = measure_speed, print_speed, "speed.jsonl", ("form", *NAMES)
     else:
-        measure, show, file, names = measure_features, print_features, "features.jsonl", NAMES
+        measure = partial(measure_features, chosen=options.settings)
+        show, file, names = print_features, "features.jsonl", NAMES
     results = Results(options.output_dir / file, names)
     if options.what != "probe":
         for data in options.data:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from other_vision_transformers import give_no_positions
 from PIL import Image
-from scripts.token_reduction.__main__ import Results, loss_at, main
+from scripts.token_reduction.__main__ import Results, loss_at, losses_of_pictures, main, print_features
 from scripts.token_reduction.contestants import RandomDropping, TokenMerging, _match, contestants_of
 from scripts.token_reduction.probes import extract, read_examples, score
 from scripts.token_reduction.speed import FORMS, SETTINGS, compile_network, networks_of, run_in_onnx
@@ -135,6 +135,33 @@ def test_losses_are_compared_at_the_same_time():
     assert loss_at(0.3, points) is None
 
 
+def test_pictures_are_compared_one_by_one_at_the_same_time(capsys):
+    losses = {
+        # (contestant, setting, time): of pictures 0, 1 and 2; the last one was not tried with all settings
+        ("ToMe", "mild", 0.8): (0.01, 0.01),
+        ("ToMe", "strong", 0.6): (0.1, 0.3),
+        ("merged once", "mild", 0.8): (0.001, 0.02, 0.5),
+        ("merged once", "strong", 0.6): (0.1, 0.9),
+        ("random dropping", "mild", 0.65): (0.5, 0.5),
+    }
+    rows = [
+        {"data": "d", "size": 1, "picture": picture, "contestant": name, "setting": setting, "time": time}
+        | {"class_token": 1.0, "patches": 1 - loss}
+        for (name, setting, time), of_pictures in losses.items()
+        for picture, loss in enumerate(of_pictures)
+    ]
+    found = losses_of_pictures(rows, 0.7)
+    assert found.keys() == {"ToMe", "merged once"}
+    assert found["ToMe"] == pytest.approx({0: 0.001**0.5, 1: 0.003**0.5})
+    assert found["merged once"] == pytest.approx({0: 0.01, 1: 0.018**0.5})
+    print_features(rows)
+    printed = capsys.readouterr().out.split("less than by ToMe\n")[1]
+    (line,) = (line for line in printed.splitlines() if line.startswith("merged once"))
+    # at 0.8, 0.7 and 0.6 of the time, and where nothing was measured
+    cells = [cell.strip() for cell in line.split("  ") if cell]
+    assert cells == ["merged once", "10.50, 1 of 2", "72.08, 1 of 2", "500.00, 0 of 2", "-", "-"]
+
+
 def test_half_a_row_of_a_stopped_run_is_measured_again(tmp_path):
     results = Results(tmp_path / "new" / "rows.jsonl", ("data", "size"))
     results.add(("a", 1), time=0.5)
@@ -181,6 +208,12 @@ def test_program_measures_once_and_learns_from_features(model, pictures, tmp_pat
     printed = capsys.readouterr().out
     assert "classes, 28 pixels, 2 pictures" in printed
     assert "at equal time" in printed
+    few = [*map(str, common[:-1]), "28", "--limit", "1", "--settings", "0.3", "0.065"]
+    few[few.index(str(tmp_path / "results"))] = str(tmp_path / "few")
+    main(["features", *few])
+    rows = [*map(json.loads, (tmp_path / "few" / "features.jsonl").read_text().splitlines())]
+    assert [(row["contestant"], row["setting"]) for row in rows] == [("merged once", "0.3"), ("ToMe", "0.065")]
+    capsys.readouterr()
     main([*map(str, ["probe", *common, "--limit", "6", "--seeds", "2"])])
     printed = capsys.readouterr().out
     assert "classes, 28 pixels, 2 splits" in printed
@@ -237,6 +270,7 @@ def test_probe_without_features_and_unknown_contestants_are_named(model, picture
     for words, message in (
         (["probe", *common], "`features` comes first"),
         (["features", *common, "--contestants", "merged thrice"], r"`--contestants` has ['merged thrice']"),
+        (["features", *common, "--settings", "0.31"], r"`--settings` has ['0.31']"),
         (["features", *common, "--limit", "0"], "`--limit` and `--seeds` are at least 1"),
         (["speed", *common, "--contestants", "random dropping"], "allowed are ['merged once', 'merged twice'"),
     ):
