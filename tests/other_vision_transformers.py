@@ -6,10 +6,13 @@ from torch import nn
 from transformers import (
     DeiTConfig,
     DeiTModel,
+    Dinov2Backbone,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersBackbone,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTBackbone,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     SiglipVisionConfig,
@@ -32,16 +35,29 @@ MODELS = {
     "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**LAYOUT, **SIZES, num_register_tokens=2)),
     "siglip": lambda: SiglipVisionModel(SiglipVisionConfig(**SIGLIP)),
 }
+# with names of stages, `stem` and `stage1` to `stage3`, whose maps they give
+BACKBONES = {
+    "dinov2": lambda names: Dinov2Backbone(Dinov2Config(**LAYOUT, **SIZES, mlp_ratio=2, out_features=names)),
+    "dinov2-registers": lambda names: Dinov2WithRegistersBackbone(
+        Dinov2WithRegistersConfig(**LAYOUT, **SIZES, mlp_ratio=2, num_register_tokens=3, out_features=names)
+    ),
+    "dinov3": lambda names: DINOv3ViTBackbone(
+        DINOv3ViTConfig(**LAYOUT, **SIZES, num_register_tokens=2, out_features=names)
+    ),
+}
 # float32 against the model's own attention: the worst that was measured is 1e-6
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def make(name):
-    model = MODELS[name]().eval()
+    return with_large_weights(MODELS[name]())
+
+
+def with_large_weights(model):
     # as large as in trained networks: with small ones attention hardly matters
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    return model
+    return model.eval()
 
 
 def states(model, pixels=None, **kwargs):

@@ -2,6 +2,7 @@
 """Super tokens inside vision transformers of Transformers: tiny ones with random weights."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from tiny import tiny_config
 from torch import nn
 from transformers import SiglipConfig, SiglipModel, SiglipVisionConfig, ViTConfig, ViTForImageClassification
 
-from svit_hf import SViTForImageClassification, apply_super_tokens
+from svit_hf import SViTForImageClassification, apply_super_tokens, merge_into_super_tokens
+from svit_hf.export.exporting import exporters_to_stderr
 from svit_hf.model.super_tokens_svit import SUPER_TOKEN_SAMPLERS
 
 
@@ -154,9 +156,36 @@ def test_other_models_and_a_second_time_are_refused():
 
 
 @pytest.mark.slow
-def test_compiled_gives_the_same():
-    model = make("vit")
-    with torch.no_grad(), apply_super_tokens(model, mode="both"):
+@pytest.mark.parametrize("mode", ["kv", "both"])
+def test_compiled_gives_the_same(mode):
+    model = make("dinov3")
+    with torch.no_grad(), apply_super_tokens(model, mode=mode):
         expected = states(model)
-        compiled = torch.compile(model, backend="aot_eager")
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(states(compiled), expected, **TOLERANCE)
+
+
+class LastHiddenState(nn.Module):
+    """A model with one output."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return states(self.model, pixels)
+
+
+@pytest.mark.slow
+@pytest.mark.newest
+@pytest.mark.parametrize("change", [partial(apply_super_tokens, cell_size=4, mode="both"), merge_into_super_tokens])
+def test_exported_to_onnx_gives_the_same(change, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, pixels = make("vit"), torch.randn(1, 3, 24, 24)
+    with torch.no_grad(), change(model):
+        expected = states(model, pixels)
+        with exporters_to_stderr():
+            program = torch.onnx.export(LastHiddenState(model).eval(), (torch.zeros_like(pixels),), dynamo=True)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    found = session.run(None, {session.get_inputs()[0].name: pixels.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected, **TOLERANCE)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from other_vision_transformers import MODELS, TOLERANCE, give_no_positions, make, states
+from other_vision_transformers import BACKBONES, MODELS, TOLERANCE, give_no_positions, make, states, with_large_weights
 from tiny import tiny_config
 from torch import nn
 
@@ -55,6 +55,57 @@ class TestModels:
         got = {key: parameter.grad for key, parameter in model.named_parameters() if parameter.grad is not None}
         assert got.keys() == expected
         assert all(gradient.isfinite().all() for gradient in got.values())
+
+
+@pytest.mark.parametrize("is_asked_before", [False, True])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_maps_of_a_backbone_have_all_patches(name, is_asked_before):
+    model = with_large_weights(BACKBONES[name](["stem", "stage1", "stage2", "stage3"]))
+    give_no_positions(model)
+    equal, pixels = torch.randn(1, 3, 4, 4).tile(1, 1, 6, 6), torch.randn(1, 3, 24, 24)
+    twin = copy.deepcopy(model)
+    expected, of_equal = twin(pixels).feature_maps, twin(equal).feature_maps
+    if is_asked_before:
+        # from then on Transformers' hooks, which collect hidden states, are there
+        model(pixels)
+    with merge_into_super_tokens(model, {0: 0.3}):
+        maps = model(pixels).feature_maps
+        assert [each.shape for each in maps] == [each.shape for each in expected]
+        changed = [not torch.equal(*each) for each in zip(maps, expected, strict=True)]
+        assert changed == [False, False, True, True]
+        for each in zip(model(equal).feature_maps, of_equal, strict=True):
+            torch.testing.assert_close(*each, **TOLERANCE)
+    assert all(torch.equal(*each) for each in zip(model(pixels).feature_maps, expected, strict=True))
+
+
+def test_a_backbone_computes_few_tokens_behind_the_maps_it_gives():
+    model, counts = BACKBONES["dinov2"](["stage2", "stage3"]).eval(), []
+    with merge_into_super_tokens(model, {0: 0.3}):
+        model.encoder.layer[2].norm1.register_forward_hook(lambda _, args, output: counts.append(output.shape[1]))
+        model(torch.randn(1, 3, 24, 24))
+    assert counts == [1 + 36 - 11]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_last_hidden_state_has_all_patches_whatever_was_asked_before(name):
+    model = make(name)
+    pixels = torch.randn(1, 3, 24, 24)
+    expected = model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    with merge_into_super_tokens(model, {0: 0.3}):
+        merged = model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    assert [len(each[0]) for each in merged] == [len(expected[0][0])] * 2 + [len(expected[0][0]) - 11] + [
+        len(expected[0][0])
+    ]
+
+
+def test_gradient_checkpointing_is_refused():
+    model = make("vit").train()
+    model.gradient_checkpointing_enable()
+    with merge_into_super_tokens(model, TWICE):
+        with pytest.raises(ValueError, match="`gradient_checkpointing` is on"):
+            states(model)
+        # nothing is computed a second time
+        assert states(model.eval()).isfinite().all()
 
 
 def test_patches_keep_what_set_them_apart():

@@ -148,7 +148,7 @@ def apply_super_tokens(
     Patches are grouped by the sampler; class and register tokens stay as they are. The logarithm of the number of
     patches that a super token stands for is added to the attention to it, without which large groups would count as
     one patch. The state dict and what `save_pretrained` writes stay as they are. Layers with super tokens return no
-    attention weights.
+    attention weights, and do not look at an `attention_mask`.
 
     Args:
         model: ViT, DeiT, DINOv2 (with or without registers), DINOv3 or SigLIP of Transformers, with any head.

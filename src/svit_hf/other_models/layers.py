@@ -71,6 +71,14 @@ def find_layers(model: nn.Module, attentions: list[nn.Module]) -> list[nn.Module
     return list(next(layers for layers in lists if attentions[0] in layers.modules()))
 
 
+def find_stages(model: nn.Module, layers: list[nn.Module]) -> list[int]:
+    """Return the numbers of the layers whose outputs a backbone gives as maps; none if the model has no backbone."""
+    backbones = (module for module in model.modules() if getattr(module, "out_indices", None))
+    backbone: Any = next((module for module in backbones if layers[0] in module.modules()), None)
+    # the first stage is the embeddings
+    return [] if backbone is None else [index - 1 for index in backbone.out_indices if index]
+
+
 def require_own_forward(attentions: list[nn.Module], argument: str) -> None:
     """Refuse attention that was replaced.
 

@@ -22,6 +22,7 @@ from svit_hf.other_models.layers import (
     attend,
     find_attentions,
     find_layers,
+    find_stages,
     projections,
     require_own_forward,
 )
@@ -51,6 +52,7 @@ class MergedPatches(ReplacedAttention):
     Args:
         attentions: The attention modules of all layers.
         layers: The layers.
+        stages: Numbers of the layers whose outputs have to be those of all patches, as the last one's are.
         patch_embedding: The convolution that turns images into patches; it tells the grid.
         shares: After which layer which share of the patches is merged.
         cell_size: Cell of a super token, in patches.
@@ -60,6 +62,7 @@ class MergedPatches(ReplacedAttention):
         self,
         attentions: list[Any],
         layers: list[nn.Module],
+        stages: list[int],
         patch_embedding: nn.Module,
         shares: Mapping[int, float],
         cell_size: tuple[int, int],
@@ -67,10 +70,16 @@ class MergedPatches(ReplacedAttention):
         super().__init__()
         self.shares = dict(shares)
         self.cell_size = cell_size
+        # Transformers collects hidden states by hooks that may be there already: these have to come before
         self._hooks = [
             patch_embedding.register_forward_hook(self._begin),
-            layers[-1].register_forward_hook(self._end),
+            layers[-1].register_forward_hook(self._end, prepend=True),
         ]
+        for number in {*stages} & {*range(min(shares) + 1, len(layers) - 1)}:
+            self._hooks += [
+                layers[number].register_forward_hook(self._show_all, prepend=True),
+                layers[number + 1].register_forward_pre_hook(self._go_on),
+            ]
         for number, share in shares.items():
             keys = projections(attentions[number])[1]
             merge = partial(self._merge, share, attentions[number].config.num_attention_heads)
@@ -92,7 +101,16 @@ class MergedPatches(ReplacedAttention):
     def _merge(
         self, share: float, num_heads: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the tokens that a layer gets by the means of their groups."""
+        """Replace the tokens that a layer gets by the means of their groups.
+
+        Raises:
+            ValueError: If layers are to be computed a second time, when it is no longer known what was merged.
+        """
+        if module.training and getattr(module, "gradient_checkpointing", False):
+            raise ValueError(
+                "`gradient_checkpointing` is on, which does not go with merged patches; call "
+                "`gradient_checkpointing_disable()` of the model, or remove what merges them."
+            )
         before, tokens = self._groups, self._ungroup(args[0])  # (B, N, C)
         assert self._keys is not None
         keys = self._keys.unflatten(2, (num_heads, -1)).mean(2)
@@ -126,6 +144,14 @@ class MergedPatches(ReplacedAttention):
             return tokens
         return _gather(tokens, self._groups.numbers) + self._groups.differences
 
+    def _show_all(self, module: nn.Module, inputs: object, tokens: torch.Tensor) -> torch.Tensor:
+        self._fewer: torch.Tensor | None = tokens
+        return self._ungroup(tokens)
+
+    def _go_on(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        tokens, self._fewer = self._fewer, None
+        return (tokens, *inputs[1:])
+
     def _end(self, module: nn.Module, inputs: object, tokens: torch.Tensor) -> torch.Tensor:
         tokens = self._ungroup(tokens)
         # what is not kept needs no memory, and does not keep models from being copied
@@ -158,7 +184,8 @@ def merge_into_super_tokens(
 
     All is in place, without training, and the same number of tokens for every image of a size. The state dict and
     what `save_pretrained` writes stay as they are. Layers behind a merge return no attention weights, and hidden
-    states of the tokens that are left.
+    states of the tokens that are left, but in the feature maps of a backbone all patches are there. An
+    `attention_mask` is not looked at, and gradient checkpointing is refused.
 
     Args:
         model: ViT, DeiT, DINOv2 (with or without registers), DINOv3 or SigLIP of Transformers, with any head.
@@ -200,7 +227,9 @@ def merge_into_super_tokens(
             f"{cell_size}."
         )
     require_own_forward(attentions[min(shares) :], "shares")
-    return MergedPatches(attentions, find_layers(model, attentions), patch_embedding, shares, (height, width))
+    layers = find_layers(model, attentions)
+    stages = find_stages(model, layers)
+    return MergedPatches(attentions, layers, stages, patch_embedding, shares, (height, width))
 
 
 def choose_patches(
