@@ -131,6 +131,14 @@ class TestOperator:
         needed = [tensor for name, tensor in tensors.items() if name not in ("residual", "widen_bias")]
         assert sum(kept) == sum(tensor.numel() for tensor in [*needed, factors]) + 8 * 2 * 2
 
+    def test_makes_no_gradient_for_the_map_that_it_keeps(self, device, kernels):
+        tensors, factors = arguments_of(device, (1, 2, 2, 2, 8))
+        tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+        output, _ = fused(kernels, tensors, factors)
+        with OperatorRecorder() as operators:
+            output.backward(torch.ones_like(output))
+        assert not [name for name in operators.names if "zeros" in name]
+
     def test_errors_say_what_is_wrong(self, device, kernels):
         tensors, factors = arguments_of(device, (1, 2, 1, 1, 3))
         with pytest.raises(ValueError, match=r"`narrow_weight` has shape \(1, 3, 1, 1\).* has to be \(2, 3, 1, 1\)"):

@@ -118,6 +118,14 @@ class TestOperators:
         torch.testing.assert_close(gradients[1], torch.zeros_like(norm.weight), rtol=0, atol=1e-3)
         torch.testing.assert_close(gradients[2], torch.full_like(norm.bias, 2.0))
 
+    @pytest.mark.parametrize("has_norm", [True, False], ids=["norm", "no-norm"])
+    def test_make_no_gradients_for_association_and_statistics(self, device, implementation, has_norm):
+        norm = norm_of(device, 6) if has_norm else nn.Identity()
+        output, _ = attend(tensor_of(device, 1, 6, 4, 4).requires_grad_(), norm, implementation=implementation)
+        with OperatorRecorder() as operators:
+            output.backward(torch.ones_like(output))
+        assert not [name for name in operators.names if "zeros" in name]
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
     @pytest.mark.parametrize("channels", [8, 260], ids=["fused", "not-fused"])
     def test_half_precision_gives_float32_super_tokens_where_asked(self, device, kernels, dtype, channels):

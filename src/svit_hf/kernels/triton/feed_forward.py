@@ -291,6 +291,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     ctx.has_bias = [bias is not None for bias in (widen_bias, taps_bias, rest[1])]
     ctx.residual_dtype = None if residual is None else residual.dtype
     ctx.mark_non_differentiable(output[1])
+    # PyTorch would make zeros as the gradient of the wide map
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(hidden_states, output[1], widen_weight, taps, taps_bias, *rest)
 
 

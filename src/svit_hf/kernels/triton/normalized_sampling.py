@@ -247,6 +247,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     tokens, weight, bias, _, ctx.cell_size, _, _, _ = inputs
     constants = output[1:]
     ctx.mark_non_differentiable(*constants)
+    # PyTorch would make zeros as the gradients of these
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(tokens, weight, bias, *constants)
 
 

@@ -325,6 +325,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     _, association, mass = output
     ctx.size = tokens.shape[2:]
     ctx.mark_non_differentiable(association, mass)
+    # PyTorch would make zeros as the gradients of these
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(association, mass)
 
 
