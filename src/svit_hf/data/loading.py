@@ -12,12 +12,11 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from svit_hf.data.decoding import BadImage, DecodingError
@@ -258,8 +257,12 @@ class _BatchMaker:
 
 
 @dataclass(frozen=True)
-class _Batches:
-    """The steps of a rank: the micro-batches at its places, update by update."""
+class _Batches(IterableDataset[Batch]):
+    """The steps of a rank, of which a worker gives its own: the micro-batches at its places, update by update.
+
+    A `DataLoader` takes batches from its workers in turn: worker `i` of `n` gives the steps `i`, `i + n`, ... of those
+    that are left.
+    """
 
     maker: _BatchMaker
     plan: Any
@@ -267,50 +270,40 @@ class _Batches:
     epoch: int
     steps: range
 
-    def place_of(self, step: int) -> tuple[int, int]:
-        """Return the update and the micro-batch of a step."""
-        update, place = divmod(step, len(self.places))
-        return update, self.places[place]
-
-
-class _IndexedBatches(_Batches, Dataset[Batch]):
-    """Batches by their step."""
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, index: int) -> Batch:
-        source, plan = self.maker.source, self.plan
-        assert isinstance(source, IndexedSource)
-        samples, repeats = _order(plan, self.epoch)
-        rows = []
-        for slot in plan.slots(*self.place_of(self.steps[index])):
-            position, view = divmod(slot, plan.num_views)
-            # a sample that comes again is augmented anew
-            view += int(repeats[position]) * plan.num_views
-            rows.append((source.row(int(samples[position])), view))
-        return self.maker.training_batch(rows, plan.seed, self.epoch)
-
-
-@lru_cache(maxsize=2)
-def _order(plan: MapPlan, epoch: int) -> Any:
-    return plan.order(epoch)
-
-
-class _StreamedBatches(_Batches, IterableDataset[Batch]):
-    """The steps that a worker has to give, round the ranges of its rank.
-
-    A `DataLoader` takes batches from its workers in turn: worker `i` of `n` gives the steps `i`, `i + n`, ... of those
-    that are left, from whichever ranges these are.
-    """
-
-    def __iter__(self) -> Iterator[Batch]:
+    def own_steps(self) -> Iterator[tuple[int, int]]:
+        """Yield the update and the micro-batch of each step that this worker has to give."""
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in self.steps[first::stride]:
+            update, place = divmod(step, len(self.places))
+            yield update, self.places[place]
+
+
+class _IndexedBatches(_Batches):
+    """Batches of samples that can be read at any time."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        source, plan = self.maker.source, self.plan
+        assert isinstance(source, IndexedSource)
+        samples, repeats = plan.order(self.epoch)
+        for place in self.own_steps():
+            rows = []
+            for slot in plan.slots(*place):
+                position, view = divmod(slot, plan.num_views)
+                # a sample that comes again is augmented anew
+                view += int(repeats[position]) * plan.num_views
+                rows.append((source.row(int(samples[position])), view))
+            yield self.maker.training_batch(rows, plan.seed, self.epoch)
+
+
+class _StreamedBatches(_Batches):
+    """Batches of rows that are read in passing, from whichever ranges of the rank they are."""
+
+    def __iter__(self) -> Iterator[Batch]:
         ranges: dict[int, tuple[int, Iterator[tuple[Row, int]]]] = {}
         size = self.plan.batch_size
-        for step in self.steps[first::stride]:
-            index, batch = self.plan.range_of(*self.place_of(step))
+        for place in self.own_steps():
+            index, batch = self.plan.range_of(*place)
             done, slots = ranges.get(index) or (batch, self._slots(index, batch * size))
             # with as many workers as ranges nothing is between
             rows = list(islice(slots, (batch - done) * size, (batch - done + 1) * size))
@@ -365,8 +358,8 @@ def workers_per_rank(options: DataOptions) -> int:
 _RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
-def load(batches: Dataset[Item], num_workers: int) -> Iterator[Item]:
-    """Yield the items of a data set, which are whole batches, from worker processes or from this one.
+def load(batches: Iterable[Item], num_workers: int) -> Iterator[Item]:
+    """Yield whole batches, from worker processes, each of which iterates over its own, or from this one.
 
     An error in a worker is raised here as it would be without workers. However the iteration ends, the workers are
     killed: they ignore what launchers send, and would otherwise be waited for.
@@ -375,9 +368,8 @@ def load(batches: Dataset[Item], num_workers: int) -> Iterator[Item]:
         SViTError: What a worker raised.
         DataError: If a worker is gone, for want of memory, say.
     """
-    wrapped = _CaughtStream(batches) if isinstance(batches, IterableDataset) else _Caught(batches)
     loader = DataLoader(
-        wrapped,
+        _Caught(batches),
         # batches come whole out of the workers
         batch_size=None,
         num_workers=num_workers,
@@ -408,21 +400,7 @@ class _Failure:
     error: SViTError
 
 
-class _Caught(Dataset[Any]):
-    def __init__(self, items: Any):
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return _in_shared_memory(self.items[index])
-        except SViTError as error:
-            return _Failure(error)
-
-
-class _CaughtStream(IterableDataset[Any]):
+class _Caught(IterableDataset[Any]):
     def __init__(self, items: Any):
         self.items = items
 
