@@ -6,8 +6,7 @@ import shlex
 from dataclasses import asdict, fields, replace
 
 import pytest
-import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard
 from tiny import tiny_config
 
 from svit_hf import SViTForImageClassification
@@ -18,7 +17,6 @@ from svit_hf.hub.model_card import (
     build_model_card,
     card_text_of_run,
     escaped,
-    eval_result_files,
     with_location,
 )
 
@@ -106,16 +104,6 @@ def test_use_names_the_place_and_can_be_moved(model):
     moved = with_location(card, "else/where")
     assert moved == card.replace("somewhere/svit-test", "else/where") != card
     assert "`svit-hf doctor else/where`" in moved
-
-
-def test_results_of_data_sets_on_the_hub_have_the_newer_form():
-    on_hub = replace(TEXT.evaluations[0], task_id="some_task")
-    (path, content), *others = eval_result_files([on_hub, *TEXT.evaluations]).items()
-    assert path == ".eval_results/some--images.yaml"
-    assert others == []
-    (entry,) = parse_eval_result_entries(yaml.safe_load(content))
-    assert (entry.dataset_id, entry.task_id, entry.value) == ("some/images", "some_task", 0.875)
-    assert entry.notes == "top-1 accuracy, split test, 123 images"
 
 
 def test_text_from_outside_is_shown_and_does_nothing(model):
@@ -209,21 +197,21 @@ def test_teacher_is_told_with_its_weights(report):
 
 
 @pytest.mark.parametrize(
-    ("path", "format", "dataset_id", "task_id", "name"),
+    ("path", "format", "dataset_id", "name"),
     [
-        ("pets/five", "hub", "pets/five", "default", "five"),
+        ("pets/five", "hub", "pets/five", "five"),
         # a folder may be called so, too
-        ("pets/five", "auto", "five", None, "five"),
-        ("hf://datasets/pets/five@v1/data/*.parquet", "auto", "pets/five", "default", "five"),
-        ("images/five/*.parquet", "parquet", "five", None, "five"),
-        ("hub-like", "hub", "hub-like", None, "hub-like"),
+        ("pets/five", "auto", "five", "five"),
+        ("hf://datasets/pets/five@v1/data/*.parquet", "auto", "pets/five", "five"),
+        ("images/five/*.parquet", "parquet", "five", "five"),
+        ("hub-like", "hub", "hub-like", "hub-like"),
     ],
 )
-def test_data_set_is_called_one_of_the_hub_only_if_that_is_certain(report, path, format, dataset_id, task_id, name):
+def test_data_set_is_called_one_of_the_hub_only_if_that_is_certain(report, path, format, dataset_id, name):
     report["data"]["path"] = path
     report["recipe"]["data"]["format"] = format
     (evaluation,) = card_text_of_run(report).evaluations
-    assert (evaluation.dataset_id, evaluation.task_id, evaluation.dataset_name) == (dataset_id, task_id, name)
+    assert (evaluation.dataset_id, evaluation.dataset_name) == (dataset_id, name)
 
 
 def test_run_without_evaluation_has_no_numbers(report):

@@ -14,8 +14,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
-from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from svit_hf.errors import SViTError
@@ -81,7 +80,6 @@ class Evaluation:
         num_images: How many images that is.
         metrics: Values by name, such as `{"accuracy": 0.836}`.
         weights: What was evaluated, in the words of the card.
-        task_id: Name of the task in the data set's `eval.yaml`, where `dataset_id` is a data set of the Hub.
     """
 
     dataset_name: str
@@ -90,7 +88,6 @@ class Evaluation:
     num_images: int
     metrics: Mapping[str, float]
     weights: str = "these"
-    task_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +206,7 @@ def with_location(card: str, location: str) -> str:
 
 
 def eval_results(evaluation: Evaluation, tag: str) -> list[EvalResult]:
-    """Return the entries of `model-index`, the older form of metrics on the Hub; `tag` is that of the pipeline."""
+    """Return the entries of `model-index`, the metrics on the Hub; `tag` is that of the pipeline."""
     return [
         EvalResult(
             task_type=tag,
@@ -222,27 +219,6 @@ def eval_results(evaluation: Evaluation, tag: str) -> list[EvalResult]:
         )
         for name, value in evaluation.metrics.items()
     ]
-
-
-def eval_result_files(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    """Return the files of `.eval_results/`, the newer form, which the Hub shows on the pages of benchmarks.
-
-    A file has one number for each task of one data set of the Hub: the accuracy. Other data sets have no place there.
-    """
-    entries: dict[str, list[EvalResultEntry]] = {}
-    for evaluation in evaluations:
-        if evaluation.task_id is not None and "accuracy" in evaluation.metrics:
-            entry = EvalResultEntry(
-                dataset_id=evaluation.dataset_id,
-                task_id=evaluation.task_id,
-                value=evaluation.metrics["accuracy"],
-                notes=f"top-1 accuracy, split {evaluation.split}, {evaluation.num_images} images",
-            )
-            entries.setdefault(evaluation.dataset_id, []).append(entry)
-    return {
-        f".eval_results/{dataset_id.replace('/', '--')}.yaml": yaml_dump(eval_result_entries_to_yaml(results))
-        for dataset_id, results in entries.items()
-    }
 
 
 def evaluation_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
@@ -348,15 +324,13 @@ def _public_text(text: str) -> str:
 
 def _evaluation(report: Mapping[str, Any], weights: str) -> Evaluation:
     data, metrics = report["data"], report["metrics"][weights]
-    hub_id = _hub_id(report)
     return Evaluation(
         dataset_name=_data_name(data),
-        dataset_id=hub_id or _data_name(data),
+        dataset_id=_hub_id(report) or _data_name(data),
         split=data["eval_split"],
         num_images=metrics.get("num_images", data["num_eval"]),
         metrics={name: metrics[name] for name in CARD_METRICS if metrics.get(name) is not None},
         weights=WEIGHTS[weights],
-        task_id=(report["recipe"]["data"].get("config_name") or "default") if hub_id else None,
     )
 
 

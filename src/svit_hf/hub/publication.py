@@ -24,7 +24,6 @@ from svit_hf.hub.model_card import (
     CardText,
     build_model_card,
     card_text_of_run,
-    eval_result_files,
     eval_results,
     evaluation_rows,
     pipeline_tag,
@@ -106,8 +105,6 @@ def prepare_publication(
         )
     final_card = with_location(_check_card(contents[CARD], of_run, pipeline_tag(model)), repo_id)
     contents[CARD] = final_card.encode()
-    if text is not None:
-        contents |= {name: content.encode() for name, content in eval_result_files(text.evaluations).items()}
 
     for name, content in {WEIGHTS: _read_header(folder / WEIGHTS), **contents}.items():
         _check_no_credentials(name, content)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Self
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
 
 # HTTPError is that of httpx; since huggingface_hub 2, of httpx2
 from huggingface_hub.errors import (  # type: ignore[attr-defined]
@@ -31,13 +30,12 @@ from huggingface_hub.utils.sha import git_hash
 from svit_hf.errors import PushError, SViTError
 from svit_hf.files import link_or_copy
 from svit_hf.hub.model_card import CardText
-from svit_hf.hub.publication import WEIGHTS, Publication, prepare_publication
+from svit_hf.hub.publication import Publication, prepare_publication
 
 
 logger = logging.getLogger(__name__)
 
 MAIN_BRANCH = "main"
-EVAL_RESULTS = ".eval_results/*"
 HINTS = {
     401: "Log in with `hf auth login`, or set HF_TOKEN.",
     403: "The token has to have the right to write there: https://huggingface.co/settings/tokens.",
@@ -61,7 +59,6 @@ class PushReport:
         is_private: Whether the repository is private; without a push, whether a new one would be.
         commit: The commit that was read back and found equal; `None` if nothing was sent.
         is_new: Whether this push made it; it makes none if nothing has changed.
-        deleted: Results of earlier weights that it took away.
     """
 
     repo_id: str
@@ -71,7 +68,6 @@ class PushReport:
     is_private: bool
     commit: str | None = None
     is_new: bool = False
-    deleted: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return the report for a reader."""
@@ -79,7 +75,6 @@ class PushReport:
         width = max(map(len, sizes))
         lines = [f"{path:<{width}} {size:>12,} bytes" for path, size in sizes.items()]
         lines += [f"left out: {name} ({reason})" for name, reason in self.publication.left_out.items()]
-        lines += [f"deleted: {name} (of earlier weights)" for name in self.deleted]
         lines.append(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
         visibility = "private" if self.is_private else "public"
         if self.commit is None:
@@ -133,10 +128,9 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
         return report
     with _explaining(f"the push to {repo_id} failed"):
         branch = make_repository(api, repo_id, revision, private)
-        deleted = _stale_results(_tree(api, repo_id, branch.sha), publication.files)
         commit = api.create_commit(
             repo_id,
-            [*publication.files, *map(CommitOperationDelete, deleted)],
+            publication.files,
             commit_message=message or f"Push {repo_id}",
             revision=revision,
             parent_commit=branch.sha,
@@ -148,13 +142,7 @@ def push_folder(  # noqa: PLR0913 - what, where to, and how
             f"commit {commit} of {repo_id} was made, but holds something else than was sent: "
             f"{', '.join(differences)}. Do not use it."
         )
-    return replace(
-        report,
-        is_private=bool(branch.private),
-        commit=commit,
-        is_new=commit != branch.sha,
-        deleted=tuple(deleted),
-    )
+    return replace(report, is_private=bool(branch.private), commit=commit, is_new=commit != branch.sha)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -327,14 +315,6 @@ def _explaining(what: str) -> Iterator[None]:
 def _tree(api: HfApi, repo_id: str, commit: str | None) -> dict[str, RepoFile]:
     entries = api.list_repo_tree(repo_id, revision=commit, recursive=True)
     return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-
-def _stale_results(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
-    """Return the files with results that would be taken for those of the new weights."""
-    published = {file.path_in_repo: file for file in files}
-    if WEIGHTS not in tree or not _differs(tree[WEIGHTS], published[WEIGHTS]):
-        return []
-    return [path for path in tree if fnmatch(path, EVAL_RESULTS) and path not in published]
 
 
 def _differences(tree: dict[str, RepoFile], files: Sequence[CommitOperationAdd]) -> list[str]:
