@@ -4,12 +4,10 @@
 import oracle
 import pytest
 import torch
-from tiny import tiny_config
-from torch import nn
 from torch.nn import functional as F
 
 from svit_hf import SuperTokenAttention
-from svit_hf.model.modeling_svit import SViTDropPath, SViTLayer
+from svit_hf.model.modeling_svit import SViTDropPath
 
 
 SIZES = [(8, 8), (7, 13), (1, 1), (3, 40)]
@@ -115,31 +113,3 @@ class TestDropPath:
     def test_is_the_identity_in_evaluation(self):
         images = grid(2, 3, 4, 4)
         assert SViTDropPath(0.9).eval()(images) is images
-
-
-class TestBatchNormInGradientCheckpointing:
-    @pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-    @pytest.mark.parametrize("norm_class", ["batch-norm", "sync-batch-norm"])
-    def test_statistics_are_updated_once(self, use_reentrant, norm_class):
-        layers = []
-        for _ in range(2):
-            torch.manual_seed(0)
-            layer = SViTLayer(tiny_config(), stage=0, drop_path_rate=0.5).train()
-            if norm_class == "sync-batch-norm":
-                layer = nn.SyncBatchNorm.convert_sync_batchnorm(layer)
-            layers.append(layer)
-        plain, checkpointed = layers
-        checkpointed.gradient_checkpointing = True
-        checkpointed._gradient_checkpointing_func = lambda function, *args: torch.utils.checkpoint.checkpoint(
-            function, *args, use_reentrant=use_reentrant
-        )
-        gradients = []
-        for layer in layers:
-            torch.manual_seed(1)
-            tokens = grid(4, 8, 8, 8).requires_grad_()
-            layer(tokens).square().sum().backward()
-            gradients.append([tokens.grad, *(parameter.grad for parameter in layer.parameters())])
-        assert checkpointed.mlp_norm.num_batches_tracked == 1
-        assert checkpointed.mlp_norm.track_running_stats
-        torch.testing.assert_close(dict(checkpointed.named_buffers()), dict(plain.named_buffers()))
-        torch.testing.assert_close(gradients[1], gradients[0])

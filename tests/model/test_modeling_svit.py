@@ -370,10 +370,13 @@ class TestBatchNorm:
         assert norm.num_batches_tracked == 1
         assert all(parameter.requires_grad for parameter in classifier.parameters())
 
+    @pytest.mark.parametrize("is_synchronized", [False, True], ids=["batch-norm", "sync-batch-norm"])
     @pytest.mark.parametrize("use_reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-    def test_gradient_checkpointing_changes_nothing(self, use_reentrant):
+    def test_gradient_checkpointing_changes_nothing(self, use_reentrant, is_synchronized):
         torch.manual_seed(0)
         plain = SViTForImageClassification(tiny_config(drop_path_rate=0.3)).train()
+        if is_synchronized:
+            plain = nn.SyncBatchNorm.convert_sync_batchnorm(plain)
         checkpointed = copy.deepcopy(plain)
         # the name since 5.23
         enable = getattr(checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable)
@@ -387,6 +390,7 @@ class TestBatchNorm:
             losses.append(loss)
         assert all(layer.gradient_checkpointing for stage in checkpointed.svit.stages for layer in stage.layers)
         torch.testing.assert_close(losses[1], losses[0])
+        assert checkpointed.svit.stages[0].layers[0].mlp_norm.num_batches_tracked == 1
         torch.testing.assert_close(dict(checkpointed.named_buffers()), dict(plain.named_buffers()))
         for (name, parameter), expected in zip(checkpointed.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
