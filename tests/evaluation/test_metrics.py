@@ -17,10 +17,6 @@ RANKED = [[3, 1, 2], [0, 1, 2], [2, 3, 0], [1, 0, 3]]
 REFERENCES = [3, 2, 3, 2]
 
 
-def test_is_a_metric_of_evaluate():
-    assert isinstance(TopKAccuracy(), evaluate.Metric)
-
-
 @pytest.mark.parametrize(
     ("k", "expected"),
     [(1, 0.25), (2, 0.5), (3, 0.75), (5, 0.75)],
@@ -31,28 +27,18 @@ def test_counts_the_first_k(k, expected):
     assert result == {"accuracy": 0.25, f"top{k}_accuracy": expected}
 
 
-def test_default_is_top5():
-    result = TopKAccuracy().compute(predictions=[[6, 5, 4, 3, 2, 1, 0]] * 2, references=[2, 1])
-    assert result == {"accuracy": 0.0, "top5_accuracy": 0.5}
-
-
-def test_batches_give_the_same_as_one_call():
+def test_batches_give_the_same_as_one_call_and_it_can_be_asked_again():
     metric = TopKAccuracy(k=2)
-    for rows in (slice(0, 1), slice(1, 4)):
-        metric.add_batch(predictions=np.array(RANKED)[rows], references=torch.tensor(REFERENCES)[rows])
-    assert metric.compute() == TopKAccuracy(k=2).compute(predictions=RANKED, references=REFERENCES)
-
-
-def test_can_be_computed_again():
-    metric = TopKAccuracy(k=1)
-    metric.compute(predictions=[[1]], references=[0])
-    assert metric.compute(predictions=[[1]], references=[1])["accuracy"] == 1.0
+    for _ in range(2):
+        for rows in (slice(0, 1), slice(1, 4)):
+            metric.add_batch(predictions=np.array(RANKED)[rows], references=torch.tensor(REFERENCES)[rows])
+        assert metric.compute() == {"accuracy": 0.25, "top2_accuracy": 0.5}
 
 
 def test_agrees_with_counting_on_random_logits():
     logits = torch.randn(50, 12)
     labels = torch.randint(12, (50,))
-    result = TopKAccuracy(k=5).compute(predictions=rank_classes(logits), references=labels)
+    result = TopKAccuracy().compute(predictions=rank_classes(logits), references=labels)
     # how many classes score higher than the right one
     ranks = (logits > logits.gather(1, labels[:, None])).sum(dim=1)
     assert result["accuracy"] == pytest.approx((ranks < 1).double().mean().item())
@@ -67,20 +53,19 @@ def test_ranks_best_first(num_labels):
     assert ranked.tolist() == [sorted(range(num_labels), reverse=True)[:5]] * 2
 
 
-def test_k_below_one_is_refused():
-    with pytest.raises(ValueError, match="`k` is 0"):
-        TopKAccuracy(k=0)
-
-
-@pytest.mark.parametrize("predictions", [[[1, 2], [1]], [[], []]], ids=["ragged", "empty"])
-def test_rows_of_no_common_length_are_refused(predictions):
-    with pytest.raises(ValueError, match="as many for each image"):
-        TopKAccuracy().compute(predictions=predictions, references=[1, 1])
-
-
-def test_nothing_to_compare_is_refused():
-    with pytest.raises(ValueError, match="nothing to compare"):
-        TopKAccuracy().compute(predictions=[], references=[])
+@pytest.mark.parametrize(
+    ("k", "predictions", "message"),
+    [
+        (0, [[1]], "`k` is 0"),
+        (5, [[1, 2], [1]], "as many for each image"),
+        (5, [[], []], "as many for each image"),
+        (5, [], "nothing to compare"),
+    ],
+    ids=["no-k", "ragged", "empty", "none"],
+)
+def test_what_cannot_be_counted_is_refused(k, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        TopKAccuracy(k=k).compute(predictions=predictions, references=[1] * len(predictions))
 
 
 def test_evaluator_of_evaluate_takes_the_metric(tmp_path):

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from rank_launch import run_ranks
-from rank_programs import run_commands
 
 from svit_hf import cli
 from svit_hf.data.options import DataOptions
@@ -183,16 +181,3 @@ def test_classes_may_be_called_as_numbers_are():
     report = DenseReport(metrics, ["small", "cell"], ("map", "num_images"), 10, 0, 1.0)
     assert report.overall == {"map": 0.5, "map_small": 0.25}
     assert report.by_class == {"small": {"map": 0.75}, "cell": {"map": 0.125}}
-
-
-@pytest.mark.slow
-@pytest.mark.process
-def test_two_real_processes_count_as_one_does(saved, data, tmp_path):
-    options = ["--data.path", data, "--data.num-workers", "0", "--batch-size", "2", "--output", tmp_path / "two.json"]
-    printed = run_ranks(run_commands, tmp_path / "output.txt", ["evaluate", saved("detection"), *options])
-    assert printed.count("2 processes") == 1
-    two = json.loads((tmp_path / "two.json").read_text())["results"]["model"]
-    one = evaluate(saved("detection"), data, "--batch-size", 2)["results"]["model"]
-    assert {name: two[name] for name in two if "second" not in name} == {
-        name: one[name] for name in one if "second" not in name
-    }

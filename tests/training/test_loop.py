@@ -291,23 +291,6 @@ def test_impossible_recipe_is_refused_and_leaves_nothing(toy_recipe, tmp_path, v
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_model_folder_is_refused(finished, toy_recipe, tmp_path):
-    model = finished[0] / "model"
-    damages = {
-        "model.safetensors": lambda path: path.write_bytes(path.read_bytes()[:1000]),
-        "config.json": lambda path: path.write_text('{"model_type": "svit", "hidden_sizes": "none"}'),
-        "preprocessor_config.json": lambda path: path.write_text('{"image_mean": 3'),
-    }
-    for name, damage in damages.items():
-        damaged = shutil.copytree(model, tmp_path / name)
-        damage(damaged / name)
-        with pytest.raises(SViTError, match="cannot be loaded"):
-            train(changed(toy_recipe, model__name_or_path=str(damaged)), tmp_path / "run")
-        with pytest.raises(SViTError, match="cannot be loaded"):
-            train(changed(toy_recipe, distillation__teacher=str(damaged)), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_drop_path_follows_its_schedule(toy_recipe, tmp_path, monkeypatch):
     rates = []
     update = loop.Run._train_one_update
