@@ -101,8 +101,6 @@ def apply_operations(files, operations, large_files):
                 files[value["path"]] = StoredFile(base64.b64decode(value["content"]))
             case "lfsFile":
                 files[value["path"]] = StoredFile(large_files[value["oid"]], is_lfs=True)
-            case "deletedFile":
-                del files[value["path"]]
             case key:
                 raise RefusalError(400, f"Unknown operation {key}")
     return files

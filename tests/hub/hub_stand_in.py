@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for the Hub: its HTTP interface, as far as pushing and loading models needs it, on this machine.
+"""A stand-in for the Hub: its HTTP interface, as far as pushing models and reading data sets needs it.
 
 Repositories are in `hub_repositories.py`; here are the requests, and the faults that can be asked for. Only what
 huggingface_hub was seen to ask for is there, and everything else is answered with 404.
@@ -35,7 +35,6 @@ class Fault:
         request: Regular expression for method and path, such as "POST .*/commit/".
         status: The answer; None drops the connection without one.
         times: How many requests.
-        skip: How many are let through before them.
         is_done: Whether the request is carried out all the same, so that only its answer gets lost.
         headers: Of the answer.
     """
@@ -43,7 +42,6 @@ class Fault:
     request: str
     status: int | None = 500
     times: int = 1
-    skip: int = 0
     is_done: bool = False
     headers: dict = field(default_factory=dict)
 
@@ -76,12 +74,9 @@ class HubStandIn:
     def take_fault(self, request):
         """Return the fault that is due for a request, or None."""
         for fault in self.faults:
-            if fault.times == 0 or not re.search(fault.request, request):
-                continue
-            if fault.skip == 0:
+            if fault.times > 0 and re.search(fault.request, request):
                 fault.times -= 1
                 return fault
-            fault.skip -= 1
         return None
 
 
@@ -270,12 +265,10 @@ _ROUTES = [
     (f"POST /api/models/{_REPO}/commit/(?P<branch>[^/]+)", _Handler._commit),
     (rf"POST /{_REPO}\.git/info/lfs/objects/batch", _Handler._offer_upload),
     ("PUT /_lfs/(?P<oid>[0-9a-f]{64})", _Handler._upload),
-    (f"GET /api/models/{_REPO}", _Handler._describe),
     (f"GET /api/models/{_REPO}/revision/{_REVISION}", _Handler._describe),
     (f"GET /api/models/{_REPO}/tree/{_REVISION}{_FOLDER}", _Handler._list),
     (f"GET /api/{_DATA_SET}", _Handler._describe),
     (f"GET /api/{_DATA_SET}/revision/{_REVISION}", _Handler._describe),
     (f"GET /api/{_DATA_SET}/tree/{_REVISION}{_FOLDER}", _Handler._list),
     (f"(?:GET|HEAD) /{_DATA_SET}/resolve/{_REVISION}/(?P<path>.+)", _Handler._read),
-    (f"(?:GET|HEAD) /{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler._read),
 ]
