@@ -17,10 +17,11 @@ import torchvision_on_cpu
 
 TESTS = Path(__file__).parent
 # what says nothing about the versions of Transformers and huggingface_hub: programs of the checkout, promises about
-# files, what reads data, and kernels, which need triton
+# files, what reads data or draws, and kernels, which need triton
 NEWEST_ONLY = (
-    *("benchmark/", "data/", "kernels/", "samplers/", "scripts/"),
-    *("contracts/test_documents", "contracts/test_file", "contracts/test_import"),
+    *("ablation/", "benchmark/", "convert/", "data/", "demo/", "kernels/", "recipes/", "samplers/", "scripts/"),
+    *("visualization/", "contracts/test_documents", "contracts/test_file", "contracts/test_import"),
+    *("tasks/test_evaluation", "tasks/test_prediction", "training/test_dense_runs"),
 )
 
 # caches of the Hub, of data sets and of remote code: fresh in every process, gone afterwards

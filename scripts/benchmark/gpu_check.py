@@ -189,8 +189,9 @@ class Check:
                 continue
             with self.noting(f"profile of {entry.name}"):
                 entry.work()
+                calls = min(3, self.session.rounds)
                 with torch.profiler.profile(activities=activities) as found:
-                    for _ in range(3):
+                    for _ in range(calls):
                         entry.work()
                 table = found.key_averages().table(
                     sort_by="self_cuda_time_total" if is_cuda else "self_cpu_time_total",
@@ -198,7 +199,7 @@ class Check:
                     max_name_column_width=90,
                 )
                 with (self.output / "profile.txt").open("a") as file:
-                    file.write(f"\n== {entry.name}, 3 calls\n{table}")
+                    file.write(f"\n== {entry.name}, calls: {calls}\n{table}")
 
     def measure_parts(self, network: Network, task: str) -> None:
         """Time single operators, and sampling and upsampling alone."""

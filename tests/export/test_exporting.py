@@ -301,6 +301,7 @@ class TestPrograms:
             found = torch.from_numpy(program({"pixel_values": images.numpy()})["logits"])
             torch.testing.assert_close(found, expected, rtol=0, atol=FLOAT_TOLERANCE)
 
+    @pytest.mark.campaign
     @needs_openvino
     def test_openvino_for_batches_of_one_shape(self, tmp_path):
         model = classifier(num_attention_heads=[1, 4])
@@ -321,7 +322,11 @@ class TestPrograms:
         assert not (tmp_path / "wrong").exists()
 
     @needs_onnx
-    @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=needs_openvino)])
+    @pytest.mark.parametrize(
+        # what OpenVINO takes is made of what ONNX Runtime takes
+        "format",
+        [pytest.param("onnx", marks=pytest.mark.campaign), pytest.param("openvino", marks=needs_openvino)],
+    )
     def test_int8_changes_logits_a_little(self, model, tmp_path, format):
         images = torch.randn(8, 3, 32, 32)
         report = export_classifier(model, tmp_path / "out", ExportOptions(format, quantize="int8"), images=images)
@@ -336,6 +341,7 @@ class TestPrograms:
             assert {path.name for path in (tmp_path / "out").iterdir()} == names
             assert {"onnxruntime", "openvino"} <= report.versions.keys()
 
+    @pytest.mark.campaign
     @needs_onnx
     @needs_openvino
     def test_int8_for_batches_of_one_shape(self, model, tmp_path):
@@ -350,6 +356,7 @@ class TestPrograms:
             with pytest.raises(ExportError, match=message):
                 export_classifier(model, tmp_path / "other", options, images=images)
 
+    @pytest.mark.campaign
     @needs_torchao
     def test_int8_in_pytorchs_format(self, tmp_path):
         torch.manual_seed(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart as a user runs it. One short run serves most tests; the full one is marked slow."""
+"""The quickstart as a user runs it. One short run serves most tests; the full one is a campaign."""
 
 import contextlib
 import io
@@ -181,7 +181,7 @@ def test_failing_fresh_process_is_reported(tmp_path, monkeypatch):
         digits._classify_in_fresh_process(tmp_path, None)
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_full_run_is_accurate_and_quiet(tmp_path, fresh_python):
     folder = tmp_path / "runs" / "quickstart"
     printed = fresh_python("-W", "error", "-m", "svit_hf", "quickstart")

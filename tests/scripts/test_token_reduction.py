@@ -234,8 +234,7 @@ def test_networks_are_the_contestants_and_leave_the_model_alone(model):
     assert torch.equal(own(model, pixels), expected)
 
 
-@pytest.mark.slow
-@pytest.mark.newest
+@pytest.mark.campaign
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["merged twice", "ToMe"])
 def test_networks_can_be_exported(model, name):
