@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 from recipe_changes import changed
 
+from svit_hf.data.options import AugmentationOptions, DataOptions, MixingOptions
 from svit_hf.errors import SViTError
 from svit_hf.option_fields import check_options, freely_changing, option
 from svit_hf.training.options import ModelOptions, OptimizationOptions, TrainingRecipe
@@ -113,8 +115,17 @@ def test_impossible_value_of_a_recipe_is_refused_by_its_name(name, value):
         changed(TrainingRecipe(), **{name: value})
 
 
-def test_values_are_checked_in_python_too():
-    with pytest.raises(SViTError, match=r"`model.image_size` is 0; it has to be at least 1"):
-        ModelOptions(image_size=0)
-    with pytest.raises(SViTError, match=r"`optimization.epochs` is -2"):
-        replace(OptimizationOptions(), epochs=-2)
+@pytest.mark.parametrize(
+    ("options", "values", "message"),
+    [
+        (ModelOptions, {"image_size": 0}, r"`model.image_size` is 0; it has to be at least 1"),
+        (OptimizationOptions, {"epochs": -2}, r"`optimization.epochs` is -2"),
+        (DataOptions, {"num_workers": -1}, r"`num_workers` is -1; it has to be"),
+        (AugmentationOptions, {"num_views": 0}, r"`num_views` is 0; it has to be"),
+        (MixingOptions, {"mixup_alpha": -0.1}, r"`mixup_alpha` is -0.1; it has to be"),
+    ],
+)
+def test_values_are_checked_in_python_too(options, values, message):
+    for make in (options, partial(replace, options())):
+        with pytest.raises(SViTError, match=message):
+            make(**values)
