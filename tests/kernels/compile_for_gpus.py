@@ -3,9 +3,8 @@
 
     python compile_for_gpus.py CAPABILITY DTYPE [some]
 
-One line of JSON per kernel and shape; `some` leaves out what takes as much of a GPU as the rest, or less: a grid of
-two that run in the same way, and in float32 the stencils, which compute in it anyway. The interpreter, which the other
-tests use, accepts types, operations and amounts of shared memory that no GPU has.
+One line of JSON per kernel and shape; `some` leaves out a grid that takes as much of a GPU as another, or less. The
+interpreter, which the other tests use, accepts types, operations and amounts of shared memory that no GPU has.
 What interprets cannot compile: this is a process of its own.
 Kernels of the feed-forward are bound by instructions more than by bytes: those for an element of the wide map are
 counted in the machine code, in the loop over it or, after a product, outside of the loop.
@@ -141,7 +140,7 @@ def main():
     feed_forward.MAX_BLOCKS[9] = feed_forward.MAX_BLOCKS[capability // 10]
     is_all = sys.argv[3:] != ["some"]
     runs = [(attend, dtype, *grid) for grid in GRIDS[capability][: None if is_all else 2]]
-    runs += [(convolve, dtype, *MAPS[capability])] if is_all or dtype != torch.float32 else []
+    runs.append((convolve, dtype, *MAPS[capability]))
     runs += [(mix, dtype, *tokens) for tokens in TOKENS[capability]]
     for run, *shape in runs:
         for kernel, arguments, options in launches(run, *shape):
