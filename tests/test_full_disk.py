@@ -12,7 +12,7 @@ from picture_data import picture, write_parquet
 from tiny import tiny_config
 
 from svit_hf import SViTConfig, SViTForImageClassification, SViTImageProcessorPil, cli, save_with_code
-from svit_hf.convert.architecture import to_official
+from svit_hf.convert.key_mapping import to_official
 
 
 @pytest.fixture(scope="module")

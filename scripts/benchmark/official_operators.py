@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from svit_hf.convert.architecture import is_dropped, official_shape, to_official
+from svit_hf.convert.key_mapping import is_dropped, official_shape, to_official
 
 
 # official name -> field of SViTConfig

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from svit_hf.benchmark.comparison import state_bytes
 from svit_hf.benchmark.forms import logits_of
 from svit_hf.benchmark.memory import bytes_of
-from svit_hf.convert.architecture import to_ours
+from svit_hf.convert.key_mapping import to_ours
 
 
 LEARNING_RATE = 1e-5

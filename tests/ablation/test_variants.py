@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from svit_hf.ablation.running import Outcome, table_of
+from svit_hf.ablation.table import Outcome, table_of
 from svit_hf.ablation.variants import change_recipe, find_variants, folder_of, name_of
 from svit_hf.data.options import DataOptions
 from svit_hf.errors import SViTError

@@ -14,7 +14,7 @@ from square_pictures import write_squares
 from tiny import tiny_config
 
 import svit_hf
-from svit_hf.convert.architecture import to_official
+from svit_hf.convert.key_mapping import to_official
 from svit_hf.tasks.heads import find_head
 
 

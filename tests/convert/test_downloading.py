@@ -9,8 +9,8 @@ import pytest
 
 from svit_hf import SViTForImageClassification
 from svit_hf.cli import main
-from svit_hf.convert import command
-from svit_hf.convert.command import fetch_checkpoint
+from svit_hf.convert import downloading
+from svit_hf.convert.downloading import fetch_checkpoint
 from svit_hf.errors import ConversionError
 
 
@@ -85,7 +85,7 @@ def test_download_is_kept_and_not_made_twice(server, tmp_path):
 
 
 def test_given_up_download_is_continued_by_the_same_command(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "TRIES", 0)
+    monkeypatch.setattr(downloading, "TRIES", 0)
     server.break_after = 2 * PIECE
     with pytest.raises(ConversionError, match="Give the same command again"):
         fetch_checkpoint(server.address, tmp_path / "out")
@@ -101,7 +101,7 @@ def test_missing_file_is_a_sentence(server, tmp_path):
 
 
 def test_server_that_is_not_there_is_a_sentence(server, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "TRIES", 0)
+    monkeypatch.setattr(downloading, "TRIES", 0)
     address = server.address.replace(str(server.server_port), "9")
     assert main(["convert", address, str(tmp_path / "out")]) == 2
     assert "refused" in capsys.readouterr().err
@@ -133,7 +133,7 @@ def test_links_to_no_file_of_google_drive_are_refused(link, message, tmp_path):
 
 
 def test_without_gdown_an_address_is_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("svit_hf.convert.command.find_spec", lambda name: None)
+    monkeypatch.setattr("svit_hf.convert.downloading.find_spec", lambda name: None)
     with pytest.raises(ConversionError, match="pip install gdown"):
         fetch_checkpoint("https://drive.google.com/file/d/1AbC/view", tmp_path / "out")
 

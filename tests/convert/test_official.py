@@ -16,7 +16,7 @@ from transformers import AutoBackbone, AutoConfig, AutoModel, AutoModelForImageC
 
 from svit_hf import SViTForImageClassification, SViTImageProcessorPil
 from svit_hf.convert import build_model, convert_official_checkpoint, infer_config
-from svit_hf.convert.architecture import is_dropped, to_official
+from svit_hf.convert.key_mapping import is_dropped, to_official
 from svit_hf.errors import ConversionError
 
 

@@ -11,8 +11,7 @@ import pytest
 from picture_data import number_of, picture, rows_of, write_folder, write_parquet, write_tar
 
 from svit_hf import cli
-from svit_hf.data import counts
-from svit_hf.data.counts import names_of, read_footer
+from svit_hf.data.counts import names_of
 from svit_hf.data.decoding import DecodingError, decode_image
 from svit_hf.data.loading import EvaluationLoader
 from svit_hf.data.opening import held_out, labels_of, open_source
@@ -257,14 +256,3 @@ def test_addresses_are_named_without_what_signs_them(tmp_path):
         open_source(DataOptions("http://user:secret@127.0.0.1:9/train.parquet"), "train")
     assert "secret" not in str(caught.value)
     assert "http://***@127.0.0.1:9" in str(caught.value)
-
-
-def test_footer_of_a_local_file_is_read_again_only_if_the_file_has_changed(tmp_path, monkeypatch):
-    file = tmp_path / "train.parquet"
-    write_parquet(file, range(6), rows_per_group=4)
-    read, read_metadata = [], counts.pq.read_metadata
-    monkeypatch.setattr(counts.pq, "read_metadata", lambda opened: read.append(1) or read_metadata(opened))
-    assert [read_footer(str(file)).rows for _ in range(2)] == [(4, 2)] * 2
-    assert len(read) == 1
-    write_parquet(file, range(9), rows_per_group=4)
-    assert read_footer(str(file)).rows == (4, 4, 1)

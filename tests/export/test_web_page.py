@@ -32,7 +32,7 @@ from svit_hf.errors import SViTError
 from svit_hf.export import web_page
 from svit_hf.export.exporting import FLOAT_TOLERANCE, ExportOptions, export_classifier
 from svit_hf.export.web_page import PAGE_FILES, RUNTIME, RUNTIME_FILES, RUNTIME_VERSION, WebPage, prepare_page
-from svit_hf.visualization.drawings import assign_places
+from svit_hf.visualization.super_tokens import assign_places
 
 
 ARCHIVE = Path(sys.prefix, f"{RUNTIME}-{RUNTIME_VERSION}.tgz")

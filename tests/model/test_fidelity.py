@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from svit_hf import SViTConfig, SViTForImageClassification
 from svit_hf.convert import build_model, infer_config
-from svit_hf.convert.architecture import to_official
+from svit_hf.convert.key_mapping import to_official
 
 
 # relative errors in norm, float32 against float32; measured on a CPU with torch 2.13, 1 and 2 threads: at most 5.2e-7

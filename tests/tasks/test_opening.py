@@ -20,8 +20,9 @@ from svit_hf.errors import DataError, SViTError
 from svit_hf.tasks import opening, task_class
 from svit_hf.tasks.detection import Detection
 from svit_hf.tasks.evaluation import first_samples
-from svit_hf.tasks.opening import find_split, write_annotated_shards
+from svit_hf.tasks.opening import find_split
 from svit_hf.tasks.options import AnnotationOptions
+from svit_hf.tasks.shards import write_annotated_shards
 from svit_hf.tasks.sources import RowsSource, TaskStream, TaskTable
 
 

@@ -26,9 +26,9 @@ from svit_hf.errors import DataError, EvaluationError, SViTError, TrainingInterr
 from svit_hf.hub.publication import prepare_publication
 from svit_hf.recipes import RECIPES
 from svit_hf.tasks import evaluation
-from svit_hf.tasks.opening import write_annotated_shards
 from svit_hf.tasks.saved_models import open_task_model
 from svit_hf.tasks.semantic_segmentation import SemanticSegmentation
+from svit_hf.tasks.shards import write_annotated_shards
 from svit_hf.tasks.task import TrainingExamples
 from svit_hf.training import loop
 from svit_hf.training.recipe_files import to_json

@@ -59,7 +59,8 @@ class AblateCommand(TrainCommand):
         variants = find_variants(self.over, self.one_by_one)
         require_extra("train", "ablate")
         # seconds pass while these are imported
-        from svit_hf.ablation.running import draw_outcomes, run_variants, table_of
+        from svit_hf.ablation.running import run_variants
+        from svit_hf.ablation.table import draw_outcomes, table_of
         from svit_hf.benchmark.report import align
 
         outcomes, metric = run_variants(

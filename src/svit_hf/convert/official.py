@@ -3,7 +3,7 @@
 
 Nothing in the checkpoint is executed, nothing is skipped in silence, and nothing is written before every check passed.
 
-Source: format and key names of hhb072/STViT@c9ed9a4; see `architecture.py`.
+Source: format and key names of hhb072/STViT@c9ed9a4; see `key_mapping.py`.
 """
 
 import argparse
@@ -18,15 +18,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from svit_hf.convert.architecture import (
-    VariantName,
-    find_variant,
-    infer_config,
-    is_dropped,
-    official_shape,
-    to_official,
-    to_ours,
-)
+from svit_hf.convert.architecture import VariantName, find_variant, infer_config
+from svit_hf.convert.key_mapping import is_dropped, official_shape, to_official, to_ours
 from svit_hf.errors import ConversionError
 from svit_hf.files import files_into
 from svit_hf.hub.remote_code import default_image_processor

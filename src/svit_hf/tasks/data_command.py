@@ -111,7 +111,7 @@ class ShardCommand(SourceArguments):
     def run(self) -> int:
         """Write, say what was written, and return the exit status."""
         from svit_hf.data.shards import write_shards
-        from svit_hf.tasks.opening import write_annotated_shards
+        from svit_hf.tasks.shards import write_annotated_shards
 
         source = self._options(self.streaming, self.index)
         if self.task is not None:

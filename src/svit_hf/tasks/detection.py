@@ -3,7 +3,7 @@
 
 Columns: `image`, and `objects`, as data sets on the Hub have it: lists `bbox` and `category` (or another name in
 `CATEGORY_FIELDS`), numbers or names, and `iscrowd` where there are crowds. Folders: COCO's JSON
-(`svit_hf.tasks.coco`), YOLO's (`svit_hf.tasks.rows`), or parquet files.
+(`svit_hf.tasks.coco`), YOLO's (`svit_hf.tasks.yolo`), or parquet files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,9 @@ from svit_hf.tasks.objects import (
     stored_objects,
 )
 from svit_hf.tasks.pictures import Origin, View, decode_picture
-from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, CLASSES_OF_OBJECTS, no_rows, parquet_rows, yolo_rows
+from svit_hf.tasks.rows import BOX_FORMAT, CLASS_NAMES, CLASSES_OF_OBJECTS, no_rows, parquet_rows
 from svit_hf.tasks.task import DenseTask, Rows, Sample
+from svit_hf.tasks.yolo import yolo_rows
 
 
 # of predictions that are drawn

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From options to the annotated pictures of a split, in folders, tables or shards, here or on the Hub; new shards."""
+"""From options to the annotated pictures of a split: in folders, in tables and shards, here or on the Hub."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +13,10 @@ import datasets
 from svit_hf.data.columns import element_of, find_columns
 from svit_hf.data.locations import Location, find_location
 from svit_hf.data.opening import MAX_INDEXED_BYTES, footers_of, open_columns, split_name
-from svit_hf.data.options import DataOptions, ShardOptions
-from svit_hf.data.shards import WrittenSplit, write_sources
+from svit_hf.data.options import DataOptions
 from svit_hf.errors import DataError, SViTError, listed
-from svit_hf.tasks import task_class
-from svit_hf.tasks.models import SMALLEST_SIZE
 from svit_hf.tasks.objects import CATEGORY_FIELDS
-from svit_hf.tasks.options import IS_STORED, AnnotationOptions
+from svit_hf.tasks.options import IS_STORED
 from svit_hf.tasks.rows import MissingSplitError, read_labels
 from svit_hf.tasks.sources import RowsSource, TaskSource, TaskStream, TaskTable
 from svit_hf.tasks.task import DenseTask
@@ -185,34 +182,3 @@ def _names_in(features: datasets.Features, column: str) -> list[str] | None:
         node = element_of(node[part])
     found = (element_of(node[name]) for name in CATEGORY_FIELDS if isinstance(node, Mapping) and name in node)
     return next((list(names.names) for names in found if isinstance(names, datasets.ClassLabel)), None)
-
-
-def write_annotated_shards(
-    task: str,
-    source: DataOptions,
-    output_dir: Path,
-    options: ShardOptions,
-    labels: Sequence[str] = (),
-    annotations: AnnotationOptions | None = None,
-) -> dict[str, WrittenSplit]:
-    """Write all splits of annotated pictures as shards, as `svit_hf.data.shards.write_shards` does for classes.
-
-    Masks become class indices as PNG, boxes left, top, width and height in pixels, masks of objects run-length codes.
-    Without `labels`, the classes are those that the data name.
-
-    Raises:
-        SViTError: If the folder is in use, the classes have no names, or the source cannot be read.
-        DataError: If an annotation cannot be used, or no picture of a split can be decoded.
-    """
-    kind = task_class(task)
-    found = find_splits(kind, source)
-    named = list(labels) or next((split.labels for split in found if split.labels), [])
-    if not named:
-        raise SViTError(
-            f"`labels` is empty, and {source.path!r} does not name its classes; name them, in the order of their "
-            "numbers."
-        )
-    # no size matters here
-    reader = kind(named, SMALLEST_SIZE, annotations=annotations)
-    sources = {split.name: split.source(reader) for split in found}
-    return write_sources(sources, output_dir, options, reader.labels)

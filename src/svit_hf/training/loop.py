@@ -41,13 +41,14 @@ from svit_hf.training.checkpointing import (
     remove_old_checkpoints,
     set_aside_newer,
 )
+from svit_hf.training.console import Console, Stopwatch
 from svit_hf.training.ending import StopRequest
 from svit_hf.training.fully_sharded import accumulating, whole
 from svit_hf.training.optimization import learning_rate, set_learning_rate
 from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.ordered_sums import OrderedSums
 from svit_hf.training.progress import Progress, Setting
-from svit_hf.training.run_log import EVALUATION, UPDATE, Console, RunLog, Stopwatch
+from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import set_drop_path_rate
 from svit_hf.training.weights import TrainedWeights, as_others_load_it
 

@@ -41,6 +41,7 @@ from svit_hf.training.checkpointing import (
     restore_best,
     sweep,
 )
+from svit_hf.training.console import Console
 from svit_hf.training.distillation import StudentWithProjections
 from svit_hf.training.ending import ending_together
 from svit_hf.training.fully_sharded import shard
@@ -50,7 +51,7 @@ from svit_hf.training.options import TrainingRecipe
 from svit_hf.training.outcome import MODEL, REPORT, report_of, write_outcome
 from svit_hf.training.progress import Progress, SavedProgress, Setting
 from svit_hf.training.recipe_files import flatten, to_json
-from svit_hf.training.run_log import EVALUATION, UPDATE, Console, RunLog
+from svit_hf.training.run_log import EVALUATION, UPDATE, RunLog
 from svit_hf.training.starting_model import freeze, require_batch_for_norms
 from svit_hf.training.task_of_recipe import Data, evaluation_loader, model_of, open_data, training_loader
 from svit_hf.training.weights import LAYOUT, TrainedWeights, WeightAverage

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Super tokens over a picture: which one each pixel belongs to most, and the lines between them.
-// Source: `visualization/drawings.py` of svit-hf.
+// Source: `visualization/super_tokens.py` of svit-hf.
 
 const LINE = [255, 214, 10];
 

@@ -78,7 +78,7 @@ def test_places_between_tokens_are_interpolated():
 def test_many_super_tokens_are_assigned_as_if_at_once(monkeypatch):
     (association,) = sample_super_tokens(torch.randn(1, 6, 8, 12), (2, 2), 1).association
     at_once = assign_places(association, (2, 2), (8, 12), (16, 24))
-    monkeypatch.setattr("svit_hf.visualization.drawings.MAPS_AT_A_TIME", 5)
+    monkeypatch.setattr("svit_hf.visualization.super_tokens.MAPS_AT_A_TIME", 5)
 
     assert assign_places(association, (2, 2), (8, 12), (16, 24)).equal(at_once)
 
